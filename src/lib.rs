@@ -1,0 +1,2 @@
+//! ndserve: a model server for CPUs.
+pub mod engine;
