@@ -1,2 +1,40 @@
-//! The engine.
+//! The engine: from a model file to answers. Synchronous, deterministic, and without any knowledge of networks.
+//!
+//! `bytes → load → Graph → optimize → Model → plan → Session::run`. Everything outside the engine uses what this module
+//! re-exports and nothing below it.
+
+mod attrs;
+pub(crate) mod dtype;
+mod error;
+mod evaluate;
+mod graph;
 pub mod kernels;
+mod load;
+mod model;
+pub mod onnx;
+mod op;
+mod ops;
+mod optimize;
+mod plan;
+mod session;
+mod signature;
+mod tensor;
+mod threads;
+mod view;
+
+pub use attrs::{Attr, Attrs};
+pub use dtype::{DType, Element};
+pub use error::{LoadError, RunError, Unsupported};
+pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};
+pub use kernels::isa::Isa;
+pub use load::{FORMATS, Format, Loaded, Metadata, find_model_file};
+pub use model::{LoadOptions, Model, Summary};
+pub use op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Scratch, Shape};
+pub use ops::{LATEST_OPSET, all as operators};
+pub use optimize::{PASSES, Pass};
+pub use plan::Plan;
+pub use session::Session;
+pub use signature::{Mismatch, Port, Signature};
+pub use tensor::{Buffer, Kind, Tensor, Value};
+pub use threads::Threads;
+pub use view::{Slice, SliceMut, View, ViewMut};

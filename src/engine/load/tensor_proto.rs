@@ -1,0 +1,269 @@
+//! `TensorProto` to [`Tensor`] and back: every encoding of the elements that ONNX allows.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path};
+
+use half::{bf16, f16};
+
+use super::proto::{TensorProto, tensor_proto::DataLocation};
+use crate::engine::dtype::DType;
+use crate::engine::tensor::Tensor;
+use crate::engine::view::Slice;
+
+#[cfg(target_endian = "big")]
+compile_error!("ONNX stores little-endian numbers; a big-endian machine needs a byte swap here");
+
+/// The tensor that `proto` describes. `folder` is where external data may lie; `limit` is the most bytes it may take.
+///
+/// # Errors
+/// A message that names the tensor: unknown type, dimensions that do not fit the data, or external data that is missing,
+/// too short, or outside the folder.
+pub(crate) fn decode_tensor(proto: &TensorProto, folder: Option<&Path>, limit: usize) -> Result<Tensor, String> {
+    let name = proto.name();
+    let number = proto.data_type();
+    let dtype = DType::from_onnx(number).ok_or_else(|| format!("tensor `{name}` has element type {number}, which is not supported"))?;
+    if proto.segment.is_some() {
+        return Err(format!("tensor `{name}` is a segment of a larger one, which is not supported"));
+    }
+    let shape: Vec<usize> = proto
+        .dims
+        .iter()
+        .map(|&d| usize::try_from(d).map_err(|_| format!("tensor `{name}` has the negative dimension {d}")))
+        .collect::<Result<_, _>>()?;
+    let len = shape.iter().try_fold(1_usize, |len, &n| len.checked_mul(n));
+    let len = len.filter(|len| len.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= limit));
+    let len = len.ok_or_else(|| format!("tensor `{name}` of shape {shape:?} exceeds the memory limit of {limit} bytes"))?;
+
+    if proto.data_location() == DataLocation::External {
+        let folder = folder.ok_or_else(|| format!("tensor `{name}` has external data, which is not allowed here"))?;
+        let bytes = read_external(proto, folder, len * dtype.size())?;
+        return from_raw(name, dtype, &shape, len, &bytes);
+    }
+    match &proto.raw_data {
+        Some(raw) if dtype != DType::String && !raw.is_empty() => from_raw(name, dtype, &shape, len, raw),
+        _ => from_typed(proto, dtype, &shape, len),
+    }
+}
+
+fn wrong_count(name: &str, shape: &[usize], len: usize, found: usize) -> String {
+    format!("tensor `{name}` of shape {shape:?} needs {len} elements and has {found}")
+}
+
+fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -> Result<Tensor, String> {
+    fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit + crate::engine::Element>(shape: &[usize], raw: &[u8]) -> Option<Tensor> {
+        Tensor::new(shape, bytemuck::pod_collect_to_vec::<u8, T>(raw))
+    }
+    if raw.len() != len * dtype.size() {
+        return Err(format!("tensor `{name}` of shape {shape:?} needs {} bytes and has {}", len * dtype.size(), raw.len()));
+    }
+    let tensor = match dtype {
+        DType::F32 => numbers::<f32>(shape, raw),
+        DType::F64 => numbers::<f64>(shape, raw),
+        DType::F16 => numbers::<f16>(shape, raw),
+        DType::BF16 => numbers::<bf16>(shape, raw),
+        DType::I8 => numbers::<i8>(shape, raw),
+        DType::I16 => numbers::<i16>(shape, raw),
+        DType::I32 => numbers::<i32>(shape, raw),
+        DType::I64 => numbers::<i64>(shape, raw),
+        DType::U8 => numbers::<u8>(shape, raw),
+        DType::U16 => numbers::<u16>(shape, raw),
+        DType::U32 => numbers::<u32>(shape, raw),
+        DType::U64 => numbers::<u64>(shape, raw),
+        DType::Bool => Tensor::new(shape, raw.iter().map(|&b| b != 0).collect()),
+        DType::String => return Err(format!("tensor `{name}` has strings as raw bytes")),
+    };
+    tensor.ok_or_else(|| wrong_count(name, shape, len, raw.len() / dtype.size()))
+}
+
+/// The typed fields of `TensorProto`: each element type has one that holds it, see the comments in the schema.
+fn from_typed(proto: &TensorProto, dtype: DType, shape: &[usize], len: usize) -> Result<Tensor, String> {
+    let ints = &proto.int32_data;
+    let text =
+        |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).map_err(|_| format!("tensor `{}` has a string that is not UTF-8", proto.name()));
+    // Narrow types are stored one per int32; the cast takes the low bits, where they are.
+    let (tensor, found) = match dtype {
+        DType::F32 => (Tensor::new(shape, proto.float_data.clone()), proto.float_data.len()),
+        DType::F64 => (Tensor::new(shape, proto.double_data.clone()), proto.double_data.len()),
+        DType::I64 => (Tensor::new(shape, proto.int64_data.clone()), proto.int64_data.len()),
+        DType::U64 => (Tensor::new(shape, proto.uint64_data.clone()), proto.uint64_data.len()),
+        DType::U32 => (Tensor::new(shape, proto.uint64_data.iter().map(|&v| v as u32).collect()), proto.uint64_data.len()),
+        DType::I32 => (Tensor::new(shape, ints.clone()), ints.len()),
+        DType::I16 => (Tensor::new(shape, ints.iter().map(|&v| v as i16).collect()), ints.len()),
+        DType::I8 => (Tensor::new(shape, ints.iter().map(|&v| v as i8).collect()), ints.len()),
+        DType::U16 => (Tensor::new(shape, ints.iter().map(|&v| v as u16).collect()), ints.len()),
+        DType::U8 => (Tensor::new(shape, ints.iter().map(|&v| v as u8).collect()), ints.len()),
+        DType::Bool => (Tensor::new(shape, ints.iter().map(|&v| v != 0).collect()), ints.len()),
+        DType::F16 => (Tensor::new(shape, ints.iter().map(|&v| f16::from_bits(v as u16)).collect()), ints.len()),
+        DType::BF16 => (Tensor::new(shape, ints.iter().map(|&v| bf16::from_bits(v as u16)).collect()), ints.len()),
+        DType::String => (Tensor::new(shape, proto.string_data.iter().map(text).collect::<Result<_, _>>()?), proto.string_data.len()),
+    };
+    tensor.ok_or_else(|| wrong_count(proto.name(), shape, len, found))
+}
+
+/// The bytes of a tensor that lie in a file of the model's folder.
+fn read_external(proto: &TensorProto, folder: &Path, needed: usize) -> Result<Vec<u8>, String> {
+    let name = proto.name();
+    let entry = |key: &str| proto.external_data.iter().find(|e| e.key() == key).map(|e| e.value());
+    let number = |key: &str| match entry(key) {
+        None => Ok(None),
+        Some(text) => text.parse::<u64>().map(Some).map_err(|_| format!("tensor `{name}`: external data has the {key} `{text}`")),
+    };
+    let location = entry("location").ok_or_else(|| format!("tensor `{name}` has external data without a location"))?;
+    let outside = || format!("tensor `{name}`: external data at `{location}` is not a file inside the model's folder");
+    let relative = Path::new(location);
+    if location.contains('\0') || !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(outside());
+    }
+    // A symbolic link may lead out of the folder too: compare where the paths really end.
+    let root = folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?;
+    let path = root.join(relative).canonicalize().map_err(|e| format!("tensor `{name}`: external data at `{location}`: {e}"))?;
+    if !path.starts_with(&root) || !path.is_file() {
+        return Err(outside());
+    }
+    let read = |e: std::io::Error| format!("tensor `{name}`: external data at `{location}`: {e}");
+    let mut file = File::open(&path).map_err(read)?;
+    let size = file.metadata().map_err(read)?.len();
+    let offset = number("offset")?.unwrap_or(0);
+    let length = number("length")?.unwrap_or(needed as u64);
+    if length != needed as u64 || offset.checked_add(length).is_none_or(|end| end > size) {
+        return Err(format!("tensor `{name}` needs {needed} bytes; external data has {length} at {offset} of a file of {size} bytes"));
+    }
+    let mut bytes = vec![0; needed];
+    file.seek(SeekFrom::Start(offset)).map_err(read)?;
+    file.read_exact(&mut bytes).map_err(read)?;
+    Ok(bytes)
+}
+
+/// The `TensorProto` of a tensor: numbers as raw bytes, strings as `string_data`.
+pub(crate) fn encode_tensor(name: &str, tensor: &Tensor) -> TensorProto {
+    let mut proto = TensorProto {
+        name: Some(name.to_owned()),
+        data_type: Some(tensor.dtype().onnx()),
+        dims: tensor.shape().iter().map(|&d| i64::try_from(d).expect("a dimension fits int64")).collect(),
+        ..TensorProto::default()
+    };
+    match tensor.data() {
+        Slice::String(values) => proto.string_data = values.iter().map(|s| s.clone().into_bytes()).collect(),
+        _ => proto.raw_data = Some(raw_bytes(tensor).into()),
+    }
+    proto
+}
+
+/// The elements as little-endian bytes; bool as 0 and 1.
+fn raw_bytes(tensor: &Tensor) -> Vec<u8> {
+    macro_rules! bytes {
+        ($($variant:ident),*) => {
+            match tensor.data() {
+                $(Slice::$variant(values) => bytemuck::cast_slice(values).to_vec(),)*
+                Slice::Bool(values) => values.iter().map(|&b| u8::from(b)).collect(),
+                Slice::String(_) => Vec::new(),
+            }
+        };
+    }
+    bytes!(F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16, U32, U64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::StringStringEntryProto;
+    use super::*;
+    use crate::engine::dtype::with_dtype;
+
+    const LIMIT: usize = 1 << 20;
+
+    #[test]
+    fn every_type_survives_a_round_trip() {
+        for &dtype in DType::ALL {
+            let tensor = with_dtype!(dtype, T => Tensor::new(&[2, 1], vec![T::default(), T::default()]).unwrap());
+            let proto = encode_tensor("t", &tensor);
+            assert_eq!(decode_tensor(&proto, None, LIMIT), Ok(tensor), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn typed_fields_hold_every_type() {
+        let proto = |data_type: DType| TensorProto {
+            data_type: Some(data_type.onnx()),
+            dims: vec![2],
+            name: Some("t".into()),
+            ..Default::default()
+        };
+        let bits = vec![0x3C00, 0xC000];
+        let cases = [
+            (TensorProto { float_data: vec![1.5, -2.0], ..proto(DType::F32) }, Tensor::vector(vec![1.5_f32, -2.0])),
+            (TensorProto { double_data: vec![1.5, -2.0], ..proto(DType::F64) }, Tensor::vector(vec![1.5_f64, -2.0])),
+            (TensorProto { int64_data: vec![1, -2], ..proto(DType::I64) }, Tensor::vector(vec![1_i64, -2])),
+            (TensorProto { int32_data: vec![1, -2], ..proto(DType::I8) }, Tensor::vector(vec![1_i8, -2])),
+            (TensorProto { int32_data: vec![1, 255], ..proto(DType::U8) }, Tensor::vector(vec![1_u8, 255])),
+            (TensorProto { int32_data: vec![1, 0], ..proto(DType::Bool) }, Tensor::vector(vec![true, false])),
+            (TensorProto { int32_data: bits, ..proto(DType::F16) }, Tensor::vector(vec![f16::from_f32(1.0), f16::from_f32(-2.0)])),
+            (TensorProto { uint64_data: vec![1, u64::from(u32::MAX)], ..proto(DType::U32) }, Tensor::vector(vec![1, u32::MAX])),
+            (
+                TensorProto { string_data: vec![b"a".to_vec(), b"".to_vec()], ..proto(DType::String) },
+                Tensor::vector(vec!["a".to_owned(), String::new()]),
+            ),
+        ];
+        for (proto, want) in cases {
+            assert_eq!(decode_tensor(&proto, None, LIMIT), Ok(want));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_before_it_is_allocated() {
+        let proto = |dims: &[i64]| TensorProto {
+            name: Some("w".into()),
+            data_type: Some(1),
+            dims: dims.to_vec(),
+            raw_data: Some(vec![0; 8].into()),
+            ..Default::default()
+        };
+        let message = |dims: &[i64]| decode_tensor(&proto(dims), None, LIMIT).unwrap_err();
+        assert_eq!(message(&[3]), "tensor `w` of shape [3] needs 12 bytes and has 8");
+        assert_eq!(message(&[-1]), "tensor `w` has the negative dimension -1");
+        assert_eq!(
+            message(&[1 << 40, 1 << 40]),
+            "tensor `w` of shape [1099511627776, 1099511627776] exceeds the memory limit of 1048576 bytes"
+        );
+        assert_eq!(message(&[1 << 30]), "tensor `w` of shape [1073741824] exceeds the memory limit of 1048576 bytes");
+        let odd = TensorProto { data_type: Some(99), ..proto(&[2]) };
+        assert_eq!(decode_tensor(&odd, None, LIMIT), Err("tensor `w` has element type 99, which is not supported".into()));
+    }
+
+    #[test]
+    fn external_data_stays_inside_the_folder() {
+        let folder = std::env::temp_dir().join(format!("ndserve-external-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("model")).unwrap();
+        std::fs::write(folder.join("secret"), [0; 8]).unwrap();
+        std::fs::write(folder.join("model/weights"), [0, 0, 128, 63, 0, 0, 0, 64]).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(folder.join("secret"), folder.join("model/link")).unwrap();
+        let decode = |entries: &[(&str, &str)]| {
+            let external_data =
+                entries.iter().map(|(k, v)| StringStringEntryProto { key: Some((*k).into()), value: Some((*v).into()) }).collect();
+            let proto = TensorProto {
+                name: Some("w".into()),
+                data_type: Some(1),
+                dims: vec![1],
+                data_location: Some(1),
+                external_data,
+                ..Default::default()
+            };
+            decode_tensor(&proto, Some(&folder.join("model")), LIMIT)
+        };
+        assert_eq!(decode(&[("location", "weights"), ("offset", "4"), ("length", "4")]), Ok(Tensor::vector(vec![2.0_f32])));
+        for location in ["../secret", "/etc/passwd", "link", "/dev/zero", "a\0b", ".", "nothing"] {
+            assert!(decode(&[("location", location)]).unwrap_err().contains("tensor `w`"), "{location:?}");
+        }
+        for entries in [
+            &[("location", "weights"), ("offset", "5")][..],
+            &[("location", "weights"), ("offset", "18446744073709551615")],
+            &[("location", "weights"), ("length", "8")],
+            &[("location", "weights"), ("offset", "x")],
+            &[],
+        ] {
+            assert!(decode(entries).is_err(), "{entries:?}");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,266 @@
+//! A loaded model: optimised, prepacked, immutable, shared by the sessions that run it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use smallvec::SmallVec;
+
+use super::error::{LoadError, RunError};
+use super::graph::{Dim, Graph, ValueId};
+use super::kernels::isa::Isa;
+use super::load::{self, Loaded, Metadata};
+use super::op::Shape;
+use super::optimize;
+use super::plan::Plan;
+use super::signature::{Port, Signature};
+use super::tensor::{Kind, Tensor};
+
+/// What the caller decides about loading.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The instruction set to use; the machine's best by default.
+    pub isa: Isa,
+    /// Bytes that one run may use for values, and one constant may take.
+    pub memory_limit: usize,
+    /// Passes to leave out, by name, to find out what a pass does.
+    pub disabled_passes: Vec<String>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { isa: Isa::best(), memory_limit: 8 << 30, disabled_passes: Vec::new() }
+    }
+}
+
+/// A model ready to run.
+#[derive(Debug)]
+pub struct Model {
+    graph: Graph,
+    /// The graph's constants by value, for access without a search.
+    constants: Vec<Option<Tensor>>,
+    signature: Signature,
+    metadata: Metadata,
+    summary: Summary,
+    isa: Isa,
+    memory_limit: usize,
+    plans: Mutex<PlanCache>,
+}
+
+/// Counts of what was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Elements of all initialisers.
+    pub parameters: usize,
+    /// Bytes of the constants that the model holds, packed and unpacked.
+    pub weight_bytes: usize,
+    /// How many nodes of each operator the file has, by the operator's full name and opset.
+    pub operators: Vec<(String, u16, usize)>,
+}
+
+impl Model {
+    /// Loads the model at `path`, whatever its format.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is malformed, or has nodes that the engine cannot run (all of them are named).
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        Self::build(load::open(path, options)?, options)
+    }
+
+    /// Makes a model of a graph that was read or built.
+    ///
+    /// # Errors
+    /// If the graph breaks an invariant.
+    pub fn build(loaded: Loaded, options: &LoadOptions) -> Result<Self, LoadError> {
+        let Loaded { mut graph, metadata } = loaded;
+        let invalid = |context: &str, error: super::graph::Invalid| LoadError::Format(format!("{context}: {error}"));
+        graph.verify().map_err(|error| invalid("the graph is not valid", error))?;
+        let mut summary = count(&graph);
+        let ports = |ids: &[ValueId], graph: &Graph| -> Vec<Port> { ids.iter().map(|&id| port(graph, id)).collect() };
+        let mut signature = Signature { inputs: ports(&graph.inputs, &graph), outputs: ports(&graph.outputs, &graph), batchable: false };
+        optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
+        optimize::prepack(&mut graph, options.isa);
+        graph.verify().map_err(|error| invalid("after prepacking", error))?;
+
+        let mut constants = vec![None; graph.values.len()];
+        for (&id, tensor) in &graph.constants {
+            constants[id.index()] = Some(tensor.clone());
+        }
+        summary.weight_bytes = graph.constants.values().map(Tensor::bytes).sum::<usize>()
+            + graph.nodes.iter().map(|node| node.op.packed_bytes()).sum::<usize>();
+        probe_outputs(&graph, &mut signature, options);
+        Ok(Self {
+            graph,
+            constants,
+            signature,
+            metadata,
+            summary,
+            isa: options.isa,
+            memory_limit: options.memory_limit,
+            plans: Mutex::default(),
+        })
+    }
+
+    /// What the model takes and gives.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// What the file says about itself.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Counts of what was loaded.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// The optimised graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The instruction set that the weights were packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes that one run may use for values.
+    pub fn memory_limit(&self) -> usize {
+        self.memory_limit
+    }
+
+    pub(crate) fn constant(&self, id: ValueId) -> &Tensor {
+        self.constants[id.index()].as_ref().expect("the plan names constants only")
+    }
+
+    /// The plan for inputs of these shapes, from the cache or made now.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn plan(&self, shapes: &[Shape]) -> Result<Arc<Plan>, RunError> {
+        if let Some(plan) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).get(shapes) {
+            return Ok(plan);
+        }
+        let plan = Arc::new(Plan::new(&self.graph, shapes, self.memory_limit, self.isa)?);
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).insert(shapes.into(), Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// The input shapes of a batch of `rows`, if every other dimension is fixed.
+    pub fn batch_shapes(&self, rows: usize) -> Option<SmallVec<[Shape; 4]>> {
+        let shape = |port: &Port| {
+            let dims = port.dims.as_ref()?.iter().enumerate();
+            let size = |(i, dim): (usize, &Dim)| match dim {
+                Dim::Fixed(n) => Some(*n),
+                Dim::Free(_) if i == 0 && self.signature.batchable => Some(rows),
+                Dim::Free(_) => None,
+            };
+            dims.map(size).collect::<Option<Shape>>()
+        };
+        self.signature.inputs.iter().map(shape).collect()
+    }
+}
+
+fn port(graph: &Graph, id: ValueId) -> Port {
+    let value = &graph.values[id.index()];
+    let kind = value.kind.clone().expect("a verified graph knows its kinds");
+    Port { name: value.name.clone(), kind, dims: value.dims.clone() }
+}
+
+fn count(graph: &Graph) -> Summary {
+    let mut operators: Vec<(String, u16, usize)> = Vec::new();
+    for node in &graph.nodes {
+        let name = node.op_type();
+        match operators.iter_mut().find(|(known, opset, _)| *known == name && *opset == node.opset) {
+            Some((.., n)) => *n += 1,
+            None => operators.push((name, node.opset, 1)),
+        }
+    }
+    operators.sort();
+    Summary { parameters: graph.constants.values().map(Tensor::len).sum(), weight_bytes: 0, operators }
+}
+
+/// Plans the graph at two batch sizes to learn what the file may not declare: the outputs' dimensions, and whether
+/// dimension 0 of every output follows the batch.
+fn probe_outputs(graph: &Graph, signature: &mut Signature, options: &LoadOptions) {
+    let free_batch = |port: &Port| matches!(port.dims.as_deref(), Some([Dim::Free(_), ..]));
+    let batch_name = |port: &Port| match port.dims.as_deref() {
+        Some([Dim::Free(name), ..]) => name.clone(),
+        _ => String::new(),
+    };
+    let candidate = !signature.inputs.is_empty() && signature.inputs.iter().all(free_batch) && {
+        let mut names: Vec<String> = signature.inputs.iter().map(batch_name).filter(|name| !name.is_empty()).collect();
+        names.dedup();
+        names.len() <= 1
+    };
+    // A size for free dimensions other than the batch: large enough for common kernels and pools.
+    const PROBE: usize = 32;
+    let shapes = |batch: usize| -> Option<Vec<Shape>> {
+        let shape = |port: &Port| {
+            let dims = port.dims.as_ref()?;
+            let first = batch_name(port);
+            Some(
+                dims.iter()
+                    .enumerate()
+                    .map(|(i, dim)| match dim {
+                        Dim::Fixed(n) => *n,
+                        Dim::Free(name) if i == 0 || (!name.is_empty() && *name == first) => batch,
+                        Dim::Free(_) => PROBE,
+                    })
+                    .collect::<Shape>(),
+            )
+        };
+        signature.inputs.iter().map(shape).collect()
+    };
+    let plan = |batch| Plan::new(graph, &shapes(batch)?, options.memory_limit, options.isa).ok();
+    let (Some(two), Some(three)) = (plan(2), plan(3)) else { return };
+    let mut follows = candidate;
+    for (port, &id) in signature.outputs.iter_mut().zip(&graph.outputs) {
+        let (Some(a), Some(b)) = (two.shape(id), three.shape(id)) else {
+            follows = false;
+            continue;
+        };
+        let is_tensor = matches!(port.kind, Kind::Tensor(_));
+        follows &= is_tensor && a.len() == b.len() && a.first() == Some(&2) && b.first() == Some(&3) && a[1..] == b[1..];
+        if port.dims.as_ref().is_none_or(|dims| dims.len() != a.len()) && a.len() == b.len() {
+            let all_fixed = signature
+                .inputs
+                .iter()
+                .all(|port| port.dims.as_ref().is_some_and(|dims| dims[1..].iter().all(|d| matches!(d, Dim::Fixed(_)))));
+            let dim = |(&a, &b): (&usize, &usize)| if a == b && all_fixed { Dim::Fixed(a) } else { Dim::Free(String::new()) };
+            port.dims = Some(a.iter().zip(b).map(dim).collect());
+        }
+    }
+    signature.batchable = follows;
+}
+
+/// Plans by input shapes; the least recently used one makes room.
+#[derive(Debug, Default)]
+struct PlanCache {
+    plans: HashMap<SmallVec<[Shape; 4]>, (Arc<Plan>, u64)>,
+    clock: u64,
+}
+
+impl PlanCache {
+    /// Every batch size up to a maximum of 64 rows and some more shapes fit; plans are small.
+    const CAPACITY: usize = 128;
+
+    fn get(&mut self, shapes: &[Shape]) -> Option<Arc<Plan>> {
+        self.clock += 1;
+        let key: SmallVec<[Shape; 4]> = shapes.into();
+        let (plan, used) = self.plans.get_mut(&key)?;
+        *used = self.clock;
+        Some(Arc::clone(plan))
+    }
+
+    fn insert(&mut self, shapes: SmallVec<[Shape; 4]>, plan: Arc<Plan>) {
+        if self.plans.len() >= Self::CAPACITY
+            && let Some(oldest) = self.plans.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone())
+        {
+            self.plans.remove(&oldest);
+        }
+        self.plans.insert(shapes, (plan, self.clock));
+    }
+}

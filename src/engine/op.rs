@@ -1,0 +1,378 @@
+//! What an operator is: the contract between the graph, the plan and the operator families in `ops/`.
+//!
+//! An operator never sees the graph. It is asked, in this order: at load its output [kinds](Op::kinds), and whether it
+//! wants to [prepack](Op::prepack) constant operands; per concrete shape its output [shapes](Op::shapes); per request to
+//! [run](Op::run) from given inputs into given outputs.
+
+use std::any::Any;
+use std::fmt;
+
+use smallvec::SmallVec;
+
+use super::attrs::Attrs;
+use super::dtype::DType;
+use super::kernels::isa::Isa;
+use super::tensor::{Kind, Tensor, Value};
+use super::threads::Threads;
+use super::view::{View, ViewMut};
+
+/// The dimensions of a tensor.
+pub type Shape = SmallVec<[usize; 6]>;
+
+/// What went wrong inside one operator. The caller adds which node it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    /// The answer depends on data that is not known yet; only [`Op::shapes`] may say so.
+    #[error("the output shape depends on the data")]
+    Unknown,
+    /// Operand shapes that do not fit the operator or each other.
+    #[error("{0}")]
+    Shape(String),
+    /// An element type that the operator does not take.
+    #[error("{0}")]
+    Type(String),
+    /// An attribute that is missing, of the wrong kind, or out of range.
+    #[error("{0}")]
+    Attribute(String),
+    /// An operand whose value is out of range (an index, an axis).
+    #[error("{0}")]
+    Value(String),
+    /// A feature of the operator that the engine does not have.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl OpError {
+    /// A shape error with a formatted message.
+    pub fn shape(message: impl Into<String>) -> Self {
+        Self::Shape(message.into())
+    }
+
+    /// A value error with a formatted message.
+    pub fn value(message: impl Into<String>) -> Self {
+        Self::Value(message.into())
+    }
+
+    /// An unsupported feature with a formatted message.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::Unsupported(message.into())
+    }
+
+    /// An element type other than the wanted one.
+    pub fn wrong_type(want: DType, found: DType) -> Self {
+        Self::Type(format!("{want} is needed where {found} is given"))
+    }
+
+    /// A required operand that the node does not have.
+    pub fn missing_input(index: usize) -> Self {
+        Self::Shape(format!("input {index} is missing"))
+    }
+}
+
+/// What is known of a value before it is computed.
+#[derive(Clone, Debug)]
+pub struct Fact {
+    /// Its kind and element type.
+    pub kind: Kind,
+    /// Its shape, if it is a tensor whose shape does not depend on data.
+    pub shape: Option<Shape>,
+    /// Its elements, if they are constant or follow from shapes alone. This is how Shape → Gather → Concat → Reshape
+    /// chains resolve while planning, without symbolic algebra.
+    pub value: Option<Tensor>,
+}
+
+impl Fact {
+    /// All that is known of a constant.
+    pub fn constant(tensor: Tensor) -> Self {
+        Self { kind: Kind::Tensor(tensor.dtype()), shape: Some(tensor.shape().into()), value: Some(tensor) }
+    }
+
+    /// A tensor of known type and shape.
+    pub fn shaped(dtype: DType, shape: impl Into<Shape>) -> Self {
+        Self { kind: Kind::Tensor(dtype), shape: Some(shape.into()), value: None }
+    }
+}
+
+/// The facts of a node's inputs; an omitted optional input is `None`.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a>(pub &'a [Option<&'a Fact>]);
+
+impl<'a> Facts<'a> {
+    /// The fact of input `index`, if it is given.
+    pub fn get(&self, index: usize) -> Option<&'a Fact> {
+        self.0.get(index).copied().flatten()
+    }
+
+    /// How many inputs the node lists, trailing omitted ones included.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the node has no input.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The shape of input `index`.
+    ///
+    /// # Errors
+    /// If the input is missing, or [`OpError::Unknown`] if its shape depends on data.
+    pub fn shape(&self, index: usize) -> Result<&'a [usize], OpError> {
+        let fact = self.get(index).ok_or_else(|| OpError::missing_input(index))?;
+        fact.shape.as_deref().ok_or(OpError::Unknown)
+    }
+
+    /// The elements of input `index`.
+    ///
+    /// # Errors
+    /// If the input is missing, or [`OpError::Unknown`] if its elements are known only at run time.
+    pub fn value(&self, index: usize) -> Result<&'a Tensor, OpError> {
+        let fact = self.get(index).ok_or_else(|| OpError::missing_input(index))?;
+        fact.value.as_ref().ok_or(OpError::Unknown)
+    }
+
+    /// The int64 (or int32) elements of input `index`: axes, shapes, starts.
+    ///
+    /// # Errors
+    /// As [`Facts::value`], and if the input holds another type.
+    pub fn ints(&self, index: usize) -> Result<Vec<i64>, OpError> {
+        let tensor = self.value(index)?;
+        if let Some(values) = tensor.slice::<i64>() {
+            return Ok(values.to_vec());
+        }
+        match tensor.slice::<i32>() {
+            Some(values) => Ok(values.iter().map(|&v| i64::from(v)).collect()),
+            None => Err(OpError::wrong_type(DType::I64, tensor.dtype())),
+        }
+    }
+}
+
+/// The inputs of a running node; an omitted optional input is `None`.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a>(pub &'a [Option<View<'a>>]);
+
+impl<'a> Inputs<'a> {
+    /// Input `index`, if it is given.
+    pub fn get(&self, index: usize) -> Option<View<'a>> {
+        self.0.get(index).copied().flatten()
+    }
+
+    /// Input `index`.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub fn at(&self, index: usize) -> Result<View<'a>, OpError> {
+        self.get(index).ok_or_else(|| OpError::missing_input(index))
+    }
+
+    /// How many inputs the node lists.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the node has no input.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The outputs of a running node; one that nobody reads may be `None`.
+#[derive(Debug)]
+pub struct Outputs<'a, 'v>(pub &'a mut [Option<ViewMut<'v>>]);
+
+impl<'v> Outputs<'_, 'v> {
+    /// Output `index`, if somebody reads it.
+    pub fn get(&mut self, index: usize) -> Option<&mut ViewMut<'v>> {
+        self.0.get_mut(index).and_then(Option::as_mut)
+    }
+
+    /// Output `index`.
+    ///
+    /// # Errors
+    /// If nobody reads it: an operator asks for outputs that it cannot leave out.
+    pub fn at(&mut self, index: usize) -> Result<&mut ViewMut<'v>, OpError> {
+        self.get(index).ok_or_else(|| OpError::shape(format!("output {index} is missing")))
+    }
+}
+
+/// What a running operator may use beside its operands.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Reusable working memory, kept between runs.
+    pub scratch: &'a mut Scratch,
+    /// Where independent parts of the work may run side by side.
+    pub threads: &'a Threads,
+    /// The instruction set to use.
+    pub isa: Isa,
+}
+
+/// Reusable working memory of a session.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Working memory for kernels on f32; its content does not survive the operator.
+    pub f32: Vec<f32>,
+}
+
+/// Several operands of a node at most; more spill to the heap.
+pub type Kinds = SmallVec<[Kind; 2]>;
+
+/// Constant operands built into an operator at load.
+#[derive(Debug)]
+pub struct Prepacked {
+    /// The operator that replaces the original one.
+    pub op: Box<dyn Op>,
+    /// The inputs that it no longer reads.
+    pub consumed: SmallVec<[usize; 2]>,
+}
+
+/// One operator with its attributes.
+///
+/// # Invariants
+/// - [`run`](Op::run) writes every element of every given output: an output's storage holds old data.
+/// - The bits of an output row depend on the same row of the inputs only, never on how many rows there are
+///   (batch-invariance): the order of every reduction is fixed.
+/// - No panic, whatever the inputs: what is out of range is an [`OpError`].
+pub trait Op: Any + fmt::Debug + Send + Sync {
+    /// The kinds of the outputs, from the kinds of the inputs. The default: one output of the kind of input 0.
+    ///
+    /// # Errors
+    /// If the operator does not take these kinds.
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        match inputs.first() {
+            Some(Some(kind)) => Ok(Kinds::from_iter([kind.clone()])),
+            _ => Err(OpError::missing_input(0)),
+        }
+    }
+
+    /// The shapes of all outputs that [`Op::kinds`] lists.
+    ///
+    /// # Errors
+    /// [`OpError::Unknown`] if they depend on data that is not known yet, another if the operands do not fit.
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError>;
+
+    /// Computes the outputs. Types and shapes are those that `kinds` and `shapes` gave.
+    ///
+    /// # Errors
+    /// If the values of the inputs are out of range.
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError>;
+
+    /// Computes outputs whose shapes depend on data, or that are no tensors. Called only if [`Op::shapes`] says
+    /// `Unknown` although all inputs are known, or if an output is no tensor.
+    ///
+    /// # Errors
+    /// As [`Op::run`].
+    fn run_dynamic(&self, inputs: &[Option<&Value>], ctx: &mut Context<'_>) -> Result<Vec<Value>, OpError> {
+        let _ = (inputs, ctx);
+        Err(OpError::Unknown)
+    }
+
+    /// The input whose elements are the output's elements, unchanged and in order (Reshape, Identity). The plan then
+    /// gives the output the storage of the input, and `run` is never called where shapes are known.
+    fn alias(&self) -> Option<usize> {
+        None
+    }
+
+    /// Inputs whose storage may become output 0, if they have its type and shape and nobody reads them later.
+    fn in_place(&self) -> &'static [usize] {
+        &[]
+    }
+
+    /// Like [`Op::run`], where output 0 already holds the elements of input `index` (which is `None` in `inputs`).
+    ///
+    /// # Errors
+    /// As [`Op::run`].
+    fn run_in_place(&self, index: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let _ = (index, inputs, outputs, ctx);
+        Err(OpError::unsupported("the operator has no in-place form"))
+    }
+
+    /// The outputs, where they follow from the shapes of the inputs alone (Shape, Size).
+    fn from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
+        let _ = inputs;
+        None
+    }
+
+    /// An operator with constant inputs built in, in the layout that its kernel wants. `constants[i]` is input `i`, if
+    /// it is constant. Called once at load.
+    fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
+        let _ = (constants, isa);
+        None
+    }
+
+    /// Floating-point operations of one run, for the share of the machine's limit that `bench` prints; 0 if it is not
+    /// worth counting.
+    fn flops(&self, inputs: &Facts<'_>) -> u64 {
+        let _ = inputs;
+        0
+    }
+
+    /// Bytes of constants that the operator holds itself after [`Op::prepack`].
+    fn packed_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl dyn Op {
+    /// The operator as its concrete type, for the passes that look inside.
+    pub fn downcast<T: Op>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
+/// A row of the operator table: one operator of one range of opsets.
+#[derive(Debug)]
+pub struct OpDef {
+    /// The operator's name in the standard.
+    pub name: &'static str,
+    /// Its domain; empty for `ai.onnx`.
+    pub domain: &'static str,
+    /// The first and last opset of the domain in which this form of the operator is valid.
+    pub opsets: std::ops::RangeInclusive<u16>,
+    /// Element types of input 0 that the kernel computes; empty for an operator without inputs.
+    pub types: &'static [DType],
+    /// Makes the operator from a node's attributes.
+    pub build: fn(&Attrs) -> Result<Box<dyn Op>, OpError>,
+}
+
+/// Sets of element types for [`OpDef::types`].
+pub mod types {
+    use super::DType;
+
+    /// Every element type.
+    pub const ALL: &[DType] = DType::ALL;
+    /// Every numeric type.
+    pub const NUMBERS: &[DType] = &[
+        DType::F32,
+        DType::F64,
+        DType::F16,
+        DType::BF16,
+        DType::I8,
+        DType::I16,
+        DType::I32,
+        DType::I64,
+        DType::U8,
+        DType::U16,
+        DType::U32,
+        DType::U64,
+    ];
+    /// Every numeric type and bool.
+    pub const FIXED_SIZE: &[DType] = &[
+        DType::F32,
+        DType::F64,
+        DType::F16,
+        DType::BF16,
+        DType::I8,
+        DType::I16,
+        DType::I32,
+        DType::I64,
+        DType::U8,
+        DType::U16,
+        DType::U32,
+        DType::U64,
+        DType::Bool,
+    ];
+    /// The floating-point types.
+    pub const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::F16, DType::BF16];
+    /// bool.
+    pub const BOOL: &[DType] = &[DType::Bool];
+}

@@ -1,0 +1,59 @@
+//! The operator table. One file per family: each operator's struct, its `impl Op`, its row in `DEFS`, its tests.
+
+use super::op::OpDef;
+
+/// The newest opset of `ai.onnx` that the table knows.
+pub const LATEST_OPSET: u16 = 28;
+
+/// No upper bound: a domain of its own versions, or an operator that has not changed since.
+const ANY: u16 = u16::MAX;
+
+/// Declares the family modules and the table of their rows together.
+macro_rules! families {
+    ($($family:ident),* $(,)?) => {
+        $(pub(crate) mod $family;)*
+        const FAMILIES: &[&[OpDef]] = &[$($family::DEFS),*];
+    };
+}
+
+families![identity, constant, activation];
+
+/// Every row of the operator table.
+pub fn all() -> impl Iterator<Item = &'static OpDef> {
+    FAMILIES.iter().copied().flatten()
+}
+
+/// The row for an operator under an opset of its domain.
+///
+/// # Errors
+/// Why there is none: the operator is unknown, or known only under other opsets.
+pub(crate) fn find(domain: &str, name: &str, opset: u16) -> Result<&'static OpDef, String> {
+    let named = || all().filter(|def| def.name == name && def.domain == domain);
+    if let Some(def) = named().find(|def| def.opsets.contains(&opset)) {
+        return Ok(def);
+    }
+    let ranges = named().map(|def| match (*def.opsets.start(), *def.opsets.end()) {
+        (from, ANY) => format!("from opset {from}"),
+        (from, to) => format!("in opsets {from} to {to}"),
+    });
+    let ranges: Vec<String> = ranges.collect();
+    Err(if ranges.is_empty() {
+        "the operator is not supported".to_owned()
+    } else {
+        format!("the operator is supported {}", ranges.join(" and "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_rows_claim_the_same_opset() {
+        for a in all() {
+            let rows = all().filter(|b| a.name == b.name && a.domain == b.domain);
+            let overlapping = rows.filter(|b| a.opsets.start() <= b.opsets.end() && b.opsets.start() <= a.opsets.end());
+            assert_eq!(overlapping.count(), 1, "{} {:?}", a.name, a.opsets);
+        }
+    }
+}

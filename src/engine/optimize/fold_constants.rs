@@ -1,0 +1,45 @@
+//! Computes nodes whose operands are all constant.
+
+use crate::engine::evaluate::evaluate;
+use crate::engine::graph::Graph;
+use crate::engine::model::LoadOptions;
+use crate::engine::op::{Context, Fact, Facts, Scratch};
+use crate::engine::tensor::{Kind, Tensor};
+use crate::engine::threads::Threads;
+
+/// A folded constant may be this much larger than its operands: a broadcast of a scalar to a large tensor is cheaper to
+/// repeat than to keep.
+const GROWTH_BYTES: usize = 1 << 20;
+
+pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
+    let mut scratch = Scratch::default();
+    let threads = Threads::single();
+    let nodes = std::mem::take(&mut graph.nodes);
+    for node in nodes {
+        let mut ctx = Context { scratch: &mut scratch, threads: &threads, isa: options.isa };
+        let operands: Option<Vec<Option<&Tensor>>> =
+            node.inputs.iter().map(|id| id.map_or(Some(None), |id| graph.constants.get(&id).map(Some))).collect();
+        let kinds: Option<Vec<Kind>> = node.outputs.iter().map(|id| graph.values[(*id)?.index()].kind.clone()).collect();
+        let (Some(operands), Some(kinds)) = (operands, kinds) else {
+            graph.nodes.push(node);
+            continue;
+        };
+        let facts: Vec<Option<Fact>> = operands.iter().map(|t| t.map(|t| Fact::constant(t.clone()))).collect();
+        let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let given: usize = operands.iter().flatten().map(|t| t.bytes()).sum();
+        let limit = options.memory_limit.min(given.saturating_add(GROWTH_BYTES));
+        let outputs = match node.op.from_shapes(&Facts(&refs)) {
+            Some(outputs) => Ok(outputs),
+            // What fails here is left in the graph and reported when it runs.
+            None => node.op.shapes(&Facts(&refs)).and_then(|shapes| evaluate(&*node.op, &operands, &kinds, &shapes, limit, &mut ctx)),
+        };
+        match outputs {
+            Ok(outputs) if !node.inputs.is_empty() || node.def.name == "Constant" => {
+                for (id, tensor) in node.outputs.iter().zip(outputs) {
+                    graph.constants.insert(id.expect("its kind is known"), tensor);
+                }
+            }
+            _ => graph.nodes.push(node),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Passes: what is done once to a loaded graph so that every run is cheaper.
+//!
+//! A pass keeps every invariant of [`Graph::verify`], which is checked after each, and changes no result beyond rounding.
+
+mod dead_code;
+mod fold_batch_norm;
+mod fold_constants;
+mod fuse_activation;
+mod identity;
+
+use super::graph::{Graph, Invalid};
+use super::kernels::isa::Isa;
+use super::model::LoadOptions;
+use super::tensor::Tensor;
+
+/// A row of the pass table.
+#[derive(Debug)]
+pub struct Pass {
+    /// The name by which it is disabled and reported.
+    pub name: &'static str,
+    /// What it does to the graph.
+    pub run: fn(&mut Graph, &LoadOptions),
+    /// Why it stands at this position.
+    pub why_here: &'static str,
+}
+
+/// The passes in the order in which they run.
+pub const PASSES: &[Pass] = &[
+    Pass { name: "dead-code", run: dead_code::run, why_here: "first: nothing else should work on what nobody reads" },
+    Pass { name: "identity", run: identity::run, why_here: "before folding: it joins what Identity and Dropout keep apart" },
+    Pass { name: "fold-constants", run: fold_constants::run, why_here: "before the patterns: they look for constant operands" },
+    Pass { name: "fold-batch-norm", run: fold_batch_norm::run, why_here: "after folding: scale and shift must be constants" },
+    Pass { name: "fuse-activation", run: fuse_activation::run, why_here: "after batch norm: the activation then follows the convolution" },
+    Pass { name: "dead-code", run: dead_code::run, why_here: "last: constants and nodes that the others left without readers" },
+];
+
+/// Runs all passes that are not disabled.
+///
+/// # Errors
+/// The name of the pass after which the graph is not valid.
+pub(crate) fn run(graph: &mut Graph, options: &LoadOptions) -> Result<(), (&'static str, Invalid)> {
+    for pass in PASSES.iter().filter(|pass| !options.disabled_passes.iter().any(|name| name == pass.name)) {
+        (pass.run)(graph, options);
+        graph.verify().map_err(|error| (pass.name, error))?;
+    }
+    Ok(())
+}
+
+/// Lets every operator build its constant operands in, and drops the constants that nobody reads any more.
+pub(crate) fn prepack(graph: &mut Graph, isa: Isa) {
+    let Graph { nodes, constants, .. } = graph;
+    for node in nodes {
+        let operands: Vec<Option<&Tensor>> = node.inputs.iter().map(|id| id.and_then(|id| constants.get(&id))).collect();
+        if operands.iter().all(Option::is_none) {
+            continue;
+        }
+        if let Some(packed) = node.op.prepack(&operands, isa) {
+            node.op = packed.op.into();
+            for input in packed.consumed {
+                node.inputs[input] = None;
+            }
+        }
+    }
+    dead_code::drop_unread_constants(graph);
+}

@@ -1,0 +1,327 @@
+//! A plan: everything about a run that follows from the shapes of its inputs, decided before data arrives.
+//!
+//! The plan knows each value's shape and where its elements live. Values are given typed slots; a slot is reused as soon
+//! as nobody reads its value any more, so the memory of a run is known beforehand ([`Plan::bytes`]). Steps whose shapes
+//! depend on data are dynamic: they allocate while running, and everything around them stays planned.
+
+use smallvec::SmallVec;
+
+use super::dtype::DType;
+use super::error::RunError;
+use super::evaluate::evaluate;
+use super::graph::{Graph, Node, ValueId};
+use super::kernels::isa::Isa;
+use super::op::{Context, Fact, Facts, OpError, Scratch, Shape};
+use super::tensor::{Kind, Tensor};
+use super::threads::Threads;
+
+/// Where the elements of a value live during a run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Place {
+    /// The plan does not use the value.
+    Nowhere,
+    /// In the request's input of this position.
+    Input(usize),
+    /// In the graph's constant.
+    Constant(ValueId),
+    /// Known while planning: it follows from shapes.
+    Computed(Tensor),
+    /// In the session's slot of this number.
+    Slot(usize),
+    /// In a value of its own that a dynamic step allocates.
+    Dynamic,
+}
+
+/// One node to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// Position of the node in the graph.
+    pub(crate) node: usize,
+    /// Whether the outputs are allocated while running.
+    pub(crate) dynamic: bool,
+    /// The input whose slot becomes the slot of output 0.
+    pub(crate) in_place: Option<usize>,
+    /// Dynamic values that nobody reads after this step.
+    pub(crate) drops: SmallVec<[ValueId; 2]>,
+}
+
+/// Storage for values of one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotSpec {
+    pub(crate) dtype: DType,
+    /// Elements of the largest value that it holds.
+    pub(crate) len: usize,
+}
+
+/// How to run a graph on inputs of given shapes.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) places: Vec<Place>,
+    pub(crate) shapes: Vec<Option<Shape>>,
+    pub(crate) slots: Vec<SlotSpec>,
+    /// Floating-point operations per step.
+    pub(crate) flops: Vec<u64>,
+}
+
+/// Values up to this many elements are computed while planning if they follow from shapes: enough for any shape
+/// arithmetic, too little to move a model's real work into planning.
+const COMPUTED_ELEMENTS: usize = 4096;
+
+/// Name, operator and operands of a node for an error message.
+pub(crate) fn node_error(node: &Node, operands: &str, source: OpError) -> RunError {
+    RunError::Node { node: node.name.clone(), op: node.op_type(), operands: operands.to_owned(), source }
+}
+
+fn describe(facts: &[Option<&Fact>]) -> String {
+    let one = |fact: &Option<&Fact>| match fact {
+        None => "-".to_owned(),
+        Some(Fact { kind, shape: Some(shape), .. }) => format!("{kind}{:?}", shape.as_slice()),
+        Some(Fact { kind, .. }) => format!("{kind}[…]"),
+    };
+    facts.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+impl Plan {
+    /// Plans `graph` for inputs of `shapes`, in the order of the graph's inputs.
+    ///
+    /// # Errors
+    /// If a node does not take operands of these shapes, or the run needs more than `memory_limit` bytes.
+    pub fn new(graph: &Graph, shapes: &[Shape], memory_limit: usize, isa: Isa) -> Result<Self, RunError> {
+        let mut planner = Planner::new(graph, shapes, memory_limit, isa);
+        for position in 0..graph.nodes.len() {
+            planner.add(position)?;
+        }
+        let plan = planner.finish();
+        let need: u128 = plan.slots.iter().map(|slot| slot.len as u128 * slot.dtype.size() as u128).sum();
+        if need > memory_limit as u128 {
+            return Err(RunError::Memory { need, limit: memory_limit });
+        }
+        Ok(plan)
+    }
+
+    /// Bytes of the slots that a session needs for this plan, beside weights and working memory of single operators.
+    pub fn bytes(&self) -> usize {
+        self.slots.iter().map(|slot| slot.len * slot.dtype.size()).sum()
+    }
+
+    /// Whether every step's memory is known before the run.
+    pub fn is_static(&self) -> bool {
+        self.steps.iter().all(|step| !step.dynamic)
+    }
+
+    /// The shape of a value, if it does not depend on data.
+    pub(crate) fn shape(&self, id: ValueId) -> Option<&[usize]> {
+        self.shapes[id.index()].as_deref()
+    }
+}
+
+struct Planner<'g> {
+    graph: &'g Graph,
+    facts: Vec<Option<Fact>>,
+    places: Vec<Place>,
+    /// For each value the value whose storage it shares: itself, or what it is an alias of.
+    roots: Vec<ValueId>,
+    steps: Vec<Step>,
+    flops: Vec<u64>,
+    memory_limit: usize,
+    isa: Isa,
+    scratch: Scratch,
+    threads: Threads,
+}
+
+impl<'g> Planner<'g> {
+    fn new(graph: &'g Graph, shapes: &[Shape], memory_limit: usize, isa: Isa) -> Self {
+        let count = graph.values.len();
+        let mut facts: Vec<Option<Fact>> = vec![None; count];
+        let mut places = vec![Place::Nowhere; count];
+        for (&id, tensor) in &graph.constants {
+            facts[id.index()] = Some(Fact::constant(tensor.clone()));
+            places[id.index()] = Place::Constant(id);
+        }
+        for (position, (&id, shape)) in graph.inputs.iter().zip(shapes).enumerate() {
+            let kind = graph.values[id.index()].kind.clone().expect("a verified graph knows its kinds");
+            facts[id.index()] = Some(Fact { kind, shape: Some(shape.clone()), value: None });
+            places[id.index()] = Place::Input(position);
+        }
+        let roots = (0..count).map(|i| ValueId(i as u32)).collect();
+        let threads = Threads::single();
+        Self { graph, facts, places, roots, steps: Vec::new(), flops: Vec::new(), memory_limit, isa, scratch: Scratch::default(), threads }
+    }
+
+    fn add(&mut self, position: usize) -> Result<(), RunError> {
+        let graph = self.graph;
+        let node = &graph.nodes[position];
+        let known: SmallVec<[Option<Fact>; 4]> = node.inputs.iter().map(|id| id.and_then(|id| self.facts[id.index()].clone())).collect();
+        let inputs: SmallVec<[Option<&Fact>; 4]> = known.iter().map(Option::as_ref).collect();
+        let facts = Facts(&inputs);
+        let kinds: SmallVec<[Option<Kind>; 2]> =
+            node.outputs.iter().map(|id| id.and_then(|id| graph.values[id.index()].kind.clone())).collect();
+        let tensors_only = kinds.iter().flatten().all(|kind| kind.dtype().is_some());
+        let fail = |error| Err(node_error(node, &describe(&inputs), error));
+
+        let shapes = match node.op.shapes(&facts) {
+            Ok(shapes) if tensors_only => shapes.into_iter().map(Some).collect(),
+            Ok(_) | Err(OpError::Unknown) => vec![None; node.outputs.len()],
+            Err(error) => return fail(error),
+        };
+        for (shape, kind) in shapes.iter().zip(&kinds) {
+            let (Some(shape), Some(dtype)) = (shape, kind.as_ref().and_then(Kind::dtype)) else { continue };
+            if let Err(error) = super::evaluate::checked_len(shape, dtype.size(), self.memory_limit) {
+                return fail(error);
+            }
+        }
+        let dynamic = shapes.iter().any(Option::is_none);
+        let values = if dynamic { None } else { self.compute(node, facts, &shapes) };
+        let values = match values {
+            None => None,
+            Some(Ok(values)) => Some(values),
+            Some(Err(error)) => return fail(error),
+        };
+        let flops = if dynamic { 0 } else { node.op.flops(&facts) };
+
+        let alias = node.op.alias().filter(|_| !dynamic && node.outputs.len() == 1).and_then(|i| node.inputs[i]);
+        for (i, id) in node.outputs.iter().enumerate() {
+            let Some(id) = *id else { continue };
+            let kind = kinds[i].clone().expect("a verified graph knows its kinds");
+            let value = values.as_ref().map(|values| values[i].clone());
+            self.places[id.index()] = match (&value, alias) {
+                (Some(tensor), _) => Place::Computed(tensor.clone()),
+                (None, Some(source)) if self.places[source.index()] != Place::Dynamic => {
+                    self.roots[id.index()] = self.roots[source.index()];
+                    self.places[source.index()].clone()
+                }
+                (None, _) if dynamic => Place::Dynamic,
+                // The number is given once all lifetimes are known.
+                (None, _) => Place::Slot(usize::MAX),
+            };
+            self.facts[id.index()] = Some(Fact { kind, shape: shapes[i].clone(), value });
+        }
+        let elided = values.is_some() || alias.is_some_and(|source| self.places[source.index()] != Place::Dynamic);
+        if !elided {
+            self.steps.push(Step { node: position, dynamic, in_place: None, drops: SmallVec::new() });
+            self.flops.push(flops);
+        }
+        Ok(())
+    }
+
+    /// The outputs, if they are small and follow from constants and shapes.
+    fn compute(&mut self, node: &Node, facts: Facts<'_>, shapes: &[Option<Shape>]) -> Option<Result<Vec<Tensor>, OpError>> {
+        if let Some(values) = node.op.from_shapes(&facts) {
+            return Some(Ok(values));
+        }
+        let shapes: Vec<Shape> = shapes.iter().cloned().collect::<Option<_>>()?;
+        if node.inputs.is_empty() || shapes.iter().any(|shape| shape.iter().product::<usize>() > COMPUTED_ELEMENTS) {
+            return None;
+        }
+        let inputs: Vec<Option<&Tensor>> =
+            facts.0.iter().map(|fact| fact.map_or(Some(None), |fact| fact.value.as_ref().map(Some))).collect::<Option<_>>()?;
+        let kinds: Vec<Kind> = node.outputs.iter().map(|id| self.graph.values[(*id)?.index()].kind.clone()).collect::<Option<_>>()?;
+        let mut ctx = Context { scratch: &mut self.scratch, threads: &self.threads, isa: self.isa };
+        Some(evaluate(&*node.op, &inputs, &kinds, &shapes[..kinds.len()], self.memory_limit, &mut ctx))
+    }
+
+    /// Gives every value that needs storage a slot, reusing a slot once its value is dead.
+    fn finish(mut self) -> Plan {
+        const ALWAYS: usize = usize::MAX;
+        let count = self.graph.values.len();
+        let mut last_use = vec![0_usize; count];
+        for (position, step) in self.steps.iter().enumerate() {
+            let node = &self.graph.nodes[step.node];
+            // A result that nobody reads still needs storage while its node runs.
+            for id in node.operands().chain(node.results()) {
+                last_use[self.roots[id.index()].index()] = position;
+            }
+        }
+        for id in &self.graph.outputs {
+            last_use[self.roots[id.index()].index()] = ALWAYS;
+        }
+
+        let mut slots: Vec<SlotSpec> = Vec::new();
+        let mut free: Vec<usize> = Vec::new();
+        let mut slot_of: Vec<Option<usize>> = vec![None; count];
+        for position in 0..self.steps.len() {
+            let node = &self.graph.nodes[self.steps[position].node];
+            let mut moved = None;
+            for (i, id) in node.outputs.iter().enumerate() {
+                let Some(id) = *id else { continue };
+                if self.places[id.index()] != Place::Slot(usize::MAX) || self.roots[id.index()] != id {
+                    continue;
+                }
+                let spec = self.spec(id);
+                let taken = if i == 0 { self.in_place_source(node, position, spec, &last_use, &slot_of) } else { None };
+                let slot = match taken {
+                    Some((input, source)) => {
+                        self.steps[position].in_place = Some(input);
+                        moved = Some(source);
+                        slot_of[source.index()].expect("the source has a slot")
+                    }
+                    None => allocate(&mut slots, &mut free, spec),
+                };
+                slot_of[id.index()] = Some(slot);
+            }
+            let mut dead: SmallVec<[ValueId; 8]> = node.operands().chain(node.results()).map(|id| self.roots[id.index()]).collect();
+            dead.sort_unstable();
+            dead.dedup();
+            for root in dead {
+                if last_use[root.index()] != position || moved == Some(root) {
+                    continue;
+                }
+                match (slot_of[root.index()], &self.places[root.index()]) {
+                    (Some(slot), _) => free.push(slot),
+                    (None, Place::Dynamic) => self.steps[position].drops.push(root),
+                    (None, _) => {}
+                }
+            }
+        }
+        for (index, place) in self.places.iter_mut().enumerate() {
+            if matches!(place, Place::Slot(_)) {
+                *place = Place::Slot(slot_of[self.roots[index].index()].expect("every planned value has a slot"));
+            }
+        }
+        let shapes = self.facts.into_iter().map(|fact| fact.and_then(|fact| fact.shape)).collect();
+        Plan { steps: self.steps, places: self.places, shapes, slots, flops: self.flops }
+    }
+
+    fn spec(&self, id: ValueId) -> SlotSpec {
+        let fact = self.facts[id.index()].as_ref().expect("a planned value has a fact");
+        let dtype = fact.kind.dtype().expect("a slot holds a tensor");
+        SlotSpec { dtype, len: fact.shape.as_ref().expect("a slot's shape is known").iter().product() }
+    }
+
+    /// The input whose slot output 0 may take over: same type and length, read here for the last time, and only once.
+    fn in_place_source(
+        &self,
+        node: &Node,
+        position: usize,
+        spec: SlotSpec,
+        last_use: &[usize],
+        slot_of: &[Option<usize>],
+    ) -> Option<(usize, ValueId)> {
+        node.op.in_place().iter().find_map(|&input| {
+            let id = (*node.inputs.get(input)?)?;
+            let root = self.roots[id.index()];
+            slot_of[root.index()]?;
+            let readers = node.operands().filter(|other| self.roots[other.index()] == root).count();
+            (last_use[root.index()] == position && readers == 1 && self.spec(id) == spec).then_some((input, root))
+        })
+    }
+}
+
+/// A free slot of the type that wastes least, the largest free one made larger if none is large enough, or a new one.
+fn allocate(slots: &mut Vec<SlotSpec>, free: &mut Vec<usize>, want: SlotSpec) -> usize {
+    let of_type = |slots: &[SlotSpec], i: &usize| slots[*i].dtype == want.dtype;
+    let fitting = free.iter().copied().filter(|i| of_type(slots, i) && slots[*i].len >= want.len).min_by_key(|&i| slots[i].len);
+    let chosen = fitting.or_else(|| free.iter().copied().filter(|i| of_type(slots, i)).max_by_key(|&i| slots[i].len));
+    match chosen {
+        Some(slot) => {
+            free.retain(|&i| i != slot);
+            slots[slot].len = slots[slot].len.max(want.len);
+            slot
+        }
+        None => {
+            slots.push(want);
+            slots.len() - 1
+        }
+    }
+}

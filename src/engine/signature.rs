@@ -1,0 +1,140 @@
+//! What a model takes and gives: names, kinds and dimensions, and whether rows of several requests may share a run.
+
+use super::graph::Dim;
+use super::tensor::{Kind, Tensor};
+
+/// One input or output of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The name in the model file.
+    pub name: String,
+    /// Kind and element type.
+    pub kind: Kind,
+    /// The dimensions; `None` where neither the file nor the engine knows the rank.
+    pub dims: Option<Vec<Dim>>,
+}
+
+impl Port {
+    /// The dimensions as text: `[batch, 3, 224, 224]`.
+    pub fn dims_text(&self) -> String {
+        match &self.dims {
+            None => "[…]".to_owned(),
+            Some(dims) => format!("[{}]", dims.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// The interface of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// The inputs in order.
+    pub inputs: Vec<Port>,
+    /// The outputs in order.
+    pub outputs: Vec<Port>,
+    /// Whether dimension 0 of every input and output is one free batch dimension, so that rows of several requests may be
+    /// run together and taken apart again.
+    pub batchable: bool,
+}
+
+/// An input that does not fit the signature. The message names the input, what was wanted and what was given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Mismatch(pub String);
+
+impl Signature {
+    /// The position of the input called `name`.
+    pub fn input(&self, name: &str) -> Option<usize> {
+        self.inputs.iter().position(|port| port.name == name)
+    }
+
+    /// The position of the output called `name`.
+    pub fn output(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|port| port.name == name)
+    }
+
+    /// Checks one tensor per input, in order, against types, ranks, fixed dimensions and equal names of free ones.
+    ///
+    /// # Errors
+    /// The first input that does not fit.
+    pub fn check(&self, inputs: &[Tensor]) -> Result<(), Mismatch> {
+        if inputs.len() != self.inputs.len() {
+            return Err(Mismatch(format!("{} inputs are wanted, {} are given", self.inputs.len(), inputs.len())));
+        }
+        let mut free: Vec<(&str, usize, &str)> = Vec::new();
+        for (port, tensor) in self.inputs.iter().zip(inputs) {
+            port.check(tensor)?;
+            let Some(dims) = &port.dims else { continue };
+            for (dim, &size) in dims.iter().zip(tensor.shape()) {
+                let Dim::Free(name) = dim else { continue };
+                match free.iter().find(|(known, ..)| known == name && !name.is_empty()) {
+                    None => free.push((name, size, &port.name)),
+                    Some(&(_, other, by)) if other != size => {
+                        return Err(Mismatch(format!(
+                            "dimension `{name}` is {other} in input `{by}` and {size} in input `{}`; they must be equal",
+                            port.name
+                        )));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        if self.batchable && self.rows(inputs).is_none() {
+            return Err(Mismatch("the inputs have different numbers of rows (dimension 0)".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The number of rows of a request: dimension 0 of its inputs. `None` if they differ; 1 if the model is not batchable.
+    pub fn rows(&self, inputs: &[Tensor]) -> Option<usize> {
+        if !self.batchable {
+            return Some(1);
+        }
+        let mut rows = inputs.iter().map(|tensor| tensor.shape().first().copied().unwrap_or(1));
+        let first = rows.next()?;
+        rows.all(|n| n == first).then_some(first)
+    }
+}
+
+impl Port {
+    fn check(&self, tensor: &Tensor) -> Result<(), Mismatch> {
+        let name = &self.name;
+        if self.kind != Kind::Tensor(tensor.dtype()) {
+            return Err(Mismatch(format!("input `{name}` wants element type {}, got {}", self.kind, tensor.dtype())));
+        }
+        let Some(dims) = &self.dims else { return Ok(()) };
+        let fits = |(dim, &size): (&Dim, &usize)| match dim {
+            Dim::Fixed(n) => *n == size,
+            Dim::Free(_) => true,
+        };
+        if dims.len() != tensor.shape().len() || !dims.iter().zip(tensor.shape()).all(fits) {
+            return Err(Mismatch(format!("input `{name}` wants shape {}, got {:?}", self.dims_text(), tensor.shape())));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::dtype::DType;
+
+    fn port(name: &str, dims: &[Dim]) -> Port {
+        Port { name: name.into(), kind: Kind::Tensor(DType::F32), dims: Some(dims.to_vec()) }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let batch = Dim::Free("batch".into());
+        let signature =
+            Signature { inputs: vec![port("x", &[batch.clone(), Dim::Fixed(2)]), port("y", &[batch])], outputs: vec![], batchable: true };
+        let x = |rows| Tensor::zeros(DType::F32, &[rows, 2]);
+        let y = |rows| Tensor::zeros(DType::F32, &[rows]);
+        assert_eq!(signature.check(&[x(3), y(3)]), Ok(()));
+        assert_eq!(signature.rows(&[x(3), y(3)]), Some(3));
+        let message = |inputs: &[Tensor]| signature.check(inputs).unwrap_err().0;
+        assert_eq!(message(&[x(3)]), "2 inputs are wanted, 1 are given");
+        assert_eq!(message(&[x(3), y(4)]), "dimension `batch` is 3 in input `x` and 4 in input `y`; they must be equal");
+        assert_eq!(message(&[y(3), y(3)]), "input `x` wants shape [batch, 2], got [3]");
+        assert_eq!(message(&[Tensor::zeros(DType::I64, &[3, 2]), y(3)]), "input `x` wants element type float32, got int64");
+    }
+}

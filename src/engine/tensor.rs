@@ -1,0 +1,252 @@
+//! Owned values: tensors, and the sequences and maps that some operators produce.
+//!
+//! Invariant: a tensor is row-major and contiguous (`is_standard_layout`), so [`Tensor::view`] is free.
+
+use std::fmt;
+
+use half::{bf16, f16};
+use ndarray::{ArcArray, ArrayD, IxDyn};
+
+use super::dtype::{DType, Element, for_each_dtype, with_dtype};
+use super::view::{Slice, SliceMut, View, ViewMut};
+
+macro_rules! define_tensor {
+    ($($variant:ident: $t:ty),*) => {
+        /// An n-dimensional array of one element type. Cloning shares the elements.
+        #[derive(Clone, PartialEq)]
+        #[allow(missing_docs, reason = "the variants are named after the types they hold")]
+        pub enum Tensor { $($variant(ArcArray<$t, IxDyn>)),* }
+
+        /// Growable storage of one element type: a slot of a session, or the elements of a tensor under construction.
+        #[derive(Clone, Debug)]
+        #[allow(missing_docs, reason = "the variants are named after the types they hold")]
+        pub enum Buffer { $($variant(Vec<$t>)),* }
+
+        impl Tensor {
+            /// The element type.
+            pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
+            /// The shape; empty for a scalar.
+            pub fn shape(&self) -> &[usize] { match self { $(Self::$variant(a) => a.shape()),* } }
+            /// The number of elements.
+            pub fn len(&self) -> usize { match self { $(Self::$variant(a) => a.len()),* } }
+            /// The elements, type-erased.
+            pub fn data(&self) -> Slice<'_> {
+                match self { $(Self::$variant(a) => Slice::$variant(a.as_slice().expect("a tensor is contiguous"))),* }
+            }
+            /// The same elements under another shape; `None` if the number of elements differs.
+            pub fn reshape(&self, shape: &[usize]) -> Option<Self> {
+                match self { $(Self::$variant(a) => a.clone().into_shape_with_order(IxDyn(shape)).ok().map(Self::$variant)),* }
+            }
+        }
+
+        $(impl From<ArrayD<$t>> for Tensor {
+            fn from(array: ArrayD<$t>) -> Self {
+                let array = if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() };
+                Self::$variant(array.into_shared())
+            }
+        })*
+
+        impl Buffer {
+            /// An empty buffer of `dtype`.
+            pub fn new(dtype: DType) -> Self { match dtype { $(DType::$variant => Self::$variant(Vec::new())),* } }
+            /// The element type.
+            pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
+            /// The number of elements.
+            pub fn len(&self) -> usize { match self { $(Self::$variant(v) => v.len()),* } }
+            /// Makes room for at least `len` elements; never shrinks.
+            pub fn grow(&mut self, len: usize) {
+                match self { $(Self::$variant(v) => if v.len() < len { v.resize(len, Default::default()) }),* }
+            }
+            /// The first `len` elements. Panics if there are fewer.
+            pub fn slice(&self, len: usize) -> Slice<'_> { match self { $(Self::$variant(v) => Slice::$variant(&v[..len])),* } }
+            /// The first `len` elements, to be written. Panics if there are fewer.
+            pub fn slice_mut(&mut self, len: usize) -> SliceMut<'_> {
+                match self { $(Self::$variant(v) => SliceMut::$variant(&mut v[..len])),* }
+            }
+            /// A tensor that owns the elements; `None` if their number is not that of `shape`.
+            pub fn into_tensor(self, shape: &[usize]) -> Option<Tensor> {
+                match self { $(Self::$variant(v) => ArrayD::from_shape_vec(IxDyn(shape), v).ok().map(|a| Tensor::$variant(a.into_shared()))),* }
+            }
+        }
+
+        impl Slice<'_> {
+            /// A copy of the elements.
+            pub fn to_buffer(&self) -> Buffer { match self { $(Self::$variant(s) => Buffer::$variant(s.to_vec())),* } }
+        }
+    };
+}
+for_each_dtype!(define_tensor);
+
+impl Tensor {
+    /// A tensor of `shape` with `values` in row-major order; `None` if their number differs.
+    pub fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Option<Self> {
+        T::buffer(values).into_tensor(shape)
+    }
+
+    /// A tensor without dimensions.
+    pub fn scalar<T: Element>(value: T) -> Self {
+        Self::new(&[], vec![value]).expect("one element")
+    }
+
+    /// A one-dimensional tensor.
+    pub fn vector<T: Element>(values: Vec<T>) -> Self {
+        Self::new(&[values.len()], values).expect("as many elements as the dimension")
+    }
+
+    /// A tensor of zeros (`false`, empty strings).
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
+        with_dtype!(dtype, T => ArrayD::<T>::default(IxDyn(shape)).into())
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that the elements take; for strings without the text.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype().size()
+    }
+
+    /// The tensor as an operator reads it.
+    pub fn view(&self) -> View<'_> {
+        View::new(self.data(), self.shape())
+    }
+
+    /// The elements in row-major order; `None` if the tensor does not hold `T`.
+    pub fn slice<T: Element>(&self) -> Option<&[T]> {
+        T::slice(&self.data())
+    }
+
+    /// Rows `range` along the first dimension, copied.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> Self {
+        let mut shape = self.shape().to_vec();
+        let row: usize = shape[1..].iter().product();
+        shape[0] = range.len();
+        let slice = self.data().range(range.start * row..range.end * row);
+        slice.to_buffer().into_tensor(&shape).expect("as many elements as the rows have")
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        write!(f, "{}{:?} ", self.dtype(), self.shape())?;
+        let shown = self.data().range(0..self.len().min(SHOWN));
+        write!(f, "{shown:?}")?;
+        if self.len() > SHOWN { write!(f, "…") } else { Ok(()) }
+    }
+}
+
+impl Buffer {
+    /// The first elements as a tensor of `shape`, to be written.
+    pub fn view_mut<'a>(&'a mut self, shape: &'a [usize]) -> ViewMut<'a> {
+        let len = shape.iter().product();
+        ViewMut::new(self.slice_mut(len), shape)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype().size()
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::U8(Vec::new())
+    }
+}
+
+/// What flows along an edge of a graph.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// A tensor.
+    Tensor(Tensor),
+    /// An ordered list of values of one kind.
+    Sequence(Vec<Value>),
+    /// A map with integer or string keys; `keys` and `values` are vectors of equal length, in insertion order.
+    Map {
+        /// int64 or string keys.
+        keys: Tensor,
+        /// The value of each key.
+        values: Tensor,
+    },
+}
+
+impl Value {
+    /// The tensor, if it is one.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Tensor(t) => Some(t),
+            _ => None,
+        }
+    }
+}
+
+impl From<Tensor> for Value {
+    fn from(tensor: Tensor) -> Self {
+        Self::Tensor(tensor)
+    }
+}
+
+/// The kind of a [`Value`], known before anything runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A tensor of an element type.
+    Tensor(DType),
+    /// A sequence of one kind.
+    Sequence(Box<Kind>),
+    /// A map from keys (int64 or string) to numbers.
+    Map {
+        /// Type of the keys.
+        keys: DType,
+        /// Type of the values.
+        values: DType,
+    },
+}
+
+impl Kind {
+    /// The element type, if it is a tensor.
+    pub fn dtype(&self) -> Option<DType> {
+        match self {
+            Self::Tensor(dtype) => Some(*dtype),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tensor(dtype) => write!(f, "{dtype}"),
+            Self::Sequence(kind) => write!(f, "sequence of {kind}"),
+            Self::Map { keys, values } => write!(f, "map from {keys} to {values}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_is_row_major_whatever_it_is_made_of() {
+        let array = ArrayD::from_shape_vec(IxDyn(&[2, 3]), vec![1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let transposed: Tensor = array.reversed_axes().into();
+        assert_eq!(transposed.shape(), [3, 2]);
+        assert_eq!(transposed.slice::<f32>().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+
+    #[test]
+    fn rows_are_taken_along_the_first_dimension() {
+        let tensor = Tensor::new(&[3, 2], vec![1_i64, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!(tensor.rows(1..3), Tensor::new(&[2, 2], vec![3_i64, 4, 5, 6]).unwrap());
+        assert!(tensor.rows(1..1).is_empty());
+    }
+
+    #[test]
+    fn a_shape_with_another_number_of_elements_is_refused() {
+        assert!(Tensor::new(&[2, 2], vec![1_i64]).is_none());
+        assert!(Tensor::vector(vec![1_i64, 2]).reshape(&[3]).is_none());
+    }
+}

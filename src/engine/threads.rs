@@ -1,0 +1,87 @@
+//! How many threads one operator may use.
+//!
+//! Kernels never start threads. An operator that has enough work splits its output into disjoint parts and hands them to
+//! [`Threads::for_each`]; the split never changes the order of a reduction, so the bits are those of one thread.
+
+use std::fmt;
+
+use rayon::prelude::*;
+
+/// A pool of threads shared by the sessions that are given it.
+pub struct Threads {
+    pool: Option<rayon::ThreadPool>,
+    count: usize,
+}
+
+impl Threads {
+    /// Work runs on the calling thread alone.
+    pub fn single() -> Self {
+        Self { pool: None, count: 1 }
+    }
+
+    /// A pool of `count` threads; with one or none, as [`Threads::single`].
+    ///
+    /// # Errors
+    /// If the system cannot start the threads.
+    pub fn new(count: usize) -> Result<Self, std::io::Error> {
+        if count <= 1 {
+            return Ok(Self::single());
+        }
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("engine-{i}"));
+        let pool = builder.build().map_err(std::io::Error::other)?;
+        Ok(Self { pool: Some(pool), count })
+    }
+
+    /// How many parts may run at once.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Into how many parts work of `flops` floating-point operations is worth splitting.
+    ///
+    /// Waking a thread takes some 10 µs, in which one core does about a million operations: less work than a few times
+    /// that per part is faster alone.
+    pub fn parts(&self, flops: u64) -> usize {
+        const FLOPS_PER_PART: u64 = 4_000_000;
+        let worth = usize::try_from(flops / FLOPS_PER_PART).unwrap_or(usize::MAX);
+        worth.clamp(1, self.count)
+    }
+
+    /// Calls `work` with every item, side by side where there are threads for it.
+    pub fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Send + Sync) {
+        match &self.pool {
+            Some(pool) if items.len() > 1 => pool.install(|| items.into_par_iter().for_each(work)),
+            _ => items.into_iter().for_each(work),
+        }
+    }
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Threads({})", self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn every_item_is_worked_on_once() {
+        for count in [0, 1, 2] {
+            let sum = AtomicUsize::new(0);
+            Threads::new(count).unwrap().for_each((1..=100).collect(), |i: usize| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 5050);
+        }
+    }
+
+    #[test]
+    fn small_work_is_not_split() {
+        let threads = Threads::new(2).unwrap();
+        assert_eq!(threads.parts(100), 1);
+        assert_eq!(threads.parts(1 << 40), 2);
+    }
+}

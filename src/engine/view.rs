@@ -1,0 +1,161 @@
+//! Borrowed tensors: what an operator reads and writes.
+//!
+//! Invariant: the elements are row-major and contiguous, so a kernel may always take the slice.
+
+use half::{bf16, f16};
+use ndarray::{ArrayViewD, ArrayViewMutD, IxDyn};
+
+use super::dtype::{DType, Element, for_each_dtype};
+use super::op::OpError;
+
+macro_rules! define_slices {
+    ($($variant:ident: $t:ty),*) => {
+        /// A typed slice of any element type.
+        #[derive(Clone, Copy, Debug)]
+        #[allow(missing_docs, reason = "the variants are named after the types they hold")]
+        pub enum Slice<'a> { $($variant(&'a [$t])),* }
+
+        /// A mutable typed slice of any element type.
+        #[derive(Debug)]
+        #[allow(missing_docs, reason = "the variants are named after the types they hold")]
+        pub enum SliceMut<'a> { $($variant(&'a mut [$t])),* }
+
+        impl<'a> Slice<'a> {
+            /// The element type.
+            pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
+            /// The number of elements.
+            pub fn len(&self) -> usize { match self { $(Self::$variant(s) => s.len()),* } }
+            /// Whether there is no element.
+            pub fn is_empty(&self) -> bool { self.len() == 0 }
+            /// Elements `range` of the slice.
+            pub fn range(&self, range: std::ops::Range<usize>) -> Slice<'a> {
+                match self { $(Self::$variant(s) => Slice::$variant(&s[range])),* }
+            }
+        }
+
+        impl SliceMut<'_> {
+            /// The element type.
+            pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
+            /// The number of elements.
+            pub fn len(&self) -> usize { match self { $(Self::$variant(s) => s.len()),* } }
+            /// Whether there is no element.
+            pub fn is_empty(&self) -> bool { self.len() == 0 }
+            /// Copies `source` to the elements from `offset` on. Panics if the types differ or it does not fit.
+            pub fn copy_from(&mut self, offset: usize, source: &Slice<'_>) {
+                match (self, source) {
+                    $((Self::$variant(to), Slice::$variant(from)) => to[offset..offset + from.len()].clone_from_slice(from),)*
+                    (to, from) => panic!("copy of {} into {}", from.dtype(), to.dtype()),
+                }
+            }
+        }
+    };
+}
+for_each_dtype!(define_slices);
+
+/// A tensor that an operator reads.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    slice: Slice<'a>,
+    shape: &'a [usize],
+}
+
+impl<'a> View<'a> {
+    /// A view of `slice` as a tensor of `shape`.
+    ///
+    /// Panics if the number of elements differs: the callers are the plan and owned tensors, which keep them equal.
+    pub fn new(slice: Slice<'a>, shape: &'a [usize]) -> Self {
+        assert_eq!(slice.len(), shape.iter().product::<usize>(), "elements of a view of shape {shape:?}");
+        Self { slice, shape }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.slice.dtype()
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// The elements, type-erased.
+    pub fn data(&self) -> Slice<'a> {
+        self.slice
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.slice.is_empty()
+    }
+
+    /// The elements in row-major order.
+    ///
+    /// # Errors
+    /// [`OpError::Type`] if the tensor does not hold `T`.
+    pub fn slice<T: Element>(&self) -> Result<&'a [T], OpError> {
+        T::slice(&self.slice).ok_or_else(|| OpError::wrong_type(T::DTYPE, self.dtype()))
+    }
+
+    /// The tensor as an ndarray view.
+    ///
+    /// # Errors
+    /// [`OpError::Type`] if the tensor does not hold `T`.
+    pub fn array<T: Element>(&self) -> Result<ArrayViewD<'a, T>, OpError> {
+        let slice = self.slice::<T>()?;
+        Ok(ArrayViewD::from_shape(IxDyn(self.shape), slice).expect("a view is contiguous"))
+    }
+}
+
+/// A tensor that an operator writes: its type and shape were decided by [`Op::infer`](super::op::Op::infer).
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    slice: SliceMut<'a>,
+    shape: &'a [usize],
+}
+
+impl<'a> ViewMut<'a> {
+    /// A view of `slice` as a tensor of `shape`; panics if the number of elements differs.
+    pub fn new(slice: SliceMut<'a>, shape: &'a [usize]) -> Self {
+        assert_eq!(slice.len(), shape.iter().product::<usize>(), "elements of a view of shape {shape:?}");
+        Self { slice, shape }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.slice.dtype()
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// The elements, type-erased.
+    pub fn data(&mut self) -> &mut SliceMut<'a> {
+        &mut self.slice
+    }
+
+    /// The elements in row-major order.
+    ///
+    /// # Errors
+    /// [`OpError::Type`] if the tensor does not hold `T`.
+    pub fn slice<T: Element>(&mut self) -> Result<&mut [T], OpError> {
+        let found = self.slice.dtype();
+        T::slice_mut(&mut self.slice).ok_or_else(|| OpError::wrong_type(T::DTYPE, found))
+    }
+
+    /// The tensor as an ndarray view.
+    ///
+    /// # Errors
+    /// [`OpError::Type`] if the tensor does not hold `T`.
+    pub fn array<T: Element>(&mut self) -> Result<ArrayViewMutD<'_, T>, OpError> {
+        let shape = IxDyn(self.shape);
+        let slice = self.slice::<T>()?;
+        Ok(ArrayViewMutD::from_shape(shape, slice).expect("a view is contiguous"))
+    }
+}
