@@ -1,0 +1,1 @@
+BprogressionJ €ÒBdJ”B P;CäTsB‘I.C–P@CÿaC}JÈB
