@@ -1,0 +1,131 @@
+//! What is applied to a finished output tile while it is still in the cache: scale, bias, activation.
+
+use super::vector::math;
+
+/// `y = activation(alpha * x + bias)`, applied to each element of a product once its sum over `k` is complete.
+///
+/// With FMA `alpha * x + bias` is rounded once. The default leaves the product as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// Factor on the product.
+    pub alpha: f32,
+    /// Added after scaling.
+    pub bias: Bias<'a>,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+impl Default for Epilogue<'_> {
+    fn default() -> Self {
+        Epilogue {
+            alpha: 1.0,
+            bias: Bias::None,
+            activation: Activation::None,
+        }
+    }
+}
+
+/// A vector added to every row or to every column of the output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bias<'a> {
+    /// Nothing is added.
+    None,
+    /// One value per output column (length `n`): dense layers.
+    PerColumn(&'a [f32]),
+    /// One value per output row (length `m`): convolution channels.
+    PerRow(&'a [f32]),
+}
+
+impl<'a> Bias<'a> {
+    /// Panics unless the length fits an output of `m` rows and `n` columns.
+    pub(crate) fn check(&self, m: usize, n: usize) {
+        match self {
+            Bias::None => {}
+            Bias::PerColumn(values) => {
+                assert_eq!(values.len(), n, "bias per column: length against columns")
+            }
+            Bias::PerRow(values) => {
+                assert_eq!(values.len(), m, "bias per row: length against rows")
+            }
+        }
+    }
+
+    /// The bias of the tile that starts at `(row, column)` and has `rows` × `columns` elements.
+    #[inline]
+    pub(crate) fn tile(&self, row: usize, rows: usize, column: usize, columns: usize) -> Bias<'a> {
+        match self {
+            Bias::None => Bias::None,
+            Bias::PerColumn(values) => Bias::PerColumn(&values[column..column + columns]),
+            Bias::PerRow(values) => Bias::PerRow(&values[row..row + rows]),
+        }
+    }
+}
+
+/// An elementwise function that can follow a product. Errors are those of the functions in [`super::vector`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Activation {
+    /// The identity.
+    #[default]
+    None,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x` if `x >= 0`, else `alpha * x`.
+    LeakyRelu {
+        /// Slope for negative values.
+        alpha: f32,
+    },
+    /// `min(max(x, min), max)`.
+    Clip {
+        /// Lower bound.
+        min: f32,
+        /// Upper bound.
+        max: f32,
+    },
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// `x * sigmoid(x)`, also called Swish.
+    Silu,
+    /// `x * Φ(x)` with the normal distribution function Φ.
+    Gelu,
+    /// The tanh approximation of [`Activation::Gelu`].
+    GeluTanh,
+    /// `max(0, min(1, alpha * x + beta))`.
+    HardSigmoid {
+        /// Slope.
+        alpha: f32,
+        /// Offset.
+        beta: f32,
+    },
+    /// `x * max(0, min(1, x / 6 + 1 / 2))`.
+    HardSwish,
+}
+
+/// Applies the activation in place; inlined into feature-gated callers, so that each gets its own vector code.
+#[inline(always)]
+pub(crate) fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
+    match activation {
+        Activation::None => {}
+        Activation::Relu => math::map_in_place(x, math::relu),
+        Activation::LeakyRelu { alpha } => {
+            math::map_in_place(x, |v| if v < 0.0 { alpha * v } else { v })
+        }
+        Activation::Clip { min, max } => math::map_in_place(x, |v| math::clamp(v, min, max)),
+        Activation::Sigmoid => math::map_in_place(x, math::sigmoid::<FMA>),
+        Activation::Tanh => math::map_in_place(x, math::tanh::<FMA>),
+        Activation::Silu => math::map_in_place(x, math::silu::<FMA>),
+        Activation::Gelu => math::map_in_place(x, math::gelu::<FMA>),
+        Activation::GeluTanh => math::map_in_place(x, math::gelu_tanh::<FMA>),
+        Activation::HardSigmoid { alpha, beta } => {
+            math::map_in_place(x, |v| {
+                math::clamp(math::fma::<FMA>(alpha, v, beta), 0.0, 1.0)
+            });
+        }
+        Activation::HardSwish => {
+            math::map_in_place(x, |v| {
+                v * math::clamp(math::fma::<FMA>(v, 1.0 / 6.0, 0.5), 0.0, 1.0)
+            });
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Operands rearranged so that a tile reads them in the order it needs them.
+//!
+//! A right operand `b[k, n]` becomes column panels, each `[k][width]`, one after the other. A left operand `a[m, k]` becomes
+//! row panels, each `[k][rows]`. A block of `k` is a contiguous part of a panel.
+
+use std::ops::Range;
+
+use super::tile::{self, Shape};
+use crate::engine::kernels::isa::Isa;
+
+/// A constant right-hand matrix `b[k, n]`, packed once at load into column panels for one instruction set.
+#[derive(Clone, Debug)]
+pub struct PackedB {
+    isa: Isa,
+    k: usize,
+    n: usize,
+    panels: Vec<f32>,
+}
+
+impl PackedB {
+    /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
+    /// instruction set is available.
+    pub fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> PackedB {
+        isa.require();
+        assert_eq!(b.len(), k * n, "length of b against k * n");
+        let mut panels = Vec::new();
+        pack_b(tile::shape(isa), b, k, n, transposed, &mut panels);
+        PackedB { isa, k, n, panels }
+    }
+
+    /// Rows: the length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The instruction set it was packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Memory held by the panels, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.panels.as_slice())
+    }
+
+    /// Columns per panel: where column ranges given to [`super::gemm_packed_b_columns`] may start and end.
+    pub fn panel_width(&self) -> usize {
+        tile::shape(self.isa).width
+    }
+
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        Panels {
+            shape: tile::shape(self.isa),
+            k: self.k,
+            n: self.n,
+            data: &self.panels,
+        }
+    }
+}
+
+/// Column panels of a packed right operand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels<'a> {
+    pub shape: Shape,
+    pub k: usize,
+    pub n: usize,
+    pub data: &'a [f32],
+}
+
+impl<'a> Panels<'a> {
+    /// The part of the panel starting at `column` that holds the given steps of `k`, and its width.
+    #[inline]
+    pub(crate) fn panel(&self, column: usize, steps: Range<usize>) -> (&'a [f32], usize) {
+        let width = panel_width(self.shape, self.n - column);
+        let start = column * self.k;
+        (
+            &self.data[start + steps.start * width..start + steps.end * width],
+            width,
+        )
+    }
+}
+
+/// The stored width of a panel with this many columns left from its start.
+#[inline]
+pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
+    if 2 * columns_left <= shape.width {
+        shape.width / 2
+    } else {
+        shape.width
+    }
+}
+
+/// Packs `b` into `panels`, replacing what it held; columns beyond `n` are zero and never stored by a tile.
+pub(crate) fn pack_b(
+    shape: Shape,
+    b: &[f32],
+    k: usize,
+    n: usize,
+    transposed: bool,
+    panels: &mut Vec<f32>,
+) {
+    panels.clear();
+    let full = n / shape.width * shape.width;
+    let last = if full < n {
+        panel_width(shape, n - full)
+    } else {
+        0
+    };
+    panels.resize((full + last) * k, 0.0);
+    if k == 0 {
+        return;
+    }
+    for column in (0..n).step_by(shape.width) {
+        let width = panel_width(shape, n - column);
+        let columns = width.min(n - column);
+        let panel = &mut panels[column * k..][..width * k];
+        if transposed {
+            for j in 0..columns {
+                let source = &b[(column + j) * k..][..k];
+                for (row, value) in panel.chunks_exact_mut(width).zip(source) {
+                    row[j] = *value;
+                }
+            }
+        } else {
+            for (row, source) in panel.chunks_exact_mut(width).zip(b.chunks_exact(n)) {
+                row[..columns].copy_from_slice(&source[column..column + columns]);
+            }
+        }
+    }
+}
+
+/// A constant left-hand matrix `a[m, k]`, packed once into row panels for one instruction set: convolution weights.
+#[derive(Clone, Debug)]
+pub struct PackedA {
+    isa: Isa,
+    m: usize,
+    k: usize,
+    panels: Vec<f32>,
+}
+
+impl PackedA {
+    /// Packs `a`, which is `[m, k]` row-major, or `[k, m]` if `transposed`. Panics unless `a.len() == m * k` and the
+    /// instruction set is available.
+    pub fn pack(isa: Isa, a: &[f32], m: usize, k: usize, transposed: bool) -> PackedA {
+        isa.require();
+        assert_eq!(a.len(), m * k, "length of a against m * k");
+        let height = tile::shape(isa).rows;
+        let mut panels = vec![0.0; m * k];
+        for row in (0..m).step_by(height) {
+            let rows = height.min(m - row);
+            let source = if transposed {
+                Left::transposed(a, m)
+            } else {
+                Left::rows(a, k)
+            };
+            source.pack(row..row + rows, 0..k, &mut panels[row * k..][..rows * k]);
+        }
+        PackedA { isa, m, k, panels }
+    }
+
+    /// Rows.
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    /// Columns: the length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The instruction set it was packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Memory held by the panels, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.panels.as_slice())
+    }
+
+    /// The part of the panel starting at `row` (a multiple of the tile height) that holds the given steps of `k`, and its
+    /// number of rows.
+    #[inline]
+    pub(crate) fn panel(&self, row: usize, steps: Range<usize>) -> (&[f32], usize) {
+        let rows = tile::shape(self.isa).rows.min(self.m - row);
+        let start = row * self.k;
+        (
+            &self.panels[start + steps.start * rows..start + steps.end * rows],
+            rows,
+        )
+    }
+}
+
+/// A left operand that is not packed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    data: &'a [f32],
+    /// Distance from row to row.
+    row_stride: usize,
+    /// Distance from one step of `k` to the next.
+    step_stride: usize,
+}
+
+impl<'a> Left<'a> {
+    /// Row-major with the given distance from row to row.
+    pub(crate) fn rows(data: &'a [f32], lda: usize) -> Left<'a> {
+        Left {
+            data,
+            row_stride: lda,
+            step_stride: 1,
+        }
+    }
+
+    /// Column-major: `[k, m]` with rows of length `m`.
+    pub(crate) fn transposed(data: &'a [f32], m: usize) -> Left<'a> {
+        Left {
+            data,
+            row_stride: 1,
+            step_stride: m,
+        }
+    }
+
+    /// Whether a tile can read it in place, and if so with which distance from row to row.
+    pub(crate) fn in_place(&self) -> Option<usize> {
+        (self.step_stride == 1).then_some(self.row_stride)
+    }
+
+    /// The elements from `(row, step)` on.
+    #[inline]
+    pub(crate) fn from(&self, row: usize, step: usize) -> &'a [f32] {
+        &self.data[row * self.row_stride + step * self.step_stride..]
+    }
+
+    /// Writes the block `rows × steps` as `[steps][rows]`.
+    pub(crate) fn pack(&self, rows: Range<usize>, steps: Range<usize>, panel: &mut [f32]) {
+        if steps.is_empty() {
+            return;
+        }
+        let height = rows.len();
+        for (i, row) in rows.enumerate() {
+            let source = self.from(row, steps.start).iter().step_by(self.step_stride);
+            for (step, value) in panel.chunks_exact_mut(height).zip(source) {
+                step[i] = *value;
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The tile: the innermost piece of every product, a few rows times one column panel, in registers.
+//!
+//! A tile computes `c = finish(c0 + a · b)` for `rows × columns` elements, each as one chain of multiply-adds over ascending
+//! `k`. Splitting `k` over several calls stores and reloads the partial sum, which is exact, so neither the blocking nor the
+//! tile height changes a bit of the result.
+
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::vector::math;
+
+/// How the left operand of a tile lies in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rows {
+    /// `a[k][rows]`: for each step of `k` the values of all rows, contiguous.
+    Packed,
+    /// `a[rows][..]` with this distance from row to row.
+    Strided(usize),
+}
+
+/// One tile to compute.
+#[derive(Debug)]
+pub(crate) struct Tile<'a> {
+    /// Left operand.
+    pub a: &'a [f32],
+    /// Layout of `a`.
+    pub a_rows: Rows,
+    /// Right operand: row `k` starts at `k * b_stride` and has at least `width` elements.
+    pub b: &'a [f32],
+    /// Distance from row to row of `b`.
+    pub b_stride: usize,
+    /// Register width of the panel: [`Shape::width`] or half of it.
+    pub width: usize,
+    /// Steps of the sum.
+    pub k: usize,
+    /// Output rows, 1 to [`Shape::rows`].
+    pub rows: usize,
+    /// Output columns that are stored, 1 to `width`.
+    pub columns: usize,
+    /// Output; row `i` starts at `i * ldc`.
+    pub c: &'a mut [f32],
+    /// Distance from row to row of `c`.
+    pub ldc: usize,
+    /// Whether the sum starts from zero rather than from what `c` holds.
+    pub first: bool,
+    /// What to apply once the sum is complete; the bias is already cut to the tile.
+    pub finish: Option<Epilogue<'a>>,
+}
+
+/// The register tile of an instruction set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Greatest number of rows.
+    pub rows: usize,
+    /// Columns of a full panel; a last panel with at most half as many columns left is stored at half width.
+    pub width: usize,
+}
+
+/// The greatest [`Shape::rows`] and [`Shape::width`] of all instruction sets, for buffers on the stack.
+pub(crate) const ROWS_MAX: usize = 12;
+/// See [`ROWS_MAX`].
+pub(crate) const WIDTH_MAX: usize = 32;
+
+/// The tile that fills the registers of the instruction set.
+pub(crate) const fn shape(isa: Isa) -> Shape {
+    match isa {
+        // 16 registers of 4: 8 accumulators, 2 of b, the rest for products.
+        Isa::Scalar => Shape { rows: 4, width: 8 },
+        // 16 registers of 8: 12 accumulators, 2 of b, one broadcast of a.
+        Isa::Avx2 => Shape { rows: 6, width: 16 },
+        // 32 registers of 16: 24 accumulators, 2 of b; a is broadcast from memory.
+        Isa::Avx512 => Shape {
+            rows: 12,
+            width: 32,
+        },
+    }
+}
+
+impl Tile<'_> {
+    /// Panics unless every element the tile touches lies within its slices. Each implementation relies on this.
+    #[inline]
+    fn check(&self, shape: Shape) {
+        assert!(self.rows >= 1 && self.rows <= shape.rows);
+        assert!(self.width == shape.width || 2 * self.width == shape.width);
+        assert!(self.columns >= 1 && self.columns <= self.width);
+        assert!(self.c.len() >= (self.rows - 1) * self.ldc + self.columns);
+        if self.k > 0 {
+            assert!(self.b.len() >= (self.k - 1) * self.b_stride + self.width);
+            match self.a_rows {
+                Rows::Packed => assert!(self.a.len() >= self.k * self.rows),
+                Rows::Strided(lda) => assert!(self.a.len() >= (self.rows - 1) * lda + self.k),
+            }
+        }
+    }
+}
+
+/// Computes one tile.
+#[inline]
+pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
+    tile.check(shape(isa));
+    match isa {
+        Isa::Scalar => scalar(tile),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            isa.require();
+            // SAFETY: `require` has shown that this machine has the features `avx2` is compiled for.
+            unsafe { avx2(tile) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => {
+            isa.require();
+            // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
+            // every element of the tile lies within its slices.
+            unsafe { super::avx512::tile(tile) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => {
+            isa.require();
+            scalar(tile)
+        }
+    }
+}
+
+fn scalar(tile: &mut Tile<'_>) {
+    match (tile.width, tile.rows) {
+        (8, 1) => portable::<false, 1, 8>(tile),
+        (8, 2) => portable::<false, 2, 8>(tile),
+        (8, 3) => portable::<false, 3, 8>(tile),
+        (8, _) => portable::<false, 4, 8>(tile),
+        (_, 1) => portable::<false, 1, 4>(tile),
+        (_, 2) => portable::<false, 2, 4>(tile),
+        (_, 3) => portable::<false, 3, 4>(tile),
+        (_, _) => portable::<false, 4, 4>(tile),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2(tile: &mut Tile<'_>) {
+    match (tile.width, tile.rows) {
+        (16, 1) => portable::<true, 1, 16>(tile),
+        (16, 2) => portable::<true, 2, 16>(tile),
+        (16, 3) => portable::<true, 3, 16>(tile),
+        (16, 4) => portable::<true, 4, 16>(tile),
+        (16, 5) => portable::<true, 5, 16>(tile),
+        (16, _) => portable::<true, 6, 16>(tile),
+        (_, 1) => portable::<true, 1, 8>(tile),
+        (_, 2) => portable::<true, 2, 8>(tile),
+        (_, 3) => portable::<true, 3, 8>(tile),
+        (_, 4) => portable::<true, 4, 8>(tile),
+        (_, 5) => portable::<true, 5, 8>(tile),
+        (_, _) => portable::<true, 6, 8>(tile),
+    }
+}
+
+/// The tile in plain Rust: the arrays of accumulators become registers.
+#[inline(always)]
+fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>) {
+    let mut acc = [[0.0f32; W]; R];
+    if !tile.first {
+        for i in 0..R {
+            acc[i][..tile.columns].copy_from_slice(&tile.c[i * tile.ldc..][..tile.columns]);
+        }
+    }
+    // With k = 0 there is no row of b; a stride of 0 is not a chunk length.
+    let b_rows = tile.b.chunks(tile.b_stride.max(1)).take(tile.k);
+    match tile.a_rows {
+        Rows::Packed => {
+            for (b, a) in b_rows.zip(tile.a.as_chunks::<R>().0) {
+                accumulate::<FMA, R, W>(&mut acc, *a, b);
+            }
+        }
+        Rows::Strided(lda) => {
+            let a: [&[f32]; R] = std::array::from_fn(|i| &tile.a[i * lda..][..tile.k]);
+            for (step, b) in b_rows.enumerate() {
+                accumulate::<FMA, R, W>(&mut acc, std::array::from_fn(|i| a[i][step]), b);
+            }
+        }
+    }
+    for i in 0..R {
+        let row = &mut tile.c[i * tile.ldc..][..tile.columns];
+        if let Some(finish) = &tile.finish {
+            scale_and_bias::<FMA, W>(&mut acc[i], finish, i);
+        }
+        row.copy_from_slice(&acc[i][..tile.columns]);
+        if let Some(finish) = &tile.finish
+            && finish.activation != Activation::None
+        {
+            activate::<FMA>(finish.activation, row);
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate<const FMA: bool, const R: usize, const W: usize>(
+    acc: &mut [[f32; W]; R],
+    a: [f32; R],
+    b: &[f32],
+) {
+    let b: &[f32; W] = b
+        .first_chunk()
+        .expect("checked: a row of b has at least the panel's width");
+    for i in 0..R {
+        for j in 0..W {
+            acc[i][j] = math::fma::<FMA>(a[i], b[j], acc[i][j]);
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_and_bias<const FMA: bool, const W: usize>(
+    acc: &mut [f32; W],
+    finish: &Epilogue<'_>,
+    row: usize,
+) {
+    match finish.bias {
+        Bias::None => acc.iter_mut().for_each(|v| *v *= finish.alpha),
+        Bias::PerColumn(bias) => {
+            acc.iter_mut()
+                .zip(bias)
+                .for_each(|(v, bias)| *v = math::fma::<FMA>(finish.alpha, *v, *bias));
+        }
+        Bias::PerRow(bias) => acc
+            .iter_mut()
+            .for_each(|v| *v = math::fma::<FMA>(finish.alpha, *v, bias[row])),
+    }
+}

@@ -1,0 +1,26 @@
+//! The arithmetic: matrix product, convolution and elementwise maths on plain slices.
+//!
+//! Everything here is a safe function over slices that checks lengths and picks an instruction set ([`isa::Isa`]) at run
+//! time. Kernels know nothing of tensors, graphs or threads: they work on one piece, and the caller splits the work.
+//!
+//! Two promises hold for every kernel at a fixed instruction set:
+//!
+//! - **Batch invariance, to the bit.** An output element depends only on its own row (or sample) and on the constants. It is
+//!   one chain of multiply-adds over ascending `k`, whatever the number of rows, their position or the split of the work.
+//! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
+//!
+//! This is the only folder of the crate that may contain `unsafe`, and only for two things: loads and stores through
+//! pointers in the AVX-512 tile, and calls into code compiled for instructions that were detected beforehand.
+#![allow(
+    unsafe_code,
+    reason = "vector loads and calls into feature-gated code; each block states why it is sound"
+)]
+
+// pub mod conv;
+pub mod epilogue;
+pub mod gemm;
+pub mod isa;
+pub mod vector;
+
+#[cfg(test)]
+mod tests;
