@@ -16,7 +16,7 @@
     reason = "vector loads and calls into feature-gated code; each block states why it is sound"
 )]
 
-// pub mod conv;
+pub mod conv;
 pub mod epilogue;
 pub mod gemm;
 pub mod isa;
