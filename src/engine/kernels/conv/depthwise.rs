@@ -6,13 +6,7 @@ use crate::engine::kernels::epilogue::{Activation, Bias, activate};
 use crate::engine::kernels::isa::{Isa, instantiate};
 use crate::engine::kernels::vector::math::{self, LANES};
 
-pub(super) fn run(
-    job: &Job<'_>,
-    weights: &[f32],
-    x: &[f32],
-    y: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
+pub(super) fn run(job: &Job<'_>, weights: &[f32], x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
     let shape = job.shape;
     let layout = Layout::new(shape);
     let taps = shape.kernel_h * shape.kernel_w;
@@ -40,13 +34,7 @@ pub(super) fn run(
                 Bias::PerRow(bias) => Some(bias[channel]),
                 _ => None,
             };
-            let plane = Plane {
-                shape,
-                layout: &layout,
-                image,
-                bias,
-                activation: job.epilogue.activation,
-            };
+            let plane = Plane { shape, layout: &layout, image, bias, activation: job.epilogue.activation };
             convolve(job.isa, &plane, &weights[channel * taps..][..taps], output);
         }
     }
@@ -75,9 +63,8 @@ fn convolve_body<const FMA: bool>(plane: &Plane<'_>, weights: &[f32], output: &m
             for ky in 0..shape.kernel_h {
                 for kx in 0..shape.kernel_w {
                     let weight = weights[ky * shape.kernel_w + kx];
-                    let values: &[f32; LANES] = origin[plane.layout.tap(shape, ky, kx)..]
-                        .first_chunk()
-                        .expect("the image has slack behind it");
+                    let values: &[f32; LANES] =
+                        origin[plane.layout.tap(shape, ky, kx)..].first_chunk().expect("the image has slack behind it");
                     for i in 0..LANES {
                         sums[i] = math::fma::<FMA>(weight, values[i], sums[i]);
                     }

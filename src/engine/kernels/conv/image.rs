@@ -26,12 +26,9 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(shape: &ConvShape) -> Layout {
-        let height =
-            (shape.h_out - 1) * shape.stride_h + (shape.kernel_h.max(1) - 1) * shape.dilation_h + 1;
-        let width =
-            (shape.w_out - 1) * shape.stride_w + (shape.kernel_w.max(1) - 1) * shape.dilation_w + 1;
-        let padded =
-            shape.pad_top > 0 || shape.pad_left > 0 || height > shape.h_in || width > shape.w_in;
+        let height = (shape.h_out - 1) * shape.stride_h + (shape.kernel_h.max(1) - 1) * shape.dilation_h + 1;
+        let width = (shape.w_out - 1) * shape.stride_w + (shape.kernel_w.max(1) - 1) * shape.dilation_w + 1;
+        let padded = shape.pad_top > 0 || shape.pad_left > 0 || height > shape.h_in || width > shape.w_in;
         if !padded && shape.stride_w == 1 {
             return Layout {
                 rows: shape.h_in,
@@ -45,29 +42,12 @@ impl Layout {
             };
         }
         // A kernel of one row (column) meets only every stride-th row (column): the others are not copied.
-        let row_pitch = if shape.kernel_h == 1 {
-            shape.stride_h
-        } else {
-            1
-        };
+        let row_pitch = if shape.kernel_h == 1 { shape.stride_h } else { 1 };
         let rows = height.div_ceil(row_pitch);
-        let phases = if shape.kernel_w == 1 {
-            1
-        } else {
-            shape.stride_w
-        };
+        let phases = if shape.kernel_w == 1 { 1 } else { shape.stride_w };
         let phase = width.div_ceil(shape.stride_w);
         let row = phases * phase;
-        Layout {
-            rows,
-            row,
-            phase,
-            phases,
-            row_pitch,
-            plane: rows * row,
-            output_row: shape.stride_h / row_pitch * row,
-            copies: true,
-        }
+        Layout { rows, row, phase, phases, row_pitch, plane: rows * row, output_row: shape.stride_h / row_pitch * row, copies: true }
     }
 
     /// Offset of a kernel tap from the output pixel's place.

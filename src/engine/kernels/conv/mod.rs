@@ -72,18 +72,9 @@ impl ConvShape {
 
     fn check(&self) {
         assert!(self.groups >= 1, "a convolution has at least one group");
-        assert!(
-            self.c_in.is_multiple_of(self.groups) && self.c_out.is_multiple_of(self.groups),
-            "groups divide the channels"
-        );
-        assert!(
-            self.stride_h >= 1 && self.stride_w >= 1,
-            "strides are at least 1"
-        );
-        assert!(
-            self.dilation_h >= 1 && self.dilation_w >= 1,
-            "dilations are at least 1"
-        );
+        assert!(self.c_in.is_multiple_of(self.groups) && self.c_out.is_multiple_of(self.groups), "groups divide the channels");
+        assert!(self.stride_h >= 1 && self.stride_w >= 1, "strides are at least 1");
+        assert!(self.dilation_h >= 1 && self.dilation_w >= 1, "dilations are at least 1");
     }
 }
 
@@ -120,34 +111,16 @@ impl PackedConv {
     ) -> PackedConv {
         isa.require();
         let k = c_in_per_group * kernel_h * kernel_w;
-        assert!(
-            groups >= 1 && c_out.is_multiple_of(groups),
-            "groups divide the output channels"
-        );
+        assert!(groups >= 1 && c_out.is_multiple_of(groups), "groups divide the output channels");
         assert_eq!(weights.len(), c_out * k, "length of the weights");
         let rows = c_out / groups;
         let weights = if c_in_per_group == 1 && groups > 1 {
             Weights::Depthwise(weights.to_vec())
         } else {
-            let group = |index: usize| {
-                PackedA::pack(
-                    isa,
-                    &weights[index * rows * k..][..rows * k],
-                    rows,
-                    k,
-                    false,
-                )
-            };
+            let group = |index: usize| PackedA::pack(isa, &weights[index * rows * k..][..rows * k], rows, k, false);
             Weights::Groups((0..groups).map(group).collect())
         };
-        PackedConv {
-            isa,
-            c_out,
-            c_in_per_group,
-            kernel: (kernel_h, kernel_w),
-            groups,
-            weights,
-        }
+        PackedConv { isa, c_out, c_in_per_group, kernel: (kernel_h, kernel_w), groups, weights }
     }
 
     /// The instruction set it was packed for.
@@ -165,11 +138,7 @@ impl PackedConv {
 
     /// Ranges given to [`conv2d_channels`] start at multiples of this: a tile's height, or a group's output channels.
     pub fn channel_step(&self) -> usize {
-        if self.groups == 1 {
-            tile::shape(self.isa).rows
-        } else {
-            (self.c_out / self.groups).max(1)
-        }
+        if self.groups == 1 { tile::shape(self.isa).rows } else { (self.c_out / self.groups).max(1) }
     }
 }
 
@@ -178,7 +147,6 @@ impl PackedConv {
 /// The bits of a sample's output depend on that sample and the constants alone. `scratch` grows as needed and can be reused.
 /// To split the work give each thread some samples, or some channels through [`conv2d_channels`]. Panics if a length does
 /// not fit the shape, or the shape does not fit the weights.
-#[expect(clippy::too_many_arguments, reason = "the operands of a convolution")]
 pub fn conv2d(
     shape: &ConvShape,
     w: &PackedConv,
@@ -206,51 +174,20 @@ pub fn conv2d_channels(
 ) {
     shape.check();
     assert_eq!(shape.c_out, w.c_out, "output channels against the weights");
-    assert_eq!(
-        shape.c_in,
-        w.c_in_per_group * w.groups,
-        "input channels against the weights"
-    );
-    assert_eq!(
-        (shape.kernel_h, shape.kernel_w, shape.groups),
-        (w.kernel.0, w.kernel.1, w.groups),
-        "kernel against the weights"
-    );
+    assert_eq!(shape.c_in, w.c_in_per_group * w.groups, "input channels against the weights");
+    assert_eq!((shape.kernel_h, shape.kernel_w, shape.groups), (w.kernel.0, w.kernel.1, w.groups), "kernel against the weights");
     assert_eq!(x.len(), shape.input_len(), "length of the input");
-    assert!(
-        channels.start <= channels.end && channels.end <= shape.c_out,
-        "channel range {channels:?} of {}",
-        shape.c_out
-    );
+    assert!(channels.start <= channels.end && channels.end <= shape.c_out, "channel range {channels:?} of {}", shape.c_out);
     let step = w.channel_step();
-    assert!(
-        channels.start.is_multiple_of(step),
-        "channel range starts inside a tile or group"
-    );
-    assert!(
-        channels.end.is_multiple_of(step) || channels.end == shape.c_out,
-        "channel range ends inside a tile or group"
-    );
-    assert_eq!(
-        y.len(),
-        shape.n * channels.len() * shape.pixels(),
-        "length of the output"
-    );
+    assert!(channels.start.is_multiple_of(step), "channel range starts inside a tile or group");
+    assert!(channels.end.is_multiple_of(step) || channels.end == shape.c_out, "channel range ends inside a tile or group");
+    assert_eq!(y.len(), shape.n * channels.len() * shape.pixels(), "length of the output");
     let bias = bias.map_or(Bias::None, Bias::PerRow);
     bias.check(shape.c_out, 0);
     if y.is_empty() {
         return;
     }
-    let job = Job {
-        shape,
-        isa: w.isa,
-        epilogue: Epilogue {
-            alpha: 1.0,
-            bias,
-            activation,
-        },
-        channels,
-    };
+    let job = Job { shape, isa: w.isa, epilogue: Epilogue { alpha: 1.0, bias, activation }, channels };
     match &w.weights {
         Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
         Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),

@@ -21,60 +21,29 @@ const COLUMNS_PER_RUN: usize = 1024;
 /// Elements moved by one copy of [`gather`]: one 512-bit or two 256-bit registers.
 const COPY: usize = 16;
 
-pub(super) fn run(
-    job: &Job<'_>,
-    groups: &[PackedA],
-    x: &[f32],
-    y: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
+pub(super) fn run(job: &Job<'_>, groups: &[PackedA], x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
     let shape = job.shape;
     let layout = Layout::new(shape);
     let pixels = shape.pixels();
     let samples = COLUMNS_PER_RUN.div_ceil(pixels).min(shape.n);
     let channels_in = group_channels(shape, &job.channels);
     let sample_in = shape.c_in * shape.h_in * shape.w_in;
-    let image_len = if layout.copies {
-        samples * channels_in.len() * layout.plane
-    } else {
-        0
-    };
-    let panels_len = COLUMN_BLOCK.min((samples * pixels).next_multiple_of(WIDTH_MAX))
-        * groups[0].k().min(K_BLOCK)
-        + COPY;
+    let image_len = if layout.copies { samples * channels_in.len() * layout.plane } else { 0 };
+    let panels_len = COLUMN_BLOCK.min((samples * pixels).next_multiple_of(WIDTH_MAX)) * groups[0].k().min(K_BLOCK) + COPY;
     scratch.resize(scratch.len().max(image_len + panels_len), 0.0);
     let (image, panels) = scratch.split_at_mut(image_len);
     let stored = channels_in.len() * layout.plane;
-    for (index, y) in y
-        .chunks_mut(samples * job.channels.len() * pixels)
-        .enumerate()
-    {
+    for (index, y) in y.chunks_mut(samples * job.channels.len() * pixels).enumerate() {
         let count = y.len() / (job.channels.len() * pixels);
         let x = &x[index * samples * sample_in..][..count * sample_in];
         let source = if layout.copies {
-            for (at, channel) in (0..count * channels_in.len())
-                .map(|at| (at, at % channels_in.len() + channels_in.start))
-            {
+            for (at, channel) in (0..count * channels_in.len()).map(|at| (at, at % channels_in.len() + channels_in.start)) {
                 let from = at / channels_in.len() * sample_in + channel * shape.h_in * shape.w_in;
-                layout.copy(
-                    shape,
-                    &x[from..][..shape.h_in * shape.w_in],
-                    &mut image[at * layout.plane..],
-                );
+                layout.copy(shape, &x[from..][..shape.h_in * shape.w_in], &mut image[at * layout.plane..]);
             }
-            Source {
-                data: image,
-                sample: stored,
-                first_channel: channels_in.start,
-                layout,
-            }
+            Source { data: image, sample: stored, first_channel: channels_in.start, layout }
         } else {
-            Source {
-                data: x,
-                sample: sample_in,
-                first_channel: 0,
-                layout,
-            }
+            Source { data: x, sample: sample_in, first_channel: 0, layout }
         };
         run_samples(job, groups, &source, count, y, panels);
     }
@@ -96,14 +65,7 @@ struct Source<'a> {
     layout: Layout,
 }
 
-fn run_samples(
-    job: &Job<'_>,
-    groups: &[PackedA],
-    source: &Source<'_>,
-    samples: usize,
-    y: &mut [f32],
-    panels: &mut [f32],
-) {
+fn run_samples(job: &Job<'_>, groups: &[PackedA], source: &Source<'_>, samples: usize, y: &mut [f32], panels: &mut [f32]) {
     let shape = job.shape;
     let per_group = shape.c_out / shape.groups;
     let columns = samples * shape.pixels();
@@ -124,10 +86,7 @@ fn run_samples(
             group,
             rows: rows.start - first..rows.end - first,
             output: rows.start - job.channels.start,
-            epilogue: Epilogue {
-                bias,
-                ..job.epilogue
-            },
+            epilogue: Epilogue { bias, ..job.epilogue },
         };
         for column in (0..columns).step_by(COLUMN_BLOCK) {
             product.run(column..columns.min(column + COLUMN_BLOCK), y, panels);
@@ -165,8 +124,7 @@ impl Product<'_> {
                     let mut tile = Tile {
                         a,
                         a_rows: Rows::Packed,
-                        b: &panels[(column - columns.start) * steps.len()..]
-                            [..shape.width * steps.len()],
+                        b: &panels[(column - columns.start) * steps.len()..][..shape.width * steps.len()],
                         b_stride: shape.width,
                         width: shape.width,
                         k: steps.len(),
@@ -175,10 +133,7 @@ impl Product<'_> {
                         c: &mut [],
                         ldc: 0,
                         first: step == 0,
-                        finish: (steps.end == k).then(|| Epilogue {
-                            bias: self.epilogue.bias.tile(row, rows, 0, 0),
-                            ..self.epilogue
-                        }),
+                        finish: (steps.end == k).then(|| Epilogue { bias: self.epilogue.bias.tile(row, rows, 0, 0), ..self.epilogue }),
                     };
                     self.store(&mut tile, self.output + row - self.rows.start, column, y);
                 }
@@ -198,29 +153,17 @@ impl Product<'_> {
             return;
         }
         let mut buffer = [0.0f32; ROWS_MAX * WIDTH_MAX];
-        let spans = || Spans {
-            pixels,
-            next: column,
-            end: column + tile.columns,
-        };
-        let place = |row: usize, at: usize| {
-            at / pixels * sample_len + (channel + row) * pixels + at % pixels
-        };
+        let spans = || Spans { pixels, next: column, end: column + tile.columns };
+        let place = |row: usize, at: usize| at / pixels * sample_len + (channel + row) * pixels + at % pixels;
         if !tile.first {
             for row in 0..tile.rows {
                 for span in spans() {
                     let held = &y[place(row, span.start)..][..span.len()];
-                    buffer[row * WIDTH_MAX + span.start - column..][..span.len()]
-                        .copy_from_slice(held);
+                    buffer[row * WIDTH_MAX + span.start - column..][..span.len()].copy_from_slice(held);
                 }
             }
         }
-        let mut buffered = Tile {
-            c: &mut buffer,
-            ldc: WIDTH_MAX,
-            finish: tile.finish,
-            ..*tile
-        };
+        let mut buffered = Tile { c: &mut buffer, ldc: WIDTH_MAX, finish: tile.finish, ..*tile };
         tile::run(self.job.isa, &mut buffered);
         for row in 0..tile.rows {
             for span in spans() {
@@ -231,23 +174,11 @@ impl Product<'_> {
     }
 
     /// Fills the panels of a block of columns for some steps of `k`.
-    fn gather_block(
-        &self,
-        shape: Shape,
-        columns: Range<usize>,
-        steps: Range<usize>,
-        panels: &mut [f32],
-    ) {
+    fn gather_block(&self, shape: Shape, columns: Range<usize>, steps: Range<usize>, panels: &mut [f32]) {
         for column in columns.clone().step_by(shape.width) {
             let mut copies = [Copy::default(); WIDTH_MAX];
-            let count =
-                self.plan_copies(column..columns.end.min(column + shape.width), &mut copies);
-            let taps = Taps {
-                source: self.source,
-                shape: self.job.shape,
-                group: self.group,
-                steps: steps.clone(),
-            };
+            let count = self.plan_copies(column..columns.end.min(column + shape.width), &mut copies);
+            let taps = Taps { source: self.source, shape: self.job.shape, group: self.group, steps: steps.clone() };
             let panel = &mut panels[(column - columns.start) * steps.len()..];
             gather(self.job.isa, &taps, &copies[..count], shape.width, panel);
         }
@@ -277,11 +208,7 @@ impl Product<'_> {
             let mut moved = column - start - to - len;
             while len > 0 {
                 let piece = len.min(COPY);
-                copies[count] = Copy {
-                    from: from + moved,
-                    to: to + moved,
-                    len: piece,
-                };
+                copies[count] = Copy { from: from + moved, to: to + moved, len: piece };
                 count += 1;
                 moved += piece;
                 len -= piece;
@@ -346,10 +273,7 @@ fn gather_body<const FMA: bool>(taps: &Taps<'_>, copies: &[Copy], width: usize, 
         let image = &taps.source.data[plane + layout.tap(shape, ky, kx)..];
         for copy in copies {
             // Always a full register: what is too much is overwritten by the next copy, in this row or the next.
-            match (
-                image[copy.from..].first_chunk::<COPY>(),
-                rows[copy.to..].first_chunk_mut::<COPY>(),
-            ) {
+            match (image[copy.from..].first_chunk::<COPY>(), rows[copy.to..].first_chunk_mut::<COPY>()) {
                 (Some(from), Some(to)) => *to = *from,
                 _ => rows[copy.to..][..copy.len].copy_from_slice(&image[copy.from..][..copy.len]),
             }
