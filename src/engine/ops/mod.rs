@@ -25,7 +25,23 @@ mod window;
 #[cfg(test)]
 pub(crate) mod testing;
 
-families![identity, constant, activation, arithmetic, reshape, layout, matmul, gemm, conv, pool, softmax, cast, normalization];
+families![
+    identity,
+    constant,
+    activation,
+    arithmetic,
+    reshape,
+    layout,
+    matmul,
+    gemm,
+    conv,
+    pool,
+    softmax,
+    cast,
+    normalization,
+    ml,
+    ml_labels
+];
 
 /// Every row of the operator table.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {
