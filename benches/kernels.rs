@@ -197,8 +197,8 @@ mod x86 {
             }
             black_box(sums);
         }
-        // SAFETY: called only if `Isa::Avx512` was chosen, which every kernel called afterwards requires too; detected here.
         assert!(is_x86_feature_detected!("avx512f"));
+        // SAFETY: the assertion above.
         unsafe { run(rounds) }
     }
 
