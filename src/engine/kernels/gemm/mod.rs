@@ -1,6 +1,6 @@
 //! Matrix product `c[m, n] = epilogue(a[m, k] · b[k, n])` in `f32`.
 //!
-//! Blocking, from the inside out: a tile of registers ([`tile`]); a stack buffer with the packed rows of one tile, which stays
+//! Blocking, from the inside out: a tile of registers (`tile`); a stack buffer with the packed rows of one tile, which stays
 //! in the first-level cache while all panels of a block of `b` pass by; a block of `b` that stays in the second-level cache
 //! while all rows pass by.
 //!
