@@ -10,7 +10,7 @@ use ndserve::engine::kernels::conv::{ConvShape, PackedConv, conv2d};
 use ndserve::engine::kernels::epilogue::{Activation, Epilogue};
 use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
 use ndserve::engine::kernels::isa::Isa;
-use ndserve::engine::kernels::vector;
+use ndserve::engine::kernels::vector::{self, Binary, Operand};
 
 fn main() {
     // `cargo bench` passes `--bench`; any other argument is the instruction set.
@@ -152,6 +152,9 @@ fn functions() -> Vec<(&'static str, Function)> {
         ("tanh", vector::tanh),
         ("gelu", vector::gelu),
         ("softmax_row", vector::softmax_row),
+        ("max", |isa, x, y| y[0] = vector::max(isa, x)),
+        ("sum", |isa, x, y| y[0] = vector::sum(isa, x)),
+        ("add", |isa, x, y| vector::binary(isa, Binary::Add, Operand::Slice(x), Operand::Scalar(0.5), y)),
     ]
 }
 

@@ -16,7 +16,7 @@ pub(super) fn run(job: &Job<'_>, weights: &[f32], x: &[f32], y: &mut [f32], scra
     let needed = layout.plane + LANES;
     scratch.resize(scratch.len().max(needed), 0.0);
     let image = &mut scratch[..needed];
-    image[layout.plane..].fill(0.0);
+    image.fill(0.0);
     for (sample, output) in y.chunks_exact_mut(job.channels.len() * pixels).enumerate() {
         let mut loaded = None;
         for (channel, output) in job.channels.clone().zip(output.chunks_exact_mut(pixels)) {
@@ -53,22 +53,27 @@ fn convolve(isa: Isa, plane: &Plane<'_>, weights: &[f32], output: &mut [f32]) {
     instantiate!(isa, convolve_body, (plane: &Plane<'_>, weights: &[f32], output: &mut [f32]));
 }
 
+/// Kernel taps whose offsets are looked up rather than computed again for each register of output; enough for 7 × 7.
+const TAPS: usize = 49;
+
 #[inline(always)]
 fn convolve_body<const FMA: bool>(plane: &Plane<'_>, weights: &[f32], output: &mut [f32]) {
-    let shape = plane.shape;
+    let (shape, layout) = (plane.shape, plane.layout);
+    let mut taps = [(0usize, 0.0f32); TAPS];
+    for (index, tap) in taps.iter_mut().take(weights.len()).enumerate() {
+        *tap = (layout.tap(shape, index / shape.kernel_w, index % shape.kernel_w), weights[index]);
+    }
+    let looked_up = &taps[..weights.len().min(TAPS)];
     for (y, row) in output.chunks_exact_mut(shape.w_out).enumerate() {
         for (index, pixels) in row.chunks_mut(LANES).enumerate() {
-            let origin = &plane.image[y * plane.layout.output_row + index * LANES..];
+            let origin = &plane.image[y * layout.output_row + index * LANES..];
             let mut sums = [0.0f32; LANES];
-            for ky in 0..shape.kernel_h {
-                for kx in 0..shape.kernel_w {
-                    let weight = weights[ky * shape.kernel_w + kx];
-                    let values: &[f32; LANES] =
-                        origin[plane.layout.tap(shape, ky, kx)..].first_chunk().expect("the image has slack behind it");
-                    for i in 0..LANES {
-                        sums[i] = math::fma::<FMA>(weight, values[i], sums[i]);
-                    }
-                }
+            for (offset, weight) in looked_up {
+                add_tap::<FMA>(&mut sums, *weight, &origin[*offset..]);
+            }
+            for index in TAPS..weights.len() {
+                let offset = layout.tap(shape, index / shape.kernel_w, index % shape.kernel_w);
+                add_tap::<FMA>(&mut sums, weights[index], &origin[offset..]);
             }
             if let Some(bias) = plane.bias {
                 sums.iter_mut().for_each(|sum| *sum += bias);
@@ -76,5 +81,13 @@ fn convolve_body<const FMA: bool>(plane: &Plane<'_>, weights: &[f32], output: &m
             pixels.copy_from_slice(&sums[..pixels.len()]);
         }
         activate::<FMA>(plane.activation, row);
+    }
+}
+
+#[inline(always)]
+fn add_tap<const FMA: bool>(sums: &mut [f32; LANES], weight: f32, values: &[f32]) {
+    let values: &[f32; LANES] = values.first_chunk().expect("the image has slack behind it");
+    for i in 0..LANES {
+        sums[i] = math::fma::<FMA>(weight, values[i], sums[i]);
     }
 }
