@@ -99,14 +99,14 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             isa.require();
-            // SAFETY: `require` has shown that this machine has the features `avx2` is compiled for.
-            unsafe { avx2(tile) }
+            // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
+            // every element of the tile lies within its slices.
+            unsafe { super::avx2::tile(tile) }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
             isa.require();
-            // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
-            // every element of the tile lies within its slices.
+            // SAFETY: as above.
             unsafe { super::avx512::tile(tile) }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -127,25 +127,6 @@ fn scalar(tile: &mut Tile<'_>) {
         (_, 2) => portable::<false, 2, 4>(tile),
         (_, 3) => portable::<false, 3, 4>(tile),
         (_, _) => portable::<false, 4, 4>(tile),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2(tile: &mut Tile<'_>) {
-    match (tile.width, tile.rows) {
-        (16, 1) => portable::<true, 1, 16>(tile),
-        (16, 2) => portable::<true, 2, 16>(tile),
-        (16, 3) => portable::<true, 3, 16>(tile),
-        (16, 4) => portable::<true, 4, 16>(tile),
-        (16, 5) => portable::<true, 5, 16>(tile),
-        (16, _) => portable::<true, 6, 16>(tile),
-        (_, 1) => portable::<true, 1, 8>(tile),
-        (_, 2) => portable::<true, 2, 8>(tile),
-        (_, 3) => portable::<true, 3, 8>(tile),
-        (_, 4) => portable::<true, 4, 8>(tile),
-        (_, 5) => portable::<true, 5, 8>(tile),
-        (_, _) => portable::<true, 6, 8>(tile),
     }
 }
 
