@@ -1,6 +1,6 @@
 //! Speed of the kernels on one core, as GFLOP/s and as a share of the core's measured peak.
 //!
-//! `cargo bench --bench kernels [-- <isa>]`. Each figure is the median of repeated runs of at least a few milliseconds; the
+//! `cargo bench --bench kernels [-- <isa> [<part of a name>]]`. Each figure is the median of repeated runs of at least a few milliseconds; the
 //! peak is a loop of independent multiply-adds in registers, measured first.
 
 use std::hint::black_box;
@@ -13,8 +13,10 @@ use ndserve::engine::kernels::isa::Isa;
 use ndserve::engine::kernels::vector::{self, Binary, Operand};
 
 fn main() {
-    // `cargo bench` passes `--bench`; any other argument is the instruction set.
-    let isa = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    // `cargo bench` passes `--bench`.
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let isa = arguments.next();
+    let part = arguments.next().unwrap_or_default();
     let isa = isa.map_or_else(Isa::best, |name| name.parse().expect("an instruction set"));
     let peak = measured_peak(isa);
     println!("{isa}: peak {peak:.1} GFLOP/s");
@@ -40,19 +42,22 @@ fn main() {
         (32, 256, 10),
         (32, 64, 128),
     ] {
-        let seconds = packed_product(isa, m, k, n);
-        report(&format!("gemm_packed_b {m}x{k}x{n}"), seconds, Some((2 * m * k * n, peak)));
+        let name = format!("gemm_packed_b {m}x{k}x{n}");
+        if name.contains(&part) {
+            report(&name, packed_product(isa, m, k, n), Some((2 * m * k * n, peak)));
+        }
     }
     for (m, k, n, transposed) in [(128, 64, 128, true), (128, 128, 64, false), (512, 512, 512, false), (1, 64, 128, true)] {
-        let seconds = product(isa, m, k, n, transposed);
         let name = format!("gemm {m}x{k}x{n}{}", if transposed { " b transposed" } else { "" });
-        report(&name, seconds, Some((2 * m * k * n, peak)));
+        if name.contains(&part) {
+            report(&name, product(isa, m, k, n, transposed), Some((2 * m * k * n, peak)));
+        }
     }
-    for (name, shape) in convolutions() {
+    for (name, shape) in convolutions().into_iter().filter(|(name, _)| name.contains(&part)) {
         let work = 2 * shape.output_len() * shape.c_in / shape.groups * shape.kernel_h * shape.kernel_w;
         report(name, convolution(isa, &shape), Some((work, peak)));
     }
-    for (name, function) in functions() {
+    for (name, function) in functions().into_iter().filter(|(name, _)| name.contains(&part)) {
         let x: Vec<f32> = (0..4096).map(|i| i as f32 / 512.0 - 4.0).collect();
         let mut y = vec![0.0; x.len()];
         let seconds = median(|| function(isa, black_box(&x), black_box(&mut y)));

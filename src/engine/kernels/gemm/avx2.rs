@@ -62,9 +62,19 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
     }
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
     for i in 0..R {
-        let row = &mut tile.c[i * tile.ldc..][..tile.columns];
-        store(acc[i], row);
-        activate::<true>(activation, row);
+        store(acc[i], &mut tile.c[i * tile.ldc..][..tile.columns]);
+    }
+    if activation != Activation::None {
+        activate_rows(activation, tile);
+    }
+}
+
+/// The activation, on what was stored; one copy of its code serves all tile sizes.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
+    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
+        activate::<true>(activation, &mut row[..tile.columns]);
     }
 }
 
@@ -108,13 +118,29 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, acc: &m
         Bias::PerColumn(bias) => load(bias),
         _ => [_mm256_setzero_ps(); V],
     };
-    for i in 0..R {
-        for v in 0..V {
-            acc[i][v] = match finish.bias {
-                Bias::None => _mm256_mul_ps(alpha, acc[i][v]),
-                Bias::PerColumn(_) => _mm256_fmadd_ps(alpha, acc[i][v], columns[v]),
-                Bias::PerRow(bias) => _mm256_fmadd_ps(alpha, acc[i][v], _mm256_set1_ps(bias[i])),
-            };
+    // Indexed loops with the choice outside: the compiler unrolls them and keeps the accumulators in registers.
+    match finish.bias {
+        Bias::None => {
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = _mm256_mul_ps(alpha, acc[i][v]);
+                }
+            }
+        }
+        Bias::PerColumn(_) => {
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = _mm256_fmadd_ps(alpha, acc[i][v], columns[v]);
+                }
+            }
+        }
+        Bias::PerRow(bias) => {
+            let bias: &[f32; R] = bias.first_chunk().expect("a bias for each row of the tile");
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = _mm256_fmadd_ps(alpha, acc[i][v], _mm256_set1_ps(bias[i]));
+                }
+            }
         }
     }
 }

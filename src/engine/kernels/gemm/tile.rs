@@ -118,6 +118,16 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
 }
 
 fn scalar(tile: &mut Tile<'_>) {
+    scalar_product(tile);
+    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
+    if activation != Activation::None {
+        for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
+            activate::<false>(activation, &mut row[..tile.columns]);
+        }
+    }
+}
+
+fn scalar_product(tile: &mut Tile<'_>) {
     match (tile.width, tile.rows) {
         (8, 1) => portable::<false, 1, 8>(tile),
         (8, 2) => portable::<false, 2, 8>(tile),
@@ -160,11 +170,6 @@ fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>
             scale_and_bias::<FMA, W>(&mut acc[i], finish, i);
         }
         row.copy_from_slice(&acc[i][..tile.columns]);
-        if let Some(finish) = &tile.finish
-            && finish.activation != Activation::None
-        {
-            activate::<FMA>(finish.activation, row);
-        }
     }
 }
 
