@@ -1,7 +1,8 @@
 //! Speed of the kernels on one core, as GFLOP/s and as a share of the core's measured peak.
 //!
-//! `cargo bench --bench kernels [-- <isa> [<part of a name>]]`. Each figure is the median of repeated runs of at least a few milliseconds; the
-//! peak is a loop of independent multiply-adds in registers, measured first.
+//! `cargo bench --bench kernels [-- <isa> [<part of a name>]]`. Each figure is the fastest of 15
+//! samples of at least 4 ms, which a busy machine disturbs least; the peak is a loop of independent multiply-adds in registers,
+//! measured first.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -60,7 +61,7 @@ fn main() {
     for (name, function) in functions().into_iter().filter(|(name, _)| name.contains(&part)) {
         let x: Vec<f32> = (0..4096).map(|i| i as f32 / 512.0 - 4.0).collect();
         let mut y = vec![0.0; x.len()];
-        let seconds = median(|| function(isa, black_box(&x), black_box(&mut y)));
+        let seconds = fastest(|| function(isa, black_box(&x), black_box(&mut y)));
         report(&format!("{name} of 4096: {:.2} ns/element", seconds / 4096.0 * 1e9), seconds, None);
     }
 }
@@ -74,8 +75,8 @@ fn report(name: &str, seconds: f64, work: Option<(usize, f64)>) {
     println!("{name:<34} {:>10.2} {speed:>10.1} {:>6.1}%", seconds * 1e6, 100.0 * speed / peak);
 }
 
-/// Median seconds per call over 15 samples of at least 4 ms each, after one to warm up.
-fn median(mut run: impl FnMut()) -> f64 {
+/// Seconds per call in the fastest of 15 samples of at least 4 ms each, after those that find the number of calls.
+fn fastest(mut run: impl FnMut()) -> f64 {
     let mut calls = 1u32;
     let mut sample = |calls: u32| {
         let start = Instant::now();
@@ -85,9 +86,7 @@ fn median(mut run: impl FnMut()) -> f64 {
     while sample(calls) < Duration::from_millis(4) {
         calls *= 2;
     }
-    let mut times: Vec<f64> = (0..15).map(|_| sample(calls).as_secs_f64() / f64::from(calls)).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    (0..15).map(|_| sample(calls).as_secs_f64() / f64::from(calls)).fold(f64::INFINITY, f64::min)
 }
 
 fn values(len: usize) -> Vec<f32> {
@@ -97,13 +96,13 @@ fn values(len: usize) -> Vec<f32> {
 fn packed_product(isa: Isa, m: usize, k: usize, n: usize) -> f64 {
     let (a, mut c) = (values(m * k), vec![0.0; m * n]);
     let b = PackedB::pack(isa, &values(k * n), k, n, false);
-    median(|| gemm_packed_b(black_box(&a), k, m, &b, black_box(&mut c), n, &Epilogue::default()))
+    fastest(|| gemm_packed_b(black_box(&a), k, m, &b, black_box(&mut c), n, &Epilogue::default()))
 }
 
 fn product(isa: Isa, m: usize, k: usize, n: usize, b_transposed: bool) -> f64 {
     let (a, b, mut c, mut scratch) = (values(m * k), values(k * n), vec![0.0; m * n], Vec::new());
     let epilogue = Epilogue::default();
-    median(|| gemm(isa, m, k, n, black_box(&a), false, &b, b_transposed, black_box(&mut c), &epilogue, &mut scratch))
+    fastest(|| gemm(isa, m, k, n, black_box(&a), false, &b, b_transposed, black_box(&mut c), &epilogue, &mut scratch))
 }
 
 fn convolutions() -> Vec<(&'static str, ConvShape)> {
@@ -145,7 +144,7 @@ fn convolution(isa: Isa, shape: &ConvShape) -> f64 {
     let w = PackedConv::pack(isa, &weights, shape.c_out, c_in, shape.kernel_h, shape.kernel_w, shape.groups);
     let (x, bias, mut y) = (values(shape.input_len()), values(shape.c_out), vec![0.0; shape.output_len()]);
     let mut scratch = Vec::new();
-    median(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
+    fastest(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
 }
 
 type Function = fn(Isa, &[f32], &mut [f32]);
@@ -168,10 +167,10 @@ fn measured_peak(isa: Isa) -> f64 {
     const ROUNDS: usize = 1_000_000;
     let seconds = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => median(|| x86::chains_512(ROUNDS)),
+        Isa::Avx512 => fastest(|| x86::chains_512(ROUNDS)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => median(|| x86::chains_256(ROUNDS)),
-        _ => median(|| {
+        Isa::Avx2 => fastest(|| x86::chains_256(ROUNDS)),
+        _ => fastest(|| {
             let mut sums = black_box([[1.0f32; 4]; 12]);
             for _ in 0..ROUNDS {
                 sums.as_flattened_mut().iter_mut().for_each(|sum| *sum = *sum * 0.999 + 0.5);
