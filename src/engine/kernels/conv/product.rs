@@ -9,7 +9,7 @@ use crate::engine::kernels::gemm::PackedA;
 use crate::engine::kernels::gemm::tile::{self, ROWS_MAX, Rows, Shape, Tile, WIDTH_MAX};
 use crate::engine::kernels::isa::{Isa, instantiate};
 
-/// Steps of `k` per block of panels; see `gemm::K_BLOCK`.
+/// Steps of `k` per block of panels: with a panel of 256 × 32 × 4 = 32 KiB, of which the first-level cache keeps the part in use.
 const K_BLOCK: usize = 256;
 
 /// Columns per block of panels: 256 × 256 × 4 = 256 KiB, a quarter of a 1 MiB second-level cache, beside image and output.

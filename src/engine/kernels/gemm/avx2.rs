@@ -1,7 +1,7 @@
 //! The tile with AVX2 and FMA intrinsics.
 //!
 //! Intrinsics because the compiler does not keep 12 accumulators of an array of arrays in registers once their number is
-//! generic (the portable body reached 30 % of the peak at 1024³, this one 73 %). The arithmetic is safe inside
+//! generic (the portable body reached 29 % of the peak at 1024³, this one 73 %). The arithmetic is safe inside
 //! `#[target_feature]` functions; `unsafe` is for loads and stores, whose bounds [`super::tile::run`] has checked.
 
 use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps};
