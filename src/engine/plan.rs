@@ -325,3 +325,100 @@ fn allocate(slots: &mut Vec<SlotSpec>, free: &mut Vec<usize>, want: SlotSpec) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::attrs::Attr;
+    use crate::engine::evaluate::evaluate_values;
+    use crate::engine::op::Kinds;
+    use crate::engine::ops::testing::{noise, tensor};
+    use crate::engine::optimize::testing::{graph, run};
+    use crate::engine::optimize::{PASSES, testing::Builder};
+    use crate::engine::tensor::Value;
+
+    /// A node of a random graph: which operator, and which of the values so far it reads.
+    type Choice = (usize, usize, usize);
+
+    /// The graph that the choices make, and the names of its values.
+    fn build(choices: &[Choice]) -> (Builder, Vec<String>) {
+        let mut builder = graph().input("a", DType::F32, &[2, 3]).input("b", DType::F32, &[1, 3]);
+        let mut names = vec!["a".to_owned(), "b".to_owned()];
+        for (i, &(op, x, y)) in choices.iter().enumerate() {
+            let (x, y, output) = (names[x % names.len()].clone(), names[y % names.len()].clone(), format!("v{i}"));
+            builder = match op % 8 {
+                0 => builder.node("Add", &[&x, &y], &output),
+                1 => builder.node("Sub", &[&x, &y], &output),
+                2 => builder.node("Max", &[&x, &y], &output),
+                3 => builder.node("Neg", &[&x], &output),
+                4 => builder.node("Abs", &[&x], &output),
+                5 => builder.node("Identity", &[&x], &output),
+                // An alias of the value that it reads, as Identity is.
+                6 => builder.node_with("Flatten", &[("axis", Attr::Int(1))], &[&x], &output),
+                _ => builder.node_with("Concat", &[("axis", Attr::Int(1))], &[&x, &x], &format!("{output}_wide")).node_with(
+                    "ReduceMax",
+                    &[("keepdims", Attr::Int(1))],
+                    &[&format!("{output}_wide")],
+                    &output,
+                ),
+            };
+            names.push(output);
+        }
+        (builder, names)
+    }
+
+    /// The outputs of the graph, each node evaluated on its own into fresh storage.
+    fn node_by_node(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
+        let (mut scratch, threads) = (Scratch::default(), Threads::single());
+        let mut known: HashMap<ValueId, Value> = HashMap::new();
+        known.extend(graph.inputs.iter().zip(inputs).map(|(&id, tensor)| (id, Value::Tensor(tensor.clone()))));
+        known.extend(graph.constants.iter().map(|(&id, tensor)| (id, Value::Tensor(tensor.clone()))));
+        for node in &graph.nodes {
+            let operands: Vec<Option<&Value>> = node.inputs.iter().map(|id| id.map(|id| &known[&id])).collect();
+            let kinds: Kinds = node.results().map(|id| graph.values[id.index()].kind.clone().unwrap()).collect();
+            let mut ctx = Context { scratch: &mut scratch, threads: &threads, isa: Isa::best() };
+            let results = evaluate_values(&*node.op, &operands, &kinds, 1 << 20, &mut ctx).unwrap();
+            known.extend(node.results().zip(results));
+        }
+        graph.outputs.iter().map(|id| known[id].tensor().unwrap().clone()).collect()
+    }
+
+    proptest! {
+        /// Were two live values given one slot, the later would overwrite the earlier and the answers would differ.
+        #[test]
+        fn no_two_live_values_share_a_slot(choices in prop::collection::vec((0_usize..8, 0_usize..99, 0_usize..99), 1..24), kept in 0_usize..99) {
+            let (builder, names) = build(&choices);
+            let last = names.last().unwrap().clone();
+            let graph = builder.outputs(&[&last, &names[kept % names.len()]]);
+            let inputs = [tensor(&[2, 3], &noise(6, 1)), tensor(&[1, 3], &noise(3, 2))];
+            let want = node_by_node(&graph, &inputs);
+            let all: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
+            prop_assert_eq!(&run(&graph, &inputs, &all), &want);
+            prop_assert_eq!(&run(&graph, &inputs, &[]), &want);
+        }
+    }
+
+    #[test]
+    fn a_slot_is_used_again_once_its_value_is_dead() {
+        let mut builder = graph().input("x", DType::F32, &[-1, 8]);
+        let mut last = "x".to_owned();
+        for i in 0..6 {
+            builder = builder.node_with("Transpose", &[("perm", Attr::Ints(vec![0, 1]))], &[&last], &format!("t{i}"));
+            last = format!("t{i}");
+        }
+        let plan = Plan::new(&builder.outputs(&[&last]), &[Shape::from_slice(&[4, 8])], 1 << 20, Isa::best()).unwrap();
+        assert_eq!((plan.steps.len(), plan.slots.len(), plan.bytes()), (6, 2, 2 * 4 * 8 * 4));
+    }
+
+    #[test]
+    fn a_run_beyond_the_memory_limit_is_refused() {
+        let graph = graph().input("x", DType::F32, &[-1, 8]).node("Neg", &["x"], "y").outputs(&["y"]);
+        let plan = |rows, limit| Plan::new(&graph, &[Shape::from_slice(&[rows, 8])], limit, Isa::best());
+        assert!(plan(4, 128).is_ok());
+        assert!(matches!(plan(5, 128), Err(RunError::Node { .. } | RunError::Memory { .. })));
+    }
+}
