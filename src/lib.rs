@@ -7,6 +7,7 @@
 //!
 //! Allowed dependencies: `main → cli → api → serve → engine`. `tests/tidy.rs` checks them.
 
+pub mod api;
 pub mod engine;
 pub mod error;
 pub mod serve;
