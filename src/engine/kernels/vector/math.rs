@@ -116,7 +116,7 @@ pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     let x = if x < -200.0 { -200.0 } else { x };
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWICE_SQRT_2_OVER_PI * fma::<FMA>(0.044_715 * x * x, x, x);
     x * sigmoid::<FMA>(u)
 }

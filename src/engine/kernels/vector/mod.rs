@@ -53,7 +53,8 @@ elementwise! {
     erf, erf_in_place, math::erf::<FMA>
 }
 elementwise! {
-    /// `y = x * sigmoid(x)`, within 4 ULP where `x >= -100`; below that an absolute error under 1e-40.
+    /// `y = x * sigmoid(x)`, within 4 ULP where `x >= -87`; below that the sigmoid is subnormal, and the absolute error stays
+    /// under 1e-42.
     silu, silu_in_place, math::silu::<FMA>
 }
 elementwise! {
