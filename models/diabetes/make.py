@@ -12,6 +12,7 @@ import model_folder as folder
 import numpy as np
 import torch
 from sklearn.datasets import load_diabetes
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -58,9 +59,12 @@ def main():
     difference = folder.check_against_torch(path, network, test_x)
     predicted = folder.answer(path, test_x)
     r2 = r2_score(test_y, predicted)
+    ridge = RidgeCV(np.logspace(-4, 1, 20)).fit(train_x, train_y.ravel())
+    r2_of_ridge = r2_score(test_y, ridge.predict(test_x))
     off, off_of_mean = np.abs(predicted - test_y).mean(), np.abs(mean - test_y).mean()
     folder.write_golden(path, test_x[: folder.GOLDEN_ROWS])
-    metric = f"R² {r2:.3f}, mean absolute error {off:.1f} ({off_of_mean:.1f} for always answering the mean), {len(test_y)} rows"
+    error = f"mean absolute error {off:.1f} ({off_of_mean:.1f} for always answering the mean)"
+    metric = f"R² {r2:.3f} ({r2_of_ridge:.3f} for ridge regression), {error}, {len(test_y)} rows"
     folder.fill_readme(path, metric, test_x[0])
     print(f"largest difference to torch {difference:.1e}")
 

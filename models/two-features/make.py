@@ -34,7 +34,8 @@ def main():
     right = int(((answered > 0.5) == (y > 0.5)).sum())
     margin = float(np.abs(answered - 0.5).min()) + 0.5
     folder.write_golden(path, np.concatenate([x, MORE_ROWS]))
-    metric = f"none: the five rows are all the data. {right} of 5 right, the true class never below probability {margin:.3f}"
+    least = f"the true class never below probability {margin:.3f}"
+    metric = f"none: the five rows are all the data. {right} of 5 right, {least}"
     folder.fill_readme(path, metric, x[0])
     print(f"answers {answered.ravel()}; largest difference to torch {difference:.1e}")
     assert right == len(y) and margin > 0.9

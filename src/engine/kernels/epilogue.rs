@@ -17,11 +17,7 @@ pub struct Epilogue<'a> {
 
 impl Default for Epilogue<'_> {
     fn default() -> Self {
-        Epilogue {
-            alpha: 1.0,
-            bias: Bias::None,
-            activation: Activation::None,
-        }
+        Epilogue { alpha: 1.0, bias: Bias::None, activation: Activation::None }
     }
 }
 
@@ -108,9 +104,7 @@ pub(crate) fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::None => {}
         Activation::Relu => math::map_in_place(x, math::relu),
-        Activation::LeakyRelu { alpha } => {
-            math::map_in_place(x, |v| if v < 0.0 { alpha * v } else { v })
-        }
+        Activation::LeakyRelu { alpha } => math::map_in_place(x, |v| if v < 0.0 { alpha * v } else { v }),
         Activation::Clip { min, max } => math::map_in_place(x, |v| math::clamp(v, min, max)),
         Activation::Sigmoid => math::map_in_place(x, math::sigmoid::<FMA>),
         Activation::Tanh => math::map_in_place(x, math::tanh::<FMA>),
@@ -118,14 +112,10 @@ pub(crate) fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
         Activation::Gelu => math::map_in_place(x, math::gelu::<FMA>),
         Activation::GeluTanh => math::map_in_place(x, math::gelu_tanh::<FMA>),
         Activation::HardSigmoid { alpha, beta } => {
-            math::map_in_place(x, |v| {
-                math::clamp(math::fma::<FMA>(alpha, v, beta), 0.0, 1.0)
-            });
+            math::map_in_place(x, |v| math::clamp(math::fma::<FMA>(alpha, v, beta), 0.0, 1.0));
         }
         Activation::HardSwish => {
-            math::map_in_place(x, |v| {
-                v * math::clamp(math::fma::<FMA>(v, 1.0 / 6.0, 0.5), 0.0, 1.0)
-            });
+            math::map_in_place(x, |v| v * math::clamp(math::fma::<FMA>(v, 1.0 / 6.0, 0.5), 0.0, 1.0));
         }
     }
 }

@@ -32,20 +32,12 @@ impl Isa {
     pub fn best() -> Isa {
         let limit = LIMIT.load(Ordering::Relaxed);
         let allowed = |isa: &&Isa| **isa as u8 <= limit && **isa <= Isa::detected();
-        Isa::ALL
-            .iter()
-            .rev()
-            .find(allowed)
-            .copied()
-            .unwrap_or(Isa::Scalar)
+        Isa::ALL.iter().rev().find(allowed).copied().unwrap_or(Isa::Scalar)
     }
 
     /// Every instruction set this machine can run, in ascending order, regardless of [`Isa::limit`].
     pub fn available() -> Vec<Isa> {
-        Isa::ALL
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this machine can run the instruction set.
@@ -61,10 +53,7 @@ impl Isa {
 
     /// Panics unless this machine can run the instruction set: the proof that every dispatch to feature-gated code needs.
     pub(crate) fn require(self) {
-        assert!(
-            self.is_available(),
-            "instruction set {self} is not available on this machine"
-        );
+        assert!(self.is_available(), "instruction set {self} is not available on this machine");
     }
 
     fn detected() -> Isa {
@@ -108,11 +97,7 @@ pub struct UnknownIsa(String);
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "unknown instruction set '{}': expected scalar, avx2 or avx512",
-            self.0
-        )
+        write!(f, "unknown instruction set '{}': expected scalar, avx2 or avx512", self.0)
     }
 }
 
@@ -122,10 +107,7 @@ impl FromStr for Isa {
     type Err = UnknownIsa;
 
     fn from_str(name: &str) -> Result<Isa, UnknownIsa> {
-        Isa::ALL
-            .into_iter()
-            .find(|isa| isa.to_string() == name)
-            .ok_or_else(|| UnknownIsa(name.to_owned()))
+        Isa::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| UnknownIsa(name.to_owned()))
     }
 }
 

@@ -11,12 +11,9 @@
 //!
 //! This is the only folder of the crate that may contain `unsafe`, and only for two things: loads and stores through
 //! pointers in the AVX-512 tile, and calls into code compiled for instructions that were detected beforehand.
-#![allow(
-    unsafe_code,
-    reason = "vector loads and calls into feature-gated code; each block states why it is sound"
-)]
+#![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
-// pub mod conv;
+pub mod conv;
 pub mod epilogue;
 pub mod gemm;
 pub mod isa;

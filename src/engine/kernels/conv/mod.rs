@@ -1,0 +1,204 @@
+//! Two-dimensional convolution (as in most networks: cross-correlation) over NCHW images; one dimension is `h = 1`.
+//!
+//! A convolution is the product of the weights `[c_out, c_in * kernel]` with a matrix that has a row per input channel and
+//! kernel tap and a column per output pixel. That matrix is never built whole: a block of its columns is gathered into panels
+//! just before the tiles read it. Pixels of several samples stand side by side, so that small images fill panels together.
+//! With one input channel per group (depthwise) there is nothing to reuse, and a direct loop takes over.
+//!
+//! Padding is a zero like any other: it is multiplied, so an infinite weight over padding gives NaN.
+
+mod depthwise;
+mod image;
+mod product;
+
+use std::ops::Range;
+
+use super::epilogue::{Activation, Bias, Epilogue};
+use super::gemm::{PackedA, tile};
+use super::isa::Isa;
+
+/// Sizes of a convolution. The padding at the bottom and on the right follows from the output size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Samples.
+    pub n: usize,
+    /// Input channels, of all groups together.
+    pub c_in: usize,
+    /// Input height.
+    pub h_in: usize,
+    /// Input width.
+    pub w_in: usize,
+    /// Output channels, of all groups together.
+    pub c_out: usize,
+    /// Output height.
+    pub h_out: usize,
+    /// Output width.
+    pub w_out: usize,
+    /// Kernel height.
+    pub kernel_h: usize,
+    /// Kernel width.
+    pub kernel_w: usize,
+    /// Vertical distance between output pixels, in input pixels; at least 1.
+    pub stride_h: usize,
+    /// Horizontal distance between output pixels, in input pixels; at least 1.
+    pub stride_w: usize,
+    /// Rows of zeros above the image.
+    pub pad_top: usize,
+    /// Columns of zeros left of the image.
+    pub pad_left: usize,
+    /// Vertical distance between kernel taps; at least 1.
+    pub dilation_h: usize,
+    /// Horizontal distance between kernel taps; at least 1.
+    pub dilation_w: usize,
+    /// Groups, each of which sees only its own channels; divides both channel counts.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// Elements of the input, `[n, c_in, h_in, w_in]`.
+    pub fn input_len(&self) -> usize {
+        self.n * self.c_in * self.h_in * self.w_in
+    }
+
+    /// Elements of the output, `[n, c_out, h_out, w_out]`.
+    pub fn output_len(&self) -> usize {
+        self.n * self.c_out * self.h_out * self.w_out
+    }
+
+    /// Output pixels of one channel of one sample.
+    fn pixels(&self) -> usize {
+        self.h_out * self.w_out
+    }
+
+    fn check(&self) {
+        assert!(self.groups >= 1, "a convolution has at least one group");
+        assert!(self.c_in.is_multiple_of(self.groups) && self.c_out.is_multiple_of(self.groups), "groups divide the channels");
+        assert!(self.stride_h >= 1 && self.stride_w >= 1, "strides are at least 1");
+        assert!(self.dilation_h >= 1 && self.dilation_w >= 1, "dilations are at least 1");
+    }
+}
+
+/// Convolution weights, packed once at load for one instruction set.
+#[derive(Clone, Debug)]
+pub struct PackedConv {
+    isa: Isa,
+    c_out: usize,
+    c_in_per_group: usize,
+    kernel: (usize, usize),
+    groups: usize,
+    weights: Weights,
+}
+
+#[derive(Clone, Debug)]
+enum Weights {
+    /// One input channel per group: `[c_out, kernel]` as it came.
+    Depthwise(Vec<f32>),
+    /// A left operand per group.
+    Groups(Vec<PackedA>),
+}
+
+impl PackedConv {
+    /// Packs `weights`, `[c_out, c_in_per_group, kernel_h, kernel_w]`. Panics unless the length fits, `groups` divides `c_out`
+    /// and the instruction set is available.
+    pub fn pack(
+        isa: Isa,
+        weights: &[f32],
+        c_out: usize,
+        c_in_per_group: usize,
+        kernel_h: usize,
+        kernel_w: usize,
+        groups: usize,
+    ) -> PackedConv {
+        isa.require();
+        let k = c_in_per_group * kernel_h * kernel_w;
+        assert!(groups >= 1 && c_out.is_multiple_of(groups), "groups divide the output channels");
+        assert_eq!(weights.len(), c_out * k, "length of the weights");
+        let rows = c_out / groups;
+        let weights = if c_in_per_group == 1 && groups > 1 {
+            Weights::Depthwise(weights.to_vec())
+        } else {
+            let group = |index: usize| PackedA::pack(isa, &weights[index * rows * k..][..rows * k], rows, k, false);
+            Weights::Groups((0..groups).map(group).collect())
+        };
+        PackedConv { isa, c_out, c_in_per_group, kernel: (kernel_h, kernel_w), groups, weights }
+    }
+
+    /// The instruction set it was packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Memory held by the weights, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Depthwise(weights) => size_of_val(weights.as_slice()),
+            Weights::Groups(groups) => groups.iter().map(PackedA::bytes).sum(),
+        }
+    }
+
+    /// Ranges given to [`conv2d_channels`] start at multiples of this: a tile's height, or a group's output channels.
+    pub fn channel_step(&self) -> usize {
+        if self.groups == 1 { tile::shape(self.isa).rows } else { (self.c_out / self.groups).max(1) }
+    }
+}
+
+/// `y = activation(x * w + bias)` over a batch: `x` is `[n, c_in, h_in, w_in]`, `bias` `[c_out]`, `y` `[n, c_out, h_out, w_out]`.
+///
+/// The bits of a sample's output depend on that sample and the constants alone. `scratch` grows as needed and can be reused.
+/// To split the work give each thread some samples, or some channels through [`conv2d_channels`]. Panics if a length does
+/// not fit the shape, or the shape does not fit the weights.
+pub fn conv2d(
+    shape: &ConvShape,
+    w: &PackedConv,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    activation: Activation,
+    y: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    conv2d_channels(shape, w, x, bias, activation, 0..shape.c_out, y, scratch);
+}
+
+/// Some output channels of [`conv2d`]: `y` is `[n, channels.len(), h_out, w_out]`. The range starts at a multiple of
+/// [`PackedConv::channel_step`] and ends at one or at `c_out`; `bias` still has length `c_out`.
+#[expect(clippy::too_many_arguments, reason = "the operands of a convolution")]
+pub fn conv2d_channels(
+    shape: &ConvShape,
+    w: &PackedConv,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    activation: Activation,
+    channels: Range<usize>,
+    y: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    shape.check();
+    assert_eq!(shape.c_out, w.c_out, "output channels against the weights");
+    assert_eq!(shape.c_in, w.c_in_per_group * w.groups, "input channels against the weights");
+    assert_eq!((shape.kernel_h, shape.kernel_w, shape.groups), (w.kernel.0, w.kernel.1, w.groups), "kernel against the weights");
+    assert_eq!(x.len(), shape.input_len(), "length of the input");
+    assert!(channels.start <= channels.end && channels.end <= shape.c_out, "channel range {channels:?} of {}", shape.c_out);
+    let step = w.channel_step();
+    assert!(channels.start.is_multiple_of(step), "channel range starts inside a tile or group");
+    assert!(channels.end.is_multiple_of(step) || channels.end == shape.c_out, "channel range ends inside a tile or group");
+    assert_eq!(y.len(), shape.n * channels.len() * shape.pixels(), "length of the output");
+    let bias = bias.map_or(Bias::None, Bias::PerRow);
+    bias.check(shape.c_out, 0);
+    if y.is_empty() {
+        return;
+    }
+    let job = Job { shape, isa: w.isa, epilogue: Epilogue { alpha: 1.0, bias, activation }, channels };
+    match &w.weights {
+        Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
+        Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),
+    }
+}
+
+/// What both ways of computing a convolution need; all lengths are checked.
+struct Job<'a> {
+    shape: &'a ConvShape,
+    isa: Isa,
+    epilogue: Epilogue<'a>,
+    /// Output channels to compute; `y` holds these only.
+    channels: Range<usize>,
+}

@@ -4,9 +4,8 @@
 //! inside `#[target_feature]` functions; `unsafe` is for loads and stores, whose bounds [`super::tile::run`] has checked.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps,
-    _mm512_setzero_ps,
+    __m512, __mmask16, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
 use super::tile::{Rows, Tile};
@@ -50,12 +49,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
         for i in 0..R {
             for v in 0..V {
                 // SAFETY: the mask leaves out columns beyond `columns`, and `check` saw `columns` elements in row `i` of c.
-                acc[i][v] = unsafe {
-                    _mm512_maskz_loadu_ps(
-                        masks[v],
-                        tile.c.as_ptr().add(i * tile.ldc).wrapping_add(v * LANES),
-                    )
-                };
+                acc[i][v] = unsafe { _mm512_maskz_loadu_ps(masks[v], tile.c.as_ptr().add(i * tile.ldc).wrapping_add(v * LANES)) };
             }
         }
     }
@@ -73,24 +67,12 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
         for v in 0..V {
             // SAFETY: as for the load above.
             unsafe {
-                _mm512_mask_storeu_ps(
-                    tile.c
-                        .as_mut_ptr()
-                        .add(i * tile.ldc)
-                        .wrapping_add(v * LANES),
-                    masks[v],
-                    acc[i][v],
-                );
+                _mm512_mask_storeu_ps(tile.c.as_mut_ptr().add(i * tile.ldc).wrapping_add(v * LANES), masks[v], acc[i][v]);
             }
         }
     }
-    let activation = tile
-        .finish
-        .map_or(Activation::None, |finish| finish.activation);
-    if !matches!(
-        activation,
-        Activation::None | Activation::Relu | Activation::Clip { .. }
-    ) {
+    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
+    if !matches!(activation, Activation::None | Activation::Relu | Activation::Clip { .. }) {
         for i in 0..R {
             activate::<true>(activation, &mut tile.c[i * tile.ldc..][..tile.columns]);
         }
@@ -104,11 +86,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
 /// As for [`body`]; `PACKED` says that a is `[k][R]`, otherwise its rows are `lda` apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn accumulate<const R: usize, const V: usize, const PACKED: bool>(
-    tile: &Tile<'_>,
-    lda: usize,
-    acc: &mut [[__m512; V]; R],
-) {
+unsafe fn accumulate<const R: usize, const V: usize, const PACKED: bool>(tile: &Tile<'_>, lda: usize, acc: &mut [[__m512; V]; R]) {
     let mut a = tile.a.as_ptr();
     let mut b = tile.b.as_ptr();
     let mut sums = *acc;
@@ -136,26 +114,14 @@ unsafe fn accumulate<const R: usize, const V: usize, const PACKED: bool>(
 /// Scale and bias, and the activations that are a pair of bounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn scale_and_bias<const R: usize, const V: usize>(
-    finish: &Epilogue<'_>,
-    masks: &[__mmask16; V],
-    acc: &mut [[__m512; V]; R],
-) {
+fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, masks: &[__mmask16; V], acc: &mut [[__m512; V]; R]) {
     let alpha = _mm512_set1_ps(finish.alpha);
     let mut columns = [_mm512_setzero_ps(); V];
     if let Bias::PerColumn(bias) = finish.bias {
-        assert!(
-            V * LANES
-                - masks
-                    .iter()
-                    .map(|mask| mask.leading_zeros() as usize)
-                    .sum::<usize>()
-                <= bias.len()
-        );
+        assert!(V * LANES - masks.iter().map(|mask| mask.leading_zeros() as usize).sum::<usize>() <= bias.len());
         for v in 0..V {
             // SAFETY: the assertion above: `bias` has as many elements as the masks have lanes.
-            columns[v] =
-                unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
+            columns[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
         }
     }
     for i in 0..R {

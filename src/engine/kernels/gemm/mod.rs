@@ -36,15 +36,7 @@ const PANELS_WORTH_PACKING: usize = 4;
 
 /// `c[m, n] = epilogue(a[m, k] · b)`; row `i` of `a` starts at `i * lda`, row `i` of `c` at `i * ldc`. Elements of `c` between
 /// the rows are left alone. Allocates nothing. Panics if a slice is too short or a stride less than the row's length.
-pub fn gemm_packed_b(
-    a: &[f32],
-    lda: usize,
-    m: usize,
-    b: &PackedB,
-    c: &mut [f32],
-    ldc: usize,
-    epilogue: &Epilogue<'_>,
-) {
+pub fn gemm_packed_b(a: &[f32], lda: usize, m: usize, b: &PackedB, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
     gemm_packed_b_columns(a, lda, m, b, 0..b.n(), c, ldc, epilogue);
 }
 
@@ -53,10 +45,7 @@ pub fn gemm_packed_b(
 ///
 /// With `m = 1` parts of one output row can be given to threads as they are; with more rows each thread writes a strip with
 /// `ldc = columns.len()` that the caller copies into place.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the customary GEMM signature; a struct would only rename them"
-)]
+#[expect(clippy::too_many_arguments, reason = "the customary GEMM signature; a struct would only rename them")]
 pub fn gemm_packed_b_columns(
     a: &[f32],
     lda: usize,
@@ -68,49 +57,21 @@ pub fn gemm_packed_b_columns(
     epilogue: &Epilogue<'_>,
 ) {
     let width = b.panel_width();
-    assert!(
-        columns.start <= columns.end && columns.end <= b.n(),
-        "column range {columns:?} of {}",
-        b.n()
-    );
-    assert!(
-        columns.start.is_multiple_of(width),
-        "column range starts inside a panel"
-    );
-    assert!(
-        columns.end.is_multiple_of(width) || columns.end == b.n(),
-        "column range ends inside a panel"
-    );
+    assert!(columns.start <= columns.end && columns.end <= b.n(), "column range {columns:?} of {}", b.n());
+    assert!(columns.start.is_multiple_of(width), "column range starts inside a panel");
+    assert!(columns.end.is_multiple_of(width) || columns.end == b.n(), "column range ends inside a panel");
     epilogue.bias.check(m, b.n());
     if m == 0 || columns.is_empty() {
         return;
     }
-    assert!(
-        lda >= b.k() && a.len() >= (m - 1) * lda + b.k(),
-        "a is shorter than m rows"
-    );
-    assert!(
-        ldc >= columns.len() && c.len() >= (m - 1) * ldc + columns.len(),
-        "c is shorter than m rows"
-    );
-    multiply(
-        b.isa(),
-        Left::rows(a, lda),
-        m,
-        b.panels(),
-        columns,
-        c,
-        ldc,
-        epilogue,
-    );
+    assert!(lda >= b.k() && a.len() >= (m - 1) * lda + b.k(), "a is shorter than m rows");
+    assert!(ldc >= columns.len() && c.len() >= (m - 1) * ldc + columns.len(), "c is shorter than m rows");
+    multiply(b.isa(), Left::rows(a, lda), m, b.panels(), columns, c, ldc, epilogue);
 }
 
 /// `c[m, n] = epilogue(a · b)` with neither operand constant: `a` is `[m, k]`, or `[k, m]` if `a_transposed`; `b` is `[k, n]`,
 /// or `[n, k]` if `b_transposed`; all are dense. `b` is packed into `scratch`, which grows as needed and can be reused.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the customary GEMM signature; a struct would only rename them"
-)]
+#[expect(clippy::too_many_arguments, reason = "the customary GEMM signature; a struct would only rename them")]
 pub fn gemm(
     isa: Isa,
     m: usize,
@@ -134,62 +95,19 @@ pub fn gemm(
     }
     let shape = tile::shape(isa);
     pack::pack_b(shape, b, k, n, b_transposed, scratch);
-    let a = if a_transposed {
-        Left::transposed(a, m)
-    } else {
-        Left::rows(a, k)
-    };
-    multiply(
-        isa,
-        a,
-        m,
-        Panels {
-            shape,
-            k,
-            n,
-            data: scratch,
-        },
-        0..n,
-        c,
-        n,
-        epilogue,
-    );
+    let a = if a_transposed { Left::transposed(a, m) } else { Left::rows(a, k) };
+    multiply(isa, a, m, Panels { shape, k, n, data: scratch }, 0..n, c, n, epilogue);
 }
 
 /// The blocked loops. Lengths were checked by the caller; `columns` is not empty, `m` not 0.
 #[expect(clippy::too_many_arguments, reason = "the operands of a product")]
-fn multiply(
-    isa: Isa,
-    a: Left<'_>,
-    m: usize,
-    b: Panels<'_>,
-    columns: Range<usize>,
-    c: &mut [f32],
-    ldc: usize,
-    epilogue: &Epilogue<'_>,
-) {
-    let block = Block {
-        isa,
-        a,
-        b,
-        origin: columns.start,
-        ldc,
-        epilogue,
-    };
-    let in_place = a
-        .in_place()
-        .filter(|_| columns.len() < PANELS_WORTH_PACKING * b.shape.width);
+fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize>, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
+    let block = Block { isa, a, b, origin: columns.start, ldc, epilogue };
+    let in_place = a.in_place().filter(|_| columns.len() < PANELS_WORTH_PACKING * b.shape.width);
     if let Some(lda) = in_place {
         for row in (0..m).step_by(b.shape.rows) {
             let rows = b.shape.rows.min(m - row);
-            block.run(
-                a.from(row, 0),
-                Rows::Strided(lda),
-                row..row + rows,
-                0..b.k,
-                columns.clone(),
-                c,
-            );
+            block.run(a.from(row, 0), Rows::Strided(lda), row..row + rows, 0..b.k, columns.clone(), c);
         }
     } else {
         multiply_packing(&block, m, columns, c);
@@ -211,14 +129,7 @@ fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut 
                 let rows = row..m.min(row + height);
                 let buffer = &mut packed[..rows.len() * steps.len()];
                 block.a.pack(rows.clone(), steps.clone(), buffer);
-                block.run(
-                    buffer,
-                    Rows::Packed,
-                    rows,
-                    steps.clone(),
-                    column_block.clone(),
-                    c,
-                );
+                block.run(buffer, Rows::Packed, rows, steps.clone(), column_block.clone(), c);
             }
         }
     }
@@ -238,25 +149,12 @@ struct Block<'a> {
 impl Block<'_> {
     /// Multiplies at most a tile's height of rows, given in `a`, with the panels of `columns`, over `steps` of `k`.
     #[inline]
-    fn run(
-        &self,
-        a: &[f32],
-        a_rows: Rows,
-        rows: Range<usize>,
-        steps: Range<usize>,
-        columns: Range<usize>,
-        c: &mut [f32],
-    ) {
+    fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, steps: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
         for column in columns.clone().step_by(self.b.shape.width) {
             let (panel, width) = self.b.panel(column, steps.clone());
             let count = width.min(columns.end - column);
-            let finish = (steps.end == self.b.k).then(|| Epilogue {
-                bias: self
-                    .epilogue
-                    .bias
-                    .tile(rows.start, rows.len(), column, count),
-                ..*self.epilogue
-            });
+            let finish = (steps.end == self.b.k)
+                .then(|| Epilogue { bias: self.epilogue.bias.tile(rows.start, rows.len(), column, count), ..*self.epilogue });
             let mut tile = Tile {
                 a,
                 a_rows,

@@ -54,12 +54,7 @@ impl PackedB {
     }
 
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels {
-            shape: tile::shape(self.isa),
-            k: self.k,
-            n: self.n,
-            data: &self.panels,
-        }
+        Panels { shape: tile::shape(self.isa), k: self.k, n: self.n, data: &self.panels }
     }
 }
 
@@ -78,39 +73,21 @@ impl<'a> Panels<'a> {
     pub(crate) fn panel(&self, column: usize, steps: Range<usize>) -> (&'a [f32], usize) {
         let width = panel_width(self.shape, self.n - column);
         let start = column * self.k;
-        (
-            &self.data[start + steps.start * width..start + steps.end * width],
-            width,
-        )
+        (&self.data[start + steps.start * width..start + steps.end * width], width)
     }
 }
 
 /// The stored width of a panel with this many columns left from its start.
 #[inline]
 pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
-    if 2 * columns_left <= shape.width {
-        shape.width / 2
-    } else {
-        shape.width
-    }
+    if 2 * columns_left <= shape.width { shape.width / 2 } else { shape.width }
 }
 
 /// Packs `b` into `panels`, replacing what it held; columns beyond `n` are zero and never stored by a tile.
-pub(crate) fn pack_b(
-    shape: Shape,
-    b: &[f32],
-    k: usize,
-    n: usize,
-    transposed: bool,
-    panels: &mut Vec<f32>,
-) {
+pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bool, panels: &mut Vec<f32>) {
     panels.clear();
     let full = n / shape.width * shape.width;
-    let last = if full < n {
-        panel_width(shape, n - full)
-    } else {
-        0
-    };
+    let last = if full < n { panel_width(shape, n - full) } else { 0 };
     panels.resize((full + last) * k, 0.0);
     if k == 0 {
         return;
@@ -153,11 +130,7 @@ impl PackedA {
         let mut panels = vec![0.0; m * k];
         for row in (0..m).step_by(height) {
             let rows = height.min(m - row);
-            let source = if transposed {
-                Left::transposed(a, m)
-            } else {
-                Left::rows(a, k)
-            };
+            let source = if transposed { Left::transposed(a, m) } else { Left::rows(a, k) };
             source.pack(row..row + rows, 0..k, &mut panels[row * k..][..rows * k]);
         }
         PackedA { isa, m, k, panels }
@@ -189,10 +162,7 @@ impl PackedA {
     pub(crate) fn panel(&self, row: usize, steps: Range<usize>) -> (&[f32], usize) {
         let rows = tile::shape(self.isa).rows.min(self.m - row);
         let start = row * self.k;
-        (
-            &self.panels[start + steps.start * rows..start + steps.end * rows],
-            rows,
-        )
+        (&self.panels[start + steps.start * rows..start + steps.end * rows], rows)
     }
 }
 
@@ -209,20 +179,12 @@ pub(crate) struct Left<'a> {
 impl<'a> Left<'a> {
     /// Row-major with the given distance from row to row.
     pub(crate) fn rows(data: &'a [f32], lda: usize) -> Left<'a> {
-        Left {
-            data,
-            row_stride: lda,
-            step_stride: 1,
-        }
+        Left { data, row_stride: lda, step_stride: 1 }
     }
 
     /// Column-major: `[k, m]` with rows of length `m`.
     pub(crate) fn transposed(data: &'a [f32], m: usize) -> Left<'a> {
-        Left {
-            data,
-            row_stride: 1,
-            step_stride: m,
-        }
+        Left { data, row_stride: 1, step_stride: m }
     }
 
     /// Whether a tile can read it in place, and if so with which distance from row to row.

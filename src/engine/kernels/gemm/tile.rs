@@ -68,10 +68,7 @@ pub(crate) const fn shape(isa: Isa) -> Shape {
         // 16 registers of 8: 12 accumulators, 2 of b, one broadcast of a.
         Isa::Avx2 => Shape { rows: 6, width: 16 },
         // 32 registers of 16: 24 accumulators, 2 of b; a is broadcast from memory.
-        Isa::Avx512 => Shape {
-            rows: 12,
-            width: 32,
-        },
+        Isa::Avx512 => Shape { rows: 12, width: 32 },
     }
 }
 
@@ -191,14 +188,8 @@ fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>
 }
 
 #[inline(always)]
-fn accumulate<const FMA: bool, const R: usize, const W: usize>(
-    acc: &mut [[f32; W]; R],
-    a: [f32; R],
-    b: &[f32],
-) {
-    let b: &[f32; W] = b
-        .first_chunk()
-        .expect("checked: a row of b has at least the panel's width");
+fn accumulate<const FMA: bool, const R: usize, const W: usize>(acc: &mut [[f32; W]; R], a: [f32; R], b: &[f32]) {
+    let b: &[f32; W] = b.first_chunk().expect("checked: a row of b has at least the panel's width");
     for i in 0..R {
         for j in 0..W {
             acc[i][j] = math::fma::<FMA>(a[i], b[j], acc[i][j]);
@@ -207,20 +198,12 @@ fn accumulate<const FMA: bool, const R: usize, const W: usize>(
 }
 
 #[inline(always)]
-fn scale_and_bias<const FMA: bool, const W: usize>(
-    acc: &mut [f32; W],
-    finish: &Epilogue<'_>,
-    row: usize,
-) {
+fn scale_and_bias<const FMA: bool, const W: usize>(acc: &mut [f32; W], finish: &Epilogue<'_>, row: usize) {
     match finish.bias {
         Bias::None => acc.iter_mut().for_each(|v| *v *= finish.alpha),
         Bias::PerColumn(bias) => {
-            acc.iter_mut()
-                .zip(bias)
-                .for_each(|(v, bias)| *v = math::fma::<FMA>(finish.alpha, *v, *bias));
+            acc.iter_mut().zip(bias).for_each(|(v, bias)| *v = math::fma::<FMA>(finish.alpha, *v, *bias));
         }
-        Bias::PerRow(bias) => acc
-            .iter_mut()
-            .for_each(|v| *v = math::fma::<FMA>(finish.alpha, *v, bias[row])),
+        Bias::PerRow(bias) => acc.iter_mut().for_each(|v| *v = math::fma::<FMA>(finish.alpha, *v, bias[row])),
     }
 }

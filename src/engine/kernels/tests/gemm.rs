@@ -2,9 +2,7 @@
 
 use super::{Random, bits};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
-use crate::engine::kernels::gemm::{
-    PackedB, gemm, gemm_generic, gemm_packed_b, gemm_packed_b_columns,
-};
+use crate::engine::kernels::gemm::{PackedB, gemm, gemm_generic, gemm_packed_b, gemm_packed_b_columns};
 use crate::engine::kernels::isa::Isa;
 
 /// Sizes around the edges of tiles, panels and blocks of every instruction set.
@@ -28,18 +26,14 @@ const SIZES: [(usize, usize, usize); 16] = [
 ];
 
 fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..rows * columns)
-        .map(|i| x[i % rows * columns + i / rows])
-        .collect()
+    (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
 /// `a · b` in `f64`, and the sum of the magnitudes of its terms, which scales the error bound.
 fn reference(m: usize, k: usize, n: usize, a: &[f32], b: &[f32]) -> Vec<(f64, f64)> {
     let element = |i: usize, j: usize| {
         let terms = (0..k).map(|s| f64::from(a[i * k + s]) * f64::from(b[s * n + j]));
-        terms.fold((0.0, 0.0), |(sum, size), term| {
-            (sum + term, size + term.abs())
-        })
+        terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
     };
     (0..m * n).map(|at| element(at / n, at % n)).collect()
 }
@@ -50,10 +44,7 @@ fn assert_close(got: &[f32], want: &[(f64, f64)], k: usize, what: &str) {
     assert_eq!(got.len(), want.len());
     for (at, (got, (want, size))) in got.iter().zip(want).enumerate() {
         let bound = 2.0 * (k + 2) as f64 * size * 2f64.powi(-24);
-        assert!(
-            (f64::from(*got) - want).abs() <= bound,
-            "{what}: element {at} is {got}, want {want} ± {bound}"
-        );
+        assert!((f64::from(*got) - want).abs() <= bound, "{what}: element {at} is {got}, want {want} ± {bound}");
     }
 }
 
@@ -68,26 +59,9 @@ fn products_match_the_reference_for_every_isa_and_layout() {
             let what = format!("{isa} {m}x{k}x{n}");
             let mut scratch = vec![f32::NAN; 7];
             let mut all = Vec::new();
-            for (a, at, b, bt) in [
-                (&a, false, &b, false),
-                (&a, false, &bt, true),
-                (&at, true, &b, false),
-                (&at, true, &bt, true),
-            ] {
+            for (a, at, b, bt) in [(&a, false, &b, false), (&a, false, &bt, true), (&at, true, &b, false), (&at, true, &bt, true)] {
                 let mut c = vec![f32::NAN; m * n];
-                gemm(
-                    isa,
-                    m,
-                    k,
-                    n,
-                    a,
-                    at,
-                    b,
-                    bt,
-                    &mut c,
-                    &Epilogue::default(),
-                    &mut scratch,
-                );
+                gemm(isa, m, k, n, a, at, b, bt, &mut c, &Epilogue::default(), &mut scratch);
                 assert_close(&c, &want, k, &what);
                 all.push(bits(&c));
             }
@@ -98,10 +72,7 @@ fn products_match_the_reference_for_every_isa_and_layout() {
                 gemm_packed_b(&a, k, m, &packed, &mut c, n, &Epilogue::default());
                 all.push(bits(&c));
             }
-            assert!(
-                all.windows(2).all(|pair| pair[0] == pair[1]),
-                "{what}: layouts differ in their bits"
-            );
+            assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{what}: layouts differ in their bits");
         }
     }
 }
@@ -110,61 +81,25 @@ fn products_match_the_reference_for_every_isa_and_layout() {
 fn a_row_has_the_same_bits_alone_and_anywhere_in_any_batch() {
     let mut random = Random::new(2);
     for isa in Isa::available() {
-        for (k, n) in [
-            (4, 2),
-            (30, 16),
-            (256, 10),
-            (300, 200),
-            (700, 33),
-            (64, 1100),
-        ] {
+        for (k, n) in [(4, 2), (30, 16), (256, 10), (300, 200), (700, 33), (64, 1100)] {
             let packed = PackedB::pack(isa, &random.values(k * n), k, n, false);
             let bias = random.values(n);
             let row = random.values(k);
-            for activation in [
-                Activation::None,
-                Activation::Relu,
-                Activation::Tanh,
-                Activation::Gelu,
-            ] {
-                let epilogue = Epilogue {
-                    alpha: 0.7,
-                    bias: Bias::PerColumn(&bias),
-                    activation,
-                };
+            for activation in [Activation::None, Activation::Relu, Activation::Tanh, Activation::Gelu] {
+                let epilogue = Epilogue { alpha: 0.7, bias: Bias::PerColumn(&bias), activation };
                 let mut alone = vec![0.0; n];
                 gemm_packed_b(&row, k, 1, &packed, &mut alone, n, &epilogue);
                 for _ in 0..6 {
-                    let (m, lda, ldc, start) = (
-                        1 + random.below(40),
-                        k + random.below(3),
-                        n + random.below(3),
-                        random.below(4),
-                    );
+                    let (m, lda, ldc, start) = (1 + random.below(40), k + random.below(3), n + random.below(3), random.below(4));
                     let position = random.below(m);
                     let mut a = random.values(start + m * lda);
                     a[start + position * lda..][..k].copy_from_slice(&row);
                     let mut c = vec![7.5; start + m * ldc];
-                    gemm_packed_b(
-                        &a[start..],
-                        lda,
-                        m,
-                        &packed,
-                        &mut c[start..],
-                        ldc,
-                        &epilogue,
-                    );
+                    gemm_packed_b(&a[start..], lda, m, &packed, &mut c[start..], ldc, &epilogue);
                     let got = &c[start + position * ldc..];
-                    assert_eq!(
-                        bits(&got[..n]),
-                        bits(&alone),
-                        "{isa} {m}x{k}x{n} row {position} {activation:?}"
-                    );
+                    assert_eq!(bits(&got[..n]), bits(&alone), "{isa} {m}x{k}x{n} row {position} {activation:?}");
                     let gaps = c[start..].chunks(ldc).flat_map(|row| row.iter().skip(n));
-                    assert!(
-                        c[..start].iter().chain(gaps).all(|v| *v == 7.5),
-                        "wrote outside its rows"
-                    );
+                    assert!(c[..start].iter().chain(gaps).all(|v| *v == 7.5), "wrote outside its rows");
                 }
             }
         }
@@ -178,11 +113,7 @@ fn columns_computed_in_parts_have_the_same_bits() {
         let (m, k, n) = (5, 300, 213);
         let packed = PackedB::pack(isa, &random.values(k * n), k, n, false);
         let (a, bias) = (random.values(m * k), random.values(n));
-        let epilogue = Epilogue {
-            bias: Bias::PerColumn(&bias),
-            activation: Activation::Sigmoid,
-            ..Epilogue::default()
-        };
+        let epilogue = Epilogue { bias: Bias::PerColumn(&bias), activation: Activation::Sigmoid, ..Epilogue::default() };
         let mut whole = vec![0.0; m * n];
         gemm_packed_b(&a, k, m, &packed, &mut whole, n, &epilogue);
         for panels in [1, 2, 3, 5] {
@@ -191,22 +122,9 @@ fn columns_computed_in_parts_have_the_same_bits() {
                 let columns = start..n.min(start + step);
                 let len = columns.len();
                 let mut strip = vec![0.0; m * len];
-                gemm_packed_b_columns(
-                    &a,
-                    k,
-                    m,
-                    &packed,
-                    columns.clone(),
-                    &mut strip,
-                    len,
-                    &epilogue,
-                );
+                gemm_packed_b_columns(&a, k, m, &packed, columns.clone(), &mut strip, len, &epilogue);
                 for i in 0..m {
-                    assert_eq!(
-                        bits(&strip[i * len..][..len]),
-                        bits(&whole[i * n..][columns.clone()]),
-                        "{isa} {columns:?}"
-                    );
+                    assert_eq!(bits(&strip[i * len..][..len]), bits(&whole[i * n..][columns.clone()]), "{isa} {columns:?}");
                 }
             }
         }
@@ -224,23 +142,7 @@ fn epilogues_apply_scale_then_bias_then_activation() {
             for bias in [Bias::None, Bias::PerRow(&rows), Bias::PerColumn(&columns)] {
                 for (activation, function) in activations() {
                     let mut c = vec![f32::NAN; m * n];
-                    gemm(
-                        isa,
-                        m,
-                        k,
-                        n,
-                        &a,
-                        false,
-                        &b,
-                        false,
-                        &mut c,
-                        &Epilogue {
-                            alpha: -1.5,
-                            bias,
-                            activation,
-                        },
-                        &mut Vec::new(),
-                    );
+                    gemm(isa, m, k, n, &a, false, &b, false, &mut c, &Epilogue { alpha: -1.5, bias, activation }, &mut Vec::new());
                     for (at, got) in c.iter().enumerate() {
                         let bias = match bias {
                             Bias::None => 0.0,
@@ -249,10 +151,7 @@ fn epilogues_apply_scale_then_bias_then_activation() {
                         };
                         let want = function(-1.5 * product[at].0 + f64::from(bias));
                         let bound = 1e-6 + 1.5e-7 * (k + 2) as f64 * (product[at].1 + 1.0);
-                        assert!(
-                            (f64::from(*got) - want).abs() <= bound,
-                            "{isa} {m}x{k}x{n} {activation:?} {bias:?}: {got} {want}"
-                        );
+                        assert!((f64::from(*got) - want).abs() <= bound, "{isa} {m}x{k}x{n} {activation:?} {bias:?}: {got} {want}");
                     }
                 }
             }
@@ -266,29 +165,13 @@ fn activations() -> Vec<(Activation, Reference)> {
     vec![
         (Activation::None, |x| x),
         (Activation::Relu, |x| x.max(0.0)),
-        (Activation::LeakyRelu { alpha: 0.1 }, |x| {
-            if x < 0.0 { 0.1 * x } else { x }
-        }),
-        (
-            Activation::Clip {
-                min: -0.5,
-                max: 0.25,
-            },
-            |x| x.clamp(-0.5, 0.25),
-        ),
+        (Activation::LeakyRelu { alpha: 0.1 }, |x| if x < 0.0 { 0.1 * x } else { x }),
+        (Activation::Clip { min: -0.5, max: 0.25 }, |x| x.clamp(-0.5, 0.25)),
         (Activation::Sigmoid, |x| 1.0 / (1.0 + (-x).exp())),
         (Activation::Tanh, f64::tanh),
         (Activation::Silu, |x| x / (1.0 + (-x).exp())),
-        (
-            Activation::HardSigmoid {
-                alpha: 0.2,
-                beta: 0.5,
-            },
-            |x| (0.2 * x + 0.5).clamp(0.0, 1.0),
-        ),
-        (Activation::HardSwish, |x| {
-            x * (x / 6.0 + 0.5).clamp(0.0, 1.0)
-        }),
+        (Activation::HardSigmoid { alpha: 0.2, beta: 0.5 }, |x| (0.2 * x + 0.5).clamp(0.0, 1.0)),
+        (Activation::HardSwish, |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0)),
     ]
 }
 
@@ -300,35 +183,10 @@ fn nan_and_infinity_propagate_through_zeros() {
             let mut b = vec![1.0; k * n];
             b[3 * n + 5] = special;
             let mut c = vec![0.0; m * n];
-            for activation in [
-                Activation::None,
-                Activation::Relu,
-                Activation::Clip { min: 0.0, max: 6.0 },
-                Activation::Sigmoid,
-            ] {
-                let epilogue = Epilogue {
-                    activation,
-                    ..Epilogue::default()
-                };
-                gemm(
-                    isa,
-                    m,
-                    k,
-                    n,
-                    &vec![0.0; m * k],
-                    false,
-                    &b,
-                    false,
-                    &mut c,
-                    &epilogue,
-                    &mut Vec::new(),
-                );
-                assert!(
-                    c.iter()
-                        .enumerate()
-                        .all(|(at, v)| v.is_nan() == (at % n == 5)),
-                    "{isa} {activation:?}"
-                );
+            for activation in [Activation::None, Activation::Relu, Activation::Clip { min: 0.0, max: 6.0 }, Activation::Sigmoid] {
+                let epilogue = Epilogue { activation, ..Epilogue::default() };
+                gemm(isa, m, k, n, &vec![0.0; m * k], false, &b, false, &mut c, &epilogue, &mut Vec::new());
+                assert!(c.iter().enumerate().all(|(at, v)| v.is_nan() == (at % n == 5)), "{isa} {activation:?}");
             }
         }
     }
@@ -350,13 +208,6 @@ fn generic_products_sum_in_the_wider_type_and_wrap() {
     let (a, b) = (random.values(m * k), random.values(k * n));
     let mut c = vec![0.0f64; m * n];
     gemm_generic(m, k, n, &a, &b, &mut c);
-    let want: Vec<f64> = reference(m, k, n, &a, &b)
-        .into_iter()
-        .map(|(sum, _)| sum)
-        .collect();
-    assert!(
-        c.iter()
-            .zip(want)
-            .all(|(got, want)| (got - want).abs() < 1e-12)
-    );
+    let want: Vec<f64> = reference(m, k, n, &a, &b).into_iter().map(|(sum, _)| sum).collect();
+    assert!(c.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-12));
 }

@@ -52,10 +52,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let r = fma::<FMA>(n, -LN2_HIGH, x);
     let r = fma::<FMA>(n, -LN2_LOW, r);
-    let p = POLY_EXP
-        .iter()
-        .rev()
-        .fold(0.0, |sum, c| fma::<FMA>(sum, r, *c));
+    let p = POLY_EXP.iter().rev().fold(0.0, |sum, c| fma::<FMA>(sum, r, *c));
     let p = fma::<FMA>(p * r, r, r) + 1.0;
     // 2^n in two factors: the first product is exact, so a subnormal result is rounded once.
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
@@ -82,10 +79,7 @@ pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
 pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
     let magnitude = x.abs();
     let z = x * x;
-    let p = POLY_TANH
-        .iter()
-        .rev()
-        .fold(0.0, |sum, c| fma::<FMA>(sum, z, *c));
+    let p = POLY_TANH.iter().rev().fold(0.0, |sum, c| fma::<FMA>(sum, z, *c));
     let near = fma::<FMA>(p * z, x, x);
     let far = (1.0 - 2.0 / (exp::<FMA>(2.0 * magnitude) + 1.0)).copysign(x);
     if magnitude < 0.625 { near } else { far }
@@ -95,17 +89,11 @@ pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
     let z = x * x;
-    let p = POLY_ERF
-        .iter()
-        .rev()
-        .fold(0.0, |sum, c| fma::<FMA>(sum, z, *c));
+    let p = POLY_ERF.iter().rev().fold(0.0, |sum, c| fma::<FMA>(sum, z, *c));
     let near = fma::<FMA>(p, x, x);
     // From 4 on erf rounds to 1; limiting keeps the polynomial inside the range it was fitted for.
     let t = clamp(x.abs(), 0.0, 4.0);
-    let s = POLY_ERFC
-        .iter()
-        .rev()
-        .fold(0.0, |sum, c| fma::<FMA>(sum, t, *c));
+    let s = POLY_ERFC.iter().rev().fold(0.0, |sum, c| fma::<FMA>(sum, t, *c));
     let far = (1.0 - exp::<FMA>(fma::<FMA>(s, t, -t))).copysign(x);
     if x.abs() < 0.93 { near } else { far }
 }
@@ -128,7 +116,7 @@ pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     let x = if x < -200.0 { -200.0 } else { x };
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWICE_SQRT_2_OVER_PI * fma::<FMA>(0.044_715 * x * x, x, x);
     x * sigmoid::<FMA>(u)
 }
@@ -179,41 +167,14 @@ pub(crate) fn padded(tail: &[f32], fill: f32) -> [f32; LANES] {
 }
 
 /// `(exp(r) - 1 - r) / r^2` for `|r| <= ln(2) / 2`; relative error of the whole 3.1e-9.
-const POLY_EXP: [f32; 5] = [
-    0.499_999_94,
-    0.166_665_2,
-    0.041_668_4,
-    0.008_368_85,
-    0.001_381_432,
-];
+const POLY_EXP: [f32; 5] = [0.499_999_94, 0.166_665_2, 0.041_668_4, 0.008_368_85, 0.001_381_432];
 
 /// `(tanh(x) - x) / x^3` in `z = x^2` for `|x| <= 0.625`; relative error of the whole 4.4e-9.
-const POLY_TANH: [f32; 5] = [
-    -0.333_332_8,
-    0.133_314_42,
-    -0.053_739_715,
-    0.020_639_09,
-    -0.005_704_99,
-];
+const POLY_TANH: [f32; 5] = [-0.333_332_8, 0.133_314_42, -0.053_739_715, 0.020_639_09, -0.005_704_99];
 
 /// `erf(x) / x - 1` in `z = x^2` for `|x| <= 0.93`; relative error of the whole 4.6e-10.
-const POLY_ERF: [f32; 7] = [
-    0.128_379_17,
-    -0.376_126_32,
-    0.112_836_875,
-    -0.026_858_943,
-    0.005_199_907,
-    -0.000_813_001_65,
-    0.000_083_167_89,
-];
+const POLY_ERF: [f32; 7] = [0.128_379_17, -0.376_126_32, 0.112_836_875, -0.026_858_943, 0.005_199_907, -0.000_813_001_65, 0.000_083_167_89];
 
 /// `ln(erfc(t)) / t + 1` for `0.93 <= t <= 4`; absolute error of `erfc` 6.4e-10.
-const POLY_ERFC: [f32; 7] = [
-    -0.128_657_79,
-    -0.635_113_24,
-    -0.106_300_36,
-    0.023_817_185,
-    -0.003_668_719_7,
-    0.000_329_308,
-    -0.000_011_885_327,
-];
+const POLY_ERFC: [f32; 7] =
+    [-0.128_657_79, -0.635_113_24, -0.106_300_36, 0.023_817_185, -0.003_668_719_7, 0.000_329_308, -0.000_011_885_327];

@@ -37,20 +37,10 @@ pub fn softmax_row_in_place(isa: Isa, x: &mut [f32]) {
 
 /// `y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias` over one row; all slices have one length, an empty `bias`
 /// stands for zeros. The variance is taken about the mean in a second pass.
-pub fn layer_norm_row(
-    isa: Isa,
-    x: &[f32],
-    scale: &[f32],
-    bias: &[f32],
-    epsilon: f32,
-    y: &mut [f32],
-) {
+pub fn layer_norm_row(isa: Isa, x: &[f32], scale: &[f32], bias: &[f32], epsilon: f32, y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "input and output lengths differ");
     assert_eq!(x.len(), scale.len(), "input and scale lengths differ");
-    assert!(
-        bias.is_empty() || bias.len() == x.len(),
-        "input and bias lengths differ"
-    );
+    assert!(bias.is_empty() || bias.len() == x.len(), "input and bias lengths differ");
     type Affine<'a> = (&'a [f32], &'a [f32]);
     let affine: Affine<'_> = (scale, bias);
     instantiate!(isa, layer_norm_body, (x: &[f32], affine: Affine<'_>, epsilon: f32, y: &mut [f32]));
@@ -95,18 +85,13 @@ fn sum_body<const FMA: bool>(x: &[f32]) -> f32 {
 
 #[inline(always)]
 fn max_body<const FMA: bool>(x: &[f32]) -> f32 {
-    join(
-        fold(x, f32::NEG_INFINITY, f32::NEG_INFINITY, math::greater),
-        math::greater,
-    )
+    join(fold(x, f32::NEG_INFINITY, f32::NEG_INFINITY, math::greater), math::greater)
 }
 
 #[inline(always)]
 fn squares_body<const FMA: bool>(x: &[f32], mean: f32) -> f32 {
     // The tail is padded with the mean itself, whose deviation is zero.
-    let lanes = fold(x, 0.0, mean, |sum, v| {
-        math::fma::<FMA>(v - mean, v - mean, sum)
-    });
+    let lanes = fold(x, 0.0, mean, |sum, v| math::fma::<FMA>(v - mean, v - mean, sum));
     join(lanes, |a, b| a + b)
 }
 
@@ -119,12 +104,7 @@ fn softmax_body<const FMA: bool>(x: &mut [f32]) {
 }
 
 #[inline(always)]
-fn layer_norm_body<const FMA: bool>(
-    x: &[f32],
-    (scale, bias): (&[f32], &[f32]),
-    epsilon: f32,
-    y: &mut [f32],
-) {
+fn layer_norm_body<const FMA: bool>(x: &[f32], (scale, bias): (&[f32], &[f32]), epsilon: f32, y: &mut [f32]) {
     let count = x.len() as f32;
     let mean = sum_body::<FMA>(x) / count;
     let variance = squares_body::<FMA>(x, mean) / count;

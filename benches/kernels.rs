@@ -1,0 +1,221 @@
+//! Speed of the kernels on one core, as GFLOP/s and as a share of the core's measured peak.
+//!
+//! `cargo bench --bench kernels [-- <isa>]`. Each figure is the median of repeated runs of at least a few milliseconds; the
+//! peak is a loop of independent multiply-adds in registers, measured first.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use ndserve::engine::kernels::conv::{ConvShape, PackedConv, conv2d};
+use ndserve::engine::kernels::epilogue::{Activation, Epilogue};
+use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
+use ndserve::engine::kernels::isa::Isa;
+use ndserve::engine::kernels::vector;
+
+fn main() {
+    // `cargo bench` passes `--bench`; any other argument is the instruction set.
+    let isa = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let isa = isa.map_or_else(Isa::best, |name| name.parse().expect("an instruction set"));
+    let peak = measured_peak(isa);
+    println!("{isa}: peak {peak:.1} GFLOP/s");
+    println!("{:<34} {:>10} {:>10} {:>7}", "kernel", "µs", "GFLOP/s", "peak");
+    for (m, k, n) in [
+        (1024, 1024, 1024),
+        (128, 768, 3072),
+        (128, 3072, 768),
+        (128, 768, 768),
+        (1, 768, 768),
+        (1, 768, 3072),
+        (1, 3072, 768),
+        (8, 768, 768),
+        (8, 768, 3072),
+        (8, 3072, 768),
+        (32, 768, 768),
+        (32, 768, 3072),
+        (32, 3072, 768),
+        (1, 4, 2),
+        (1, 30, 16),
+        (32, 30, 16),
+        (1, 256, 10),
+        (32, 256, 10),
+        (32, 64, 128),
+    ] {
+        let seconds = packed_product(isa, m, k, n);
+        report(&format!("gemm_packed_b {m}x{k}x{n}"), seconds, Some((2 * m * k * n, peak)));
+    }
+    for (m, k, n, transposed) in [(128, 64, 128, true), (128, 128, 64, false), (512, 512, 512, false), (1, 64, 128, true)] {
+        let seconds = product(isa, m, k, n, transposed);
+        let name = format!("gemm {m}x{k}x{n}{}", if transposed { " b transposed" } else { "" });
+        report(&name, seconds, Some((2 * m * k * n, peak)));
+    }
+    for (name, shape) in convolutions() {
+        let work = 2 * shape.output_len() * shape.c_in / shape.groups * shape.kernel_h * shape.kernel_w;
+        report(name, convolution(isa, &shape), Some((work, peak)));
+    }
+    for (name, function) in functions() {
+        let x: Vec<f32> = (0..4096).map(|i| i as f32 / 512.0 - 4.0).collect();
+        let mut y = vec![0.0; x.len()];
+        let seconds = median(|| function(isa, black_box(&x), black_box(&mut y)));
+        report(&format!("{name} of 4096: {:.2} ns/element", seconds / 4096.0 * 1e9), seconds, None);
+    }
+}
+
+fn report(name: &str, seconds: f64, work: Option<(usize, f64)>) {
+    let Some((flops, peak)) = work else {
+        println!("{name:<34} {:>10.2}", seconds * 1e6);
+        return;
+    };
+    let speed = flops as f64 / seconds / 1e9;
+    println!("{name:<34} {:>10.2} {speed:>10.1} {:>6.1}%", seconds * 1e6, 100.0 * speed / peak);
+}
+
+/// Median seconds per call over 15 samples of at least 4 ms each, after one to warm up.
+fn median(mut run: impl FnMut()) -> f64 {
+    let mut calls = 1u32;
+    let mut sample = |calls: u32| {
+        let start = Instant::now();
+        (0..calls).for_each(|_| run());
+        start.elapsed()
+    };
+    while sample(calls) < Duration::from_millis(4) {
+        calls *= 2;
+    }
+    let mut times: Vec<f64> = (0..15).map(|_| sample(calls).as_secs_f64() / f64::from(calls)).collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn values(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0).collect()
+}
+
+fn packed_product(isa: Isa, m: usize, k: usize, n: usize) -> f64 {
+    let (a, mut c) = (values(m * k), vec![0.0; m * n]);
+    let b = PackedB::pack(isa, &values(k * n), k, n, false);
+    median(|| gemm_packed_b(black_box(&a), k, m, &b, black_box(&mut c), n, &Epilogue::default()))
+}
+
+fn product(isa: Isa, m: usize, k: usize, n: usize, b_transposed: bool) -> f64 {
+    let (a, b, mut c, mut scratch) = (values(m * k), values(k * n), vec![0.0; m * n], Vec::new());
+    let epilogue = Epilogue::default();
+    median(|| gemm(isa, m, k, n, black_box(&a), false, &b, b_transposed, black_box(&mut c), &epilogue, &mut scratch))
+}
+
+fn convolutions() -> Vec<(&'static str, ConvShape)> {
+    let same = |n, c_in, size, c_out, kernel, stride, groups| ConvShape {
+        n,
+        c_in,
+        h_in: size,
+        w_in: size,
+        c_out,
+        h_out: size / stride,
+        w_out: size / stride,
+        kernel_h: kernel,
+        kernel_w: kernel,
+        stride_h: stride,
+        stride_w: stride,
+        pad_top: (kernel - 1) / 2,
+        pad_left: (kernel - 1) / 2,
+        dilation_h: 1,
+        dilation_w: 1,
+        groups,
+    };
+    vec![
+        ("conv 32x1x8x8 -> 32, 3x3", same(32, 1, 8, 32, 3, 1, 1)),
+        ("conv 32x32x8x8 -> 64, 3x3", same(32, 32, 8, 64, 3, 1, 1)),
+        ("conv 1x32x8x8 -> 64, 3x3", same(1, 32, 8, 64, 3, 1, 1)),
+        ("conv 1x3x224x224 -> 64, 7x7 / 2", same(1, 3, 224, 64, 7, 2, 1)),
+        ("conv 1x64x56x56 -> 64, 3x3", same(1, 64, 56, 64, 3, 1, 1)),
+        ("conv 1x256x56x56 -> 64, 1x1", same(1, 256, 56, 64, 1, 1, 1)),
+        ("conv 1x256x56x56 -> 128, 1x1 / 2", same(1, 256, 56, 128, 1, 2, 1)),
+        ("conv 1x512x7x7 -> 512, 3x3", same(1, 512, 7, 512, 3, 1, 1)),
+        ("conv 8x512x7x7 -> 512, 3x3", same(8, 512, 7, 512, 3, 1, 1)),
+        ("conv 1x96x56x56 depthwise, 3x3", same(1, 96, 56, 96, 3, 1, 96)),
+    ]
+}
+
+fn convolution(isa: Isa, shape: &ConvShape) -> f64 {
+    let c_in = shape.c_in / shape.groups;
+    let weights = values(shape.c_out * c_in * shape.kernel_h * shape.kernel_w);
+    let w = PackedConv::pack(isa, &weights, shape.c_out, c_in, shape.kernel_h, shape.kernel_w, shape.groups);
+    let (x, bias, mut y) = (values(shape.input_len()), values(shape.c_out), vec![0.0; shape.output_len()]);
+    let mut scratch = Vec::new();
+    median(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
+}
+
+type Function = fn(Isa, &[f32], &mut [f32]);
+fn functions() -> Vec<(&'static str, Function)> {
+    vec![
+        ("relu", vector::relu),
+        ("exp", vector::exp),
+        ("sigmoid", vector::sigmoid),
+        ("tanh", vector::tanh),
+        ("gelu", vector::gelu),
+        ("softmax_row", vector::softmax_row),
+    ]
+}
+
+/// GFLOP/s of 12 independent chains of multiply-adds that never leave the registers.
+fn measured_peak(isa: Isa) -> f64 {
+    const ROUNDS: usize = 1_000_000;
+    let seconds = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => median(|| x86::chains_512(ROUNDS)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => median(|| x86::chains_256(ROUNDS)),
+        _ => median(|| {
+            let mut sums = black_box([[1.0f32; 4]; 12]);
+            for _ in 0..ROUNDS {
+                sums.as_flattened_mut().iter_mut().for_each(|sum| *sum = *sum * 0.999 + 0.5);
+            }
+            black_box(sums);
+        }),
+    };
+    let lanes = match isa {
+        Isa::Scalar => 4,
+        Isa::Avx2 => 8,
+        Isa::Avx512 => 16,
+    };
+    (2 * 12 * lanes * ROUNDS) as f64 / seconds / 1e9
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the peak is measured with the instructions the kernels use")]
+mod x86 {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
+    use std::hint::black_box;
+
+    pub(super) fn chains_512(rounds: usize) {
+        #[target_feature(enable = "avx512f")]
+        fn run(rounds: usize) {
+            let factor = _mm512_set1_ps(black_box(0.999));
+            let mut sums = [_mm512_set1_ps(1.0); 12];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(*sum, factor, factor);
+                }
+            }
+            black_box(sums);
+        }
+        // SAFETY: called only if `Isa::Avx512` was chosen, which every kernel called afterwards requires too; detected here.
+        assert!(is_x86_feature_detected!("avx512f"));
+        unsafe { run(rounds) }
+    }
+
+    pub(super) fn chains_256(rounds: usize) {
+        #[target_feature(enable = "avx2,fma")]
+        fn run(rounds: usize) {
+            let factor = _mm256_set1_ps(black_box(0.999));
+            let mut sums = [_mm256_set1_ps(1.0); 12];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(*sum, factor, factor);
+                }
+            }
+            black_box(sums);
+        }
+        assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
+        // SAFETY: the assertion above.
+        unsafe { run(rounds) }
+    }
+}
