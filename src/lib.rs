@@ -9,6 +9,7 @@
 //!
 //! Allowed dependencies: `main → cli → api → serve → engine`. `tests/tidy.rs` checks them.
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;

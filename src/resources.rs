@@ -103,8 +103,11 @@ fn parse_status(text: &str, key: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
+    /// Paths below the root and what they hold.
+    type Files = [(&'static str, &'static str)];
+
     /// A root folder with the given files.
-    fn root(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
+    fn root(name: &str, files: &Files) -> std::path::PathBuf {
         let root = std::env::temp_dir().join(format!("ndserve-cgroup-{name}-{}", std::process::id()));
         for (path, text) in files {
             let path = root.join(path);
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_smallest_quota_on_the_way_up_counts() {
-        let cases: &[(&str, &[(&str, &str)], Option<f64>)] = &[
+        let cases: &[(&str, &Files, Option<f64>)] = &[
             ("none", &[], None),
             ("v2-unlimited", &[("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/cpu.max", "max 100000\n")], None),
             (
@@ -128,11 +131,7 @@ mod tests {
                 ],
                 Some(1.5),
             ),
-            (
-                "v2-container",
-                &[("proc/self/cgroup", "0::/docker/0123\n"), ("sys/fs/cgroup/cpu.max", "50000 100000\n")],
-                Some(0.5),
-            ),
+            ("v2-container", &[("proc/self/cgroup", "0::/docker/0123\n"), ("sys/fs/cgroup/cpu.max", "50000 100000\n")], Some(0.5)),
             (
                 "v1",
                 &[

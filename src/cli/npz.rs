@@ -30,8 +30,9 @@ pub(super) fn read(source: impl Read + Seek, limit: usize) -> Result<BTreeMap<St
     let mut left = limit;
     for i in 0..archive.len() {
         let member = archive.by_index(i).map_err(|error| format!("member {i}: {error}"))?;
-        let Some(name) = member.name().strip_suffix(".npy").map(str::to_owned) else {
-            return Err(format!("member `{}` is no .npy array", member.name()));
+        let name = member.name().map_err(|error| format!("member {i}: {error}"))?;
+        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else {
+            return Err(format!("member `{name}` is no .npy array"));
         };
         let tensor = read_npy(member, left).map_err(|error| format!("array `{name}`: {error}"))?;
         left = left.saturating_sub(tensor.bytes());

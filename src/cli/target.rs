@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Failure;
 use crate::engine::{LoadError, LoadOptions, Model, find_model_file};
+use crate::serve::{is_model_name, versions};
 
 /// A model on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl Target {
             Err(error) if !path.is_dir() => return Err(error),
             Err(error) => error,
         };
-        let folders = subfolders(path)?;
+        let folders = models(path)?;
         let targets: Vec<Self> = folders
             .into_iter()
             .map(|folder| Self { name: name(&folder), file: newest(&folder).map_err(|error| error.0), folder: Some(folder) })
@@ -50,6 +51,15 @@ impl Target {
         let start = Instant::now();
         let model = Model::load(file, options)?;
         Ok((model, start.elapsed().as_secs_f64() * 1e3))
+    }
+
+    /// The error with the file that it is about.
+    pub(super) fn failed(&self, error: &LoadError) -> Failure {
+        match (&self.file, error) {
+            // These name it themselves.
+            (Err(_), _) | (_, LoadError::Io { .. }) => error.into(),
+            (Ok(file), error) => format!("{}: {error}", file.display()).into(),
+        }
     }
 }
 
@@ -68,19 +78,16 @@ fn newest(folder: &Path) -> Result<PathBuf, Failure> {
     if let Some(file) = find_model_file(folder) {
         return Ok(file);
     }
-    let version = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
-    let newest = subfolders(folder)?.into_iter().filter_map(|path| Some((version(&path)?, find_model_file(&path)?))).max();
-    let Some((_, file)) = newest else {
-        return Err(format!("{}: neither model.onnx nor <version>/model.onnx is in it", folder.display()).into());
-    };
-    Ok(file)
+    let versions = versions(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let newest = versions.last().and_then(|version| find_model_file(&folder.join(version)));
+    newest.ok_or_else(|| format!("{}: neither model.onnx nor <version>/model.onnx is in it", folder.display()).into())
 }
 
-/// The subfolders in the order of their names, without hidden ones.
-fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let entries = std::fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let visible = |path: &PathBuf| path.is_dir() && !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(visible).collect();
+/// The model folders of a repository, in the order of their names.
+fn models(repository: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let entries = std::fs::read_dir(repository).map_err(|error| format!("{}: {error}", repository.display()))?;
+    let is_model = |path: &PathBuf| path.is_dir() && path.file_name().and_then(|name| name.to_str()).is_some_and(is_model_name);
+    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_model).collect();
     folders.sort();
     Ok(folders)
 }

@@ -68,15 +68,21 @@ macro_rules! resolved_type {
 }
 
 macro_rules! resolve {
-    (unset, $given:expr) => { $given };
+    (unset, $given:expr) => {
+        $given
+    };
     ($default:literal, $given:expr) => {
         $given.unwrap_or_else(|| Value::parse($default).expect("a test parses every default"))
     };
 }
 
 macro_rules! default_text {
-    (unset) => { None };
-    ($default:literal) => { Some($default) };
+    (unset) => {
+        None
+    };
+    ($default:literal) => {
+        Some($default)
+    };
 }
 
 /// Declares every setting with its documentation, type and default (`unset`: none).
