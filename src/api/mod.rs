@@ -1,0 +1,3 @@
+//! The protocols: the only place that knows HTTP.
+
+pub mod json;
