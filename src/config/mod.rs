@@ -57,7 +57,7 @@ impl Setting {
         let default = self.default.filter(|text| !text.is_empty()).map(|text| format!(" [default: {text}]")).unwrap_or_default();
         let text = self.text();
         let brief = text.split_once(". ").map_or(text.as_str(), |(first, _)| first).trim_end_matches('.');
-        let arg = Arg::new(self.field).long(self.key()).env(self.variable()).help_heading(self.group);
+        let arg = Arg::new(self.field).long(self.key()).env(self.variable()).hide_env_values(true).help_heading(self.group);
         (self.arg)(arg.help(format!("{brief}{default}")).long_help(format!("{text}{default}")))
     }
 }
@@ -355,7 +355,8 @@ fn parse_file(text: &str) -> Result<Given, String> {
 
 impl<S: Scope> clap::Args for Flags<S> {
     fn augment_args(command: Command) -> Command {
-        let file = Arg::new("config").long("config").value_name("FILE").env("NDSERVE_CONFIG").value_parser(PathBuf::parse);
+        let file =
+            Arg::new("config").long("config").value_name("FILE").env("NDSERVE_CONFIG").hide_env_values(true).value_parser(PathBuf::parse);
         let file = file.help(format!("File with settings [default: {DEFAULT_FILE}, if it exists]"));
         let chosen = SETTINGS.iter().filter(|setting| S::has(setting));
         command.arg(file).args(chosen.map(Setting::arg))

@@ -78,7 +78,7 @@ impl Value for bool {
 
     fn arg(arg: Arg) -> Arg {
         // `--strict` alone turns it on, `--strict=false` turns off what a file turned on.
-        let arg = arg.value_name(Self::NAME).num_args(0..=1).require_equals(true).default_missing_value("true");
+        let arg = arg.value_name(Self::NAME).num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true);
         arg.value_parser(BoolishValueParser::new())
     }
 }

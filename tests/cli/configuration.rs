@@ -59,7 +59,7 @@ fn every_setting_is_a_flag_with_a_variable() {
     let help = Folder::new().run(&["serve", "--help"]).ok().out;
     for setting in SETTINGS {
         assert!(help.contains(&format!("--{}", setting.key())), "{}: {help}", setting.key());
-        assert!(help.contains(&format!("[env: {}=", setting.variable())), "{}: {help}", setting.variable());
+        assert!(help.contains(&format!("[env: {}]", setting.variable())), "{}: {help}", setting.variable());
     }
 }
 
