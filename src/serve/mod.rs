@@ -15,6 +15,9 @@ mod settings;
 mod stats;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
