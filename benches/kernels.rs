@@ -1,7 +1,8 @@
 //! Speed of the kernels on one core, as GFLOP/s and as a share of the core's measured peak.
 //!
-//! `cargo bench --bench kernels [-- <isa>]`. Each figure is the median of repeated runs of at least a few milliseconds; the
-//! peak is a loop of independent multiply-adds in registers, measured first.
+//! `cargo bench --bench kernels [-- <isa> [<part of a name>]]`. Each figure is the fastest of 15
+//! samples of at least 4 ms, which a busy machine disturbs least; the peak is a loop of independent multiply-adds in registers,
+//! measured first.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -10,11 +11,13 @@ use ndserve::engine::kernels::conv::{ConvShape, PackedConv, conv2d};
 use ndserve::engine::kernels::epilogue::{Activation, Epilogue};
 use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
 use ndserve::engine::kernels::isa::Isa;
-use ndserve::engine::kernels::vector;
+use ndserve::engine::kernels::vector::{self, Binary, Operand};
 
 fn main() {
-    // `cargo bench` passes `--bench`; any other argument is the instruction set.
-    let isa = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    // `cargo bench` passes `--bench`.
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let isa = arguments.next();
+    let part = arguments.next().unwrap_or_default();
     let isa = isa.map_or_else(Isa::best, |name| name.parse().expect("an instruction set"));
     let peak = measured_peak(isa);
     println!("{isa}: peak {peak:.1} GFLOP/s");
@@ -40,22 +43,25 @@ fn main() {
         (32, 256, 10),
         (32, 64, 128),
     ] {
-        let seconds = packed_product(isa, m, k, n);
-        report(&format!("gemm_packed_b {m}x{k}x{n}"), seconds, Some((2 * m * k * n, peak)));
+        let name = format!("gemm_packed_b {m}x{k}x{n}");
+        if name.contains(&part) {
+            report(&name, packed_product(isa, m, k, n), Some((2 * m * k * n, peak)));
+        }
     }
     for (m, k, n, transposed) in [(128, 64, 128, true), (128, 128, 64, false), (512, 512, 512, false), (1, 64, 128, true)] {
-        let seconds = product(isa, m, k, n, transposed);
         let name = format!("gemm {m}x{k}x{n}{}", if transposed { " b transposed" } else { "" });
-        report(&name, seconds, Some((2 * m * k * n, peak)));
+        if name.contains(&part) {
+            report(&name, product(isa, m, k, n, transposed), Some((2 * m * k * n, peak)));
+        }
     }
-    for (name, shape) in convolutions() {
+    for (name, shape) in convolutions().into_iter().filter(|(name, _)| name.contains(&part)) {
         let work = 2 * shape.output_len() * shape.c_in / shape.groups * shape.kernel_h * shape.kernel_w;
         report(name, convolution(isa, &shape), Some((work, peak)));
     }
-    for (name, function) in functions() {
+    for (name, function) in functions().into_iter().filter(|(name, _)| name.contains(&part)) {
         let x: Vec<f32> = (0..4096).map(|i| i as f32 / 512.0 - 4.0).collect();
         let mut y = vec![0.0; x.len()];
-        let seconds = median(|| function(isa, black_box(&x), black_box(&mut y)));
+        let seconds = fastest(|| function(isa, black_box(&x), black_box(&mut y)));
         report(&format!("{name} of 4096: {:.2} ns/element", seconds / 4096.0 * 1e9), seconds, None);
     }
 }
@@ -69,8 +75,8 @@ fn report(name: &str, seconds: f64, work: Option<(usize, f64)>) {
     println!("{name:<34} {:>10.2} {speed:>10.1} {:>6.1}%", seconds * 1e6, 100.0 * speed / peak);
 }
 
-/// Median seconds per call over 15 samples of at least 4 ms each, after one to warm up.
-fn median(mut run: impl FnMut()) -> f64 {
+/// Seconds per call in the fastest of 15 samples of at least 4 ms each, after those that find the number of calls.
+fn fastest(mut run: impl FnMut()) -> f64 {
     let mut calls = 1u32;
     let mut sample = |calls: u32| {
         let start = Instant::now();
@@ -80,9 +86,7 @@ fn median(mut run: impl FnMut()) -> f64 {
     while sample(calls) < Duration::from_millis(4) {
         calls *= 2;
     }
-    let mut times: Vec<f64> = (0..15).map(|_| sample(calls).as_secs_f64() / f64::from(calls)).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    (0..15).map(|_| sample(calls).as_secs_f64() / f64::from(calls)).fold(f64::INFINITY, f64::min)
 }
 
 fn values(len: usize) -> Vec<f32> {
@@ -92,13 +96,13 @@ fn values(len: usize) -> Vec<f32> {
 fn packed_product(isa: Isa, m: usize, k: usize, n: usize) -> f64 {
     let (a, mut c) = (values(m * k), vec![0.0; m * n]);
     let b = PackedB::pack(isa, &values(k * n), k, n, false);
-    median(|| gemm_packed_b(black_box(&a), k, m, &b, black_box(&mut c), n, &Epilogue::default()))
+    fastest(|| gemm_packed_b(black_box(&a), k, m, &b, black_box(&mut c), n, &Epilogue::default()))
 }
 
 fn product(isa: Isa, m: usize, k: usize, n: usize, b_transposed: bool) -> f64 {
     let (a, b, mut c, mut scratch) = (values(m * k), values(k * n), vec![0.0; m * n], Vec::new());
     let epilogue = Epilogue::default();
-    median(|| gemm(isa, m, k, n, black_box(&a), false, &b, b_transposed, black_box(&mut c), &epilogue, &mut scratch))
+    fastest(|| gemm(isa, m, k, n, black_box(&a), false, &b, b_transposed, black_box(&mut c), &epilogue, &mut scratch))
 }
 
 fn convolutions() -> Vec<(&'static str, ConvShape)> {
@@ -140,7 +144,7 @@ fn convolution(isa: Isa, shape: &ConvShape) -> f64 {
     let w = PackedConv::pack(isa, &weights, shape.c_out, c_in, shape.kernel_h, shape.kernel_w, shape.groups);
     let (x, bias, mut y) = (values(shape.input_len()), values(shape.c_out), vec![0.0; shape.output_len()]);
     let mut scratch = Vec::new();
-    median(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
+    fastest(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
 }
 
 type Function = fn(Isa, &[f32], &mut [f32]);
@@ -152,6 +156,9 @@ fn functions() -> Vec<(&'static str, Function)> {
         ("tanh", vector::tanh),
         ("gelu", vector::gelu),
         ("softmax_row", vector::softmax_row),
+        ("max", |isa, x, y| y[0] = vector::max(isa, x)),
+        ("sum", |isa, x, y| y[0] = vector::sum(isa, x)),
+        ("add", |isa, x, y| vector::binary(isa, Binary::Add, Operand::Slice(x), Operand::Scalar(0.5), y)),
     ]
 }
 
@@ -160,10 +167,10 @@ fn measured_peak(isa: Isa) -> f64 {
     const ROUNDS: usize = 1_000_000;
     let seconds = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => median(|| x86::chains_512(ROUNDS)),
+        Isa::Avx512 => fastest(|| x86::chains_512(ROUNDS)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => median(|| x86::chains_256(ROUNDS)),
-        _ => median(|| {
+        Isa::Avx2 => fastest(|| x86::chains_256(ROUNDS)),
+        _ => fastest(|| {
             let mut sums = black_box([[1.0f32; 4]; 12]);
             for _ in 0..ROUNDS {
                 sums.as_flattened_mut().iter_mut().for_each(|sum| *sum = *sum * 0.999 + 0.5);
@@ -197,8 +204,8 @@ mod x86 {
             }
             black_box(sums);
         }
-        // SAFETY: called only if `Isa::Avx512` was chosen, which every kernel called afterwards requires too; detected here.
         assert!(is_x86_feature_detected!("avx512f"));
+        // SAFETY: the assertion above.
         unsafe { run(rounds) }
     }
 

@@ -10,14 +10,11 @@ use super::repository::Options;
 use super::settings::ModelSettings;
 use crate::engine::{Dim, Model, Session, Tensor, Value, find_model_file};
 
-/// Loads `folder/<version>` of the model `name`. The message of an error says what went wrong with which file.
-pub(super) fn load_version(
-    name: &str,
-    version: &str,
-    folder: &Path,
-    mut settings: ModelSettings,
-    options: &Options,
-) -> Result<Handle, String> {
+/// Loads `folder/<version>` of the model `name`.
+///
+/// # Errors
+/// What went wrong with which file.
+pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: ModelSettings, options: &Options) -> Result<Handle, String> {
     let version_folder = folder.join(version);
     let file = find_model_file(&version_folder).ok_or_else(|| format!("{}: there is no model file", version_folder.display()))?;
     let model = Model::load(&file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;

@@ -15,9 +15,13 @@ mod settings;
 mod stats;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
-pub use repository::{ModelStatus, Options, Repository, State, VersionStatus};
+pub use loading::load_version;
+pub use repository::{ModelStatus, Options, Repository, State, VersionStatus, is_model_name, versions};
 pub use request::{InferRequest, InferResponse, Timing};
 pub use settings::{Defaults, ModelSettings, Versions};
 pub use stats::{ROWS_BUCKETS, Stats, StatsSnapshot};

@@ -304,6 +304,11 @@ fn unavailable(name: &str, status: Option<&VersionStatus>) -> Error {
     Error::new(Kind::Unavailable, message)
 }
 
+/// Whether a repository's subfolder of this name is a model.
+pub fn is_model_name(name: &str) -> bool {
+    !name.starts_with(['.', '_'])
+}
+
 /// The folders of models; names that start with a dot or an underscore are not models.
 fn scan(options: &Options) -> Result<BTreeMap<String, Entry>, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", options.folder.display());
@@ -311,7 +316,7 @@ fn scan(options: &Options) -> Result<BTreeMap<String, Entry>, String> {
     for item in std::fs::read_dir(&options.folder).map_err(failed)? {
         let path = item.map_err(failed)?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        if !path.is_dir() || name.starts_with(['.', '_']) {
+        if !path.is_dir() || !is_model_name(name) {
             continue;
         }
         entries.insert(name.to_owned(), entry(&path, options));
@@ -345,8 +350,11 @@ fn entry(folder: &Path, options: &Options) -> Entry {
     Entry { folder: folder.to_owned(), settings, versions }
 }
 
-/// The subfolders that hold a model file, oldest version first.
-fn versions(folder: &Path) -> std::io::Result<Vec<String>> {
+/// The versions of a model folder: its subfolders that hold a model file, oldest first.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn versions(folder: &Path) -> std::io::Result<Vec<String>> {
     let mut versions = Vec::new();
     for item in std::fs::read_dir(folder)? {
         let path = item?.path();

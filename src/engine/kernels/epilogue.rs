@@ -103,9 +103,9 @@ pub enum Activation {
 pub(crate) fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::None => {}
-        Activation::Relu => math::map_in_place(x, math::relu),
-        Activation::LeakyRelu { alpha } => math::map_in_place(x, |v| if v < 0.0 { alpha * v } else { v }),
-        Activation::Clip { min, max } => math::map_in_place(x, |v| math::clamp(v, min, max)),
+        Activation::Relu => math::map_short_in_place(x, math::relu),
+        Activation::LeakyRelu { alpha } => math::map_short_in_place(x, |v| if v < 0.0 { alpha * v } else { v }),
+        Activation::Clip { min, max } => math::map_short_in_place(x, |v| math::clamp(v, min, max)),
         Activation::Sigmoid => math::map_in_place(x, math::sigmoid::<FMA>),
         Activation::Tanh => math::map_in_place(x, math::tanh::<FMA>),
         Activation::Silu => math::map_in_place(x, math::silu::<FMA>),

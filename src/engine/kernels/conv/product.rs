@@ -9,7 +9,7 @@ use crate::engine::kernels::gemm::PackedA;
 use crate::engine::kernels::gemm::tile::{self, ROWS_MAX, Rows, Shape, Tile, WIDTH_MAX};
 use crate::engine::kernels::isa::{Isa, instantiate};
 
-/// Steps of `k` per block of panels; see `gemm::K_BLOCK`.
+/// Steps of `k` per block of panels: with a panel of 256 × 32 × 4 = 32 KiB, of which the first-level cache keeps the part in use.
 const K_BLOCK: usize = 256;
 
 /// Columns per block of panels: 256 × 256 × 4 = 256 KiB, a quarter of a 1 MiB second-level cache, beside image and output.
@@ -32,6 +32,7 @@ pub(super) fn run(job: &Job<'_>, groups: &[PackedA], x: &[f32], y: &mut [f32], s
     let panels_len = COLUMN_BLOCK.min((samples * pixels).next_multiple_of(WIDTH_MAX)) * groups[0].k().min(K_BLOCK) + COPY;
     scratch.resize(scratch.len().max(image_len + panels_len), 0.0);
     let (image, panels) = scratch.split_at_mut(image_len);
+    image.fill(0.0);
     let stored = channels_in.len() * layout.plane;
     for (index, y) in y.chunks_mut(samples * job.channels.len() * pixels).enumerate() {
         let count = y.len() / (job.channels.len() * pixels);
@@ -268,14 +269,20 @@ fn gather_body<const FMA: bool>(taps: &Taps<'_>, copies: &[Copy], width: usize, 
     let mut plane = (first_channel + channel) * layout.plane;
     // Counters rather than divisions: with few output channels this loop is as long as the product itself.
     let (mut ky, mut kx) = (tap / shape.kernel_w.max(1), tap % shape.kernel_w.max(1));
+    let reach = copies.iter().map(|copy| copy.from + COPY).max().unwrap_or(0);
     let mut rows = panel;
     for _ in taps.steps.clone() {
         let image = &taps.source.data[plane + layout.tap(shape, ky, kx)..];
-        for copy in copies {
+        if image.len() >= reach {
             // Always a full register: what is too much is overwritten by the next copy, in this row or the next.
-            match (image[copy.from..].first_chunk::<COPY>(), rows[copy.to..].first_chunk_mut::<COPY>()) {
-                (Some(from), Some(to)) => *to = *from,
-                _ => rows[copy.to..][..copy.len].copy_from_slice(&image[copy.from..][..copy.len]),
+            for copy in copies {
+                let from: &[f32; COPY] = image[copy.from..].first_chunk().expect("within reach");
+                *rows[copy.to..].first_chunk_mut().expect("a panel has slack behind it") = *from;
+            }
+        } else {
+            for copy in copies {
+                let from = &image[copy.from..][..copy.len];
+                rows[copy.to..][..copy.len].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
             }
         }
         rows = &mut rows[width..];

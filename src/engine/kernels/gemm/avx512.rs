@@ -73,9 +73,16 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
     }
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
     if !matches!(activation, Activation::None | Activation::Relu | Activation::Clip { .. }) {
-        for i in 0..R {
-            activate::<true>(activation, &mut tile.c[i * tile.ldc..][..tile.columns]);
-        }
+        activate_rows(activation, tile);
+    }
+}
+
+/// The other activations, on what was stored; one copy of their code serves all tile sizes.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
+    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
+        activate::<true>(activation, &mut row[..tile.columns]);
     }
 }
 
@@ -124,13 +131,29 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, masks: 
             columns[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
         }
     }
-    for i in 0..R {
-        for v in 0..V {
-            acc[i][v] = match finish.bias {
-                Bias::None => _mm512_mul_ps(alpha, acc[i][v]),
-                Bias::PerColumn(_) => _mm512_fmadd_ps(alpha, acc[i][v], columns[v]),
-                Bias::PerRow(bias) => _mm512_fmadd_ps(alpha, acc[i][v], _mm512_set1_ps(bias[i])),
-            };
+    // Indexed loops with the choice outside: the compiler unrolls them and keeps the accumulators in registers.
+    match finish.bias {
+        Bias::None => {
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = _mm512_mul_ps(alpha, acc[i][v]);
+                }
+            }
+        }
+        Bias::PerColumn(_) => {
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = _mm512_fmadd_ps(alpha, acc[i][v], columns[v]);
+                }
+            }
+        }
+        Bias::PerRow(bias) => {
+            let bias: &[f32; R] = bias.first_chunk().expect("a bias for each row of the tile");
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = _mm512_fmadd_ps(alpha, acc[i][v], _mm512_set1_ps(bias[i]));
+                }
+            }
         }
     }
     let (low, high) = match finish.activation {
@@ -139,9 +162,11 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, masks: 
         _ => return,
     };
     let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
-    for sum in acc.as_flattened_mut() {
-        // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
-        *sum = _mm512_min_ps(high, _mm512_max_ps(low, *sum));
+    for i in 0..R {
+        for v in 0..V {
+            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+            acc[i][v] = _mm512_min_ps(high, _mm512_max_ps(low, acc[i][v]));
+        }
     }
 }
 

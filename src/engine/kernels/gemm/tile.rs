@@ -99,14 +99,14 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             isa.require();
-            // SAFETY: `require` has shown that this machine has the features `avx2` is compiled for.
-            unsafe { avx2(tile) }
+            // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
+            // every element of the tile lies within its slices.
+            unsafe { super::avx2::tile(tile) }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
             isa.require();
-            // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
-            // every element of the tile lies within its slices.
+            // SAFETY: as above.
             unsafe { super::avx512::tile(tile) }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -118,6 +118,16 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
 }
 
 fn scalar(tile: &mut Tile<'_>) {
+    scalar_product(tile);
+    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
+    if activation != Activation::None {
+        for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
+            activate::<false>(activation, &mut row[..tile.columns]);
+        }
+    }
+}
+
+fn scalar_product(tile: &mut Tile<'_>) {
     match (tile.width, tile.rows) {
         (8, 1) => portable::<false, 1, 8>(tile),
         (8, 2) => portable::<false, 2, 8>(tile),
@@ -127,25 +137,6 @@ fn scalar(tile: &mut Tile<'_>) {
         (_, 2) => portable::<false, 2, 4>(tile),
         (_, 3) => portable::<false, 3, 4>(tile),
         (_, _) => portable::<false, 4, 4>(tile),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2(tile: &mut Tile<'_>) {
-    match (tile.width, tile.rows) {
-        (16, 1) => portable::<true, 1, 16>(tile),
-        (16, 2) => portable::<true, 2, 16>(tile),
-        (16, 3) => portable::<true, 3, 16>(tile),
-        (16, 4) => portable::<true, 4, 16>(tile),
-        (16, 5) => portable::<true, 5, 16>(tile),
-        (16, _) => portable::<true, 6, 16>(tile),
-        (_, 1) => portable::<true, 1, 8>(tile),
-        (_, 2) => portable::<true, 2, 8>(tile),
-        (_, 3) => portable::<true, 3, 8>(tile),
-        (_, 4) => portable::<true, 4, 8>(tile),
-        (_, 5) => portable::<true, 5, 8>(tile),
-        (_, _) => portable::<true, 6, 8>(tile),
     }
 }
 
@@ -179,11 +170,6 @@ fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>
             scale_and_bias::<FMA, W>(&mut acc[i], finish, i);
         }
         row.copy_from_slice(&acc[i][..tile.columns]);
-        if let Some(finish) = &tile.finish
-            && finish.activation != Activation::None
-        {
-            activate::<FMA>(finish.activation, row);
-        }
     }
 }
 

@@ -23,13 +23,13 @@ pub(crate) fn clamp(x: f32, low: f32, high: f32) -> f32 {
 /// The greater of the two; NaN if either is NaN.
 #[inline(always)]
 pub(crate) fn greater(a: f32, b: f32) -> f32 {
-    if a > b || a.is_nan() { a } else { b }
+    if (a > b) | a.is_nan() { a } else { b }
 }
 
 /// The smaller of the two; NaN if either is NaN.
 #[inline(always)]
 pub(crate) fn smaller(a: f32, b: f32) -> f32 {
-    if a < b || a.is_nan() { a } else { b }
+    if (a < b) | a.is_nan() { a } else { b }
 }
 
 /// `max(x, 0)`; NaN stays NaN.
@@ -121,7 +121,16 @@ pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     x * sigmoid::<FMA>(u)
 }
 
-/// Replaces every element by `f` of it.
+/// Replaces every element by `f` of it, for an `f` of one or two instructions. (The compiler unrolls a fixed number of such
+/// steps before it looks for vectors, and then finds none; a loop of unknown length it does turn into vector code.)
+#[inline(always)]
+pub(crate) fn map_short_in_place(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    for v in x {
+        *v = f(*v);
+    }
+}
+
+/// Replaces every element by `f` of it, for an `f` long enough that a padded step is cheaper than a scalar tail.
 #[inline(always)]
 pub(crate) fn map_in_place(x: &mut [f32], f: impl Fn(f32) -> f32) {
     let (steps, tail) = x.as_chunks_mut::<LANES>();

@@ -66,9 +66,20 @@ elementwise! {
     /// The tanh approximation of [`gelu`], with an absolute error of at most `2e-7 * max(|x|, 1)` against its own formula.
     gelu_tanh, gelu_tanh_in_place, math::gelu_tanh::<FMA>
 }
-elementwise! {
-    /// `y = max(x, 0)`, exact.
-    relu, relu_in_place, math::relu
+/// `y = max(x, 0)`, exact.
+pub fn relu(isa: Isa, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "input and output lengths differ");
+    instantiate!(isa, relu_body, (x: &[f32], y: &mut [f32]));
+}
+
+/// [`relu`] in place.
+pub fn relu_in_place(isa: Isa, x: &mut [f32]) {
+    activation_in_place(isa, Activation::Relu, x);
+}
+
+#[inline(always)]
+fn relu_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = math::relu(*x));
 }
 
 /// Applies an [`Activation`] in place: the same functions a product's epilogue applies.

@@ -100,7 +100,7 @@ fn softmax_body<const FMA: bool>(x: &mut [f32]) {
     let greatest = max_body::<FMA>(x);
     math::map_in_place(x, |v| math::exp::<FMA>(v - greatest));
     let total = sum_body::<FMA>(x);
-    math::map_in_place(x, |v| v / total);
+    math::map_short_in_place(x, |v| v / total);
 }
 
 #[inline(always)]
