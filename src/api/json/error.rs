@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use smallvec::SmallVec;
 
+use crate::error::Error;
+
 /// Bytes of the offending text that a message repeats.
 const SHOWN: usize = 40;
 
@@ -13,8 +15,14 @@ pub struct JsonError {
     at: usize,
     message: String,
     syntax: bool,
-    /// Indices of the arrays around the value, innermost first.
-    path: SmallVec<[usize; 4]>,
+    /// The arrays and objects around the value, innermost first.
+    path: SmallVec<[Step; 4]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Index(usize),
+    Key(String),
 }
 
 impl JsonError {
@@ -33,7 +41,14 @@ impl JsonError {
     /// Adds the index of an array around the value.
     #[cold]
     pub(super) fn within(mut self: Box<Self>, index: usize) -> Box<Self> {
-        self.path.push(index);
+        self.path.push(Step::Index(index));
+        self
+    }
+
+    /// Adds the key of an object around the value, or what else to call it: `instances`, ``input `x`: data``.
+    #[cold]
+    pub fn under(mut self: Box<Self>, key: impl Into<String>) -> Box<Self> {
+        self.path.push(Step::Key(key.into()));
         self
     }
 
@@ -47,18 +62,31 @@ impl JsonError {
         self.syntax
     }
 
-    /// The message for the client; `root` is what the text was read as: `instances`, or ``input `x`: data``.
-    pub fn describe(&self, root: &str) -> String {
+    /// The message for the client.
+    pub fn describe(&self) -> String {
         let Self { at, message, .. } = self;
         if self.syntax {
             return format!("the body is not valid JSON: {message} at byte {at}");
         }
-        let mut text = root.to_owned();
-        for index in self.path.iter().rev() {
-            let _ = write!(text, "[{index}]");
+        let mut text = String::new();
+        for step in self.path.iter().rev() {
+            let _ = match step {
+                Step::Index(index) => write!(text, "[{index}]"),
+                Step::Key(key) if text.is_empty() => write!(text, "{key}"),
+                Step::Key(key) => write!(text, ".{key}"),
+            };
+        }
+        if text.is_empty() {
+            text.push_str("the body");
         }
         let _ = write!(text, " {message} (byte {at})");
         text
+    }
+}
+
+impl From<Box<JsonError>> for Error {
+    fn from(error: Box<JsonError>) -> Self {
+        Self::invalid(error.describe())
     }
 }
 

@@ -225,6 +225,12 @@ impl<'a> Reader<'a> {
         if self.at < self.bytes.len() { Err(self.expected("the end")) } else { Ok(()) }
     }
 
+    /// What the array that stands next begins with; `None` if it is empty or no array.
+    pub fn first_element(&self) -> Option<Token> {
+        let mut ahead = self.clone();
+        ahead.want(Token::Array).and_then(|()| ahead.open()).and_then(|()| ahead.peek()).ok()
+    }
+
     /// Another reader of the same text at `at`, a position that [`at`](Self::at) gave, with this one's depth.
     pub fn seek(&self, at: usize) -> Self {
         Self { bytes: self.bytes, at, depth: self.depth }

@@ -17,7 +17,7 @@ fn values<T: Element>(text: &str) -> Vec<T> {
 }
 
 fn message(text: &str, dtype: DType) -> String {
-    read(text, dtype).unwrap_err().describe("data")
+    read(text, dtype).unwrap_err().under("data").describe()
 }
 
 #[test]
