@@ -8,9 +8,10 @@ use std::path::Path;
 
 /// CPUs that the process can keep busy, at least 1.
 pub fn usable_cpus() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let quota = quota(Path::new("/")).map_or(usize::MAX, |cpus| (cpus.ceil() as usize).max(1));
-    cores.min(affinity()).min(quota)
+    // Not the standard library's number alone: it rounds a quota of 1.5 CPUs down, and half a CPU would lie idle.
+    let cores = affinity().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let quota = quota(Path::new("/")).map_or(usize::MAX, |cpus| cpus.ceil() as usize);
+    cores.min(quota).max(1)
 }
 
 /// Resident memory of the process in bytes now; 0 where the system does not tell.
@@ -23,14 +24,15 @@ pub fn resident_bytes_peak() -> usize {
     status_bytes("VmHWM:")
 }
 
+/// CPUs on which the process may run, which are at most the machine's; `None` where the system does not tell.
 #[cfg(target_os = "linux")]
-fn affinity() -> usize {
-    rustix::thread::sched_getaffinity(None).map_or(usize::MAX, |set| (set.count() as usize).max(1))
+fn affinity() -> Option<usize> {
+    rustix::thread::sched_getaffinity(None).ok().map(|set| set.count() as usize)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn affinity() -> usize {
-    usize::MAX
+fn affinity() -> Option<usize> {
+    None
 }
 
 /// The smallest CPU quota on the process's way up its cgroups; `root` stands for `/`.

@@ -74,7 +74,9 @@ fn get(url: &str) -> Result<(u16, String), String> {
             }
         };
         stream.set_write_timeout(Some(left())).map_err(text)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").map_err(text)?;
+        // One write: a request in pieces may meet a server that answers and closes after the first.
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).map_err(text)?;
         let mut answer = Vec::new();
         let mut limited = stream.try_clone().map_err(text)?.take(ANSWER_MAX);
         let mut chunk = [0; 1024];

@@ -7,7 +7,6 @@ mod bench;
 mod check;
 mod files;
 mod healthcheck;
-mod json;
 mod npz;
 mod predict;
 mod progress;

@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::target::Target;
-use super::{Failure, Outcome, files, json, print};
-use crate::config::{Engine, Flags};
-use crate::engine::{Session, Threads};
+use super::{Failure, Outcome, files, print};
+use crate::api::predict::{Decoded, decode, encode};
+use crate::config::{Engine, Flags, Settings};
+use crate::engine::{Session, Tensor, Threads};
+use crate::error::Error;
+use crate::serve::ModelSettings;
 use crate::telemetry;
 
 /// Run a model once on inputs from files.
@@ -41,20 +44,42 @@ pub(super) fn command(args: Args) -> Outcome {
     let options = settings.load_options();
     let (model, _) = target.load(&options).map_err(|error| target.failed(&error))?;
     let signature = model.signature().clone();
-    let request = args.json.as_deref().map(read_text).transpose()?;
-    let inputs = match (&args.inputs, &request) {
-        (Some(path), _) => files::read_inputs(path, &signature, options.memory_limit)?,
-        (None, Some(text)) => json::read(text, &signature)?,
+    let source = match (args.inputs, args.json) {
+        (Some(path), _) => Source::Files(files::read_inputs(&path, &signature, options.memory_limit)?),
+        (None, Some(path)) => Source::Json(decode(&read_text(&path)?, &signature).map_err(|error| named(&path, &error))?),
+        // clap asks for one of them.
         (None, None) => return Err("--inputs or --json is needed".into()),
     };
+    let inputs = match &source {
+        Source::Files(inputs) | Source::Json(Decoded { inputs, .. }) => inputs,
+    };
     let threads = Arc::new(Threads::new(settings.engine_threads())?);
-    let outputs = Session::new(Arc::new(model), threads).run(&inputs)?;
-    match (&args.outputs, &request) {
+    let outputs = Session::new(Arc::new(model), threads).run(inputs)?;
+    match (&args.outputs, source) {
         (Some(path), _) => files::write_outputs(path, &signature, &outputs)?,
-        (None, Some(text)) => print(&json::write(text, &signature, &outputs)?)?,
-        (None, None) => {}
+        (None, Source::Json(Decoded { form, .. })) => {
+            let answer = encode(&outputs, &signature, &labels(&target, &settings)?, form)?;
+            print(&format!("{}\n", String::from_utf8_lossy(&answer)))?;
+        }
+        (None, Source::Files(_)) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the inputs come from, which is how the answer goes out.
+enum Source {
+    Files(Vec<Tensor>),
+    Json(Decoded),
+}
+
+/// The names of the classes, for an answer like the server's.
+fn labels(target: &Target, settings: &Settings) -> Result<Vec<String>, Failure> {
+    let Some(folder) = &target.folder else { return Ok(Vec::new()) };
+    Ok(ModelSettings::read(folder, &super::serve::defaults(settings))?.labels)
+}
+
+fn named(path: &Path, error: &Error) -> Failure {
+    format!("{}: {error}", path.display()).into()
 }
 
 fn read_text(path: &Path) -> Result<Vec<u8>, Failure> {

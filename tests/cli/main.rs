@@ -3,3 +3,5 @@
 mod commands;
 mod configuration;
 mod fixture;
+#[cfg(unix)]
+mod server;

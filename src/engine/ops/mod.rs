@@ -16,7 +16,32 @@ macro_rules! families {
     };
 }
 
-families![identity, constant, activation];
+mod axes;
+mod broadcast;
+mod number;
+mod product;
+mod window;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+families![
+    identity,
+    constant,
+    activation,
+    arithmetic,
+    reshape,
+    layout,
+    matmul,
+    gemm,
+    conv,
+    pool,
+    softmax,
+    cast,
+    normalization,
+    ml,
+    ml_labels
+];
 
 /// Every row of the operator table.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {

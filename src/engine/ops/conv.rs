@@ -1,0 +1,350 @@
+//! Conv: one- and two-dimensional convolution with groups, dilations and automatic padding.
+
+use smallvec::smallvec;
+
+use super::ANY;
+use super::axes::same_type;
+use super::matmul::{narrow, widened};
+use super::window::{AxisList, Window, output_shape};
+use crate::engine::attrs::Attrs;
+use crate::engine::dtype::DType;
+use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
+use crate::engine::kernels::epilogue::Activation;
+use crate::engine::kernels::isa::Isa;
+use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
+use crate::engine::tensor::{Kind, Tensor};
+use crate::engine::view::View;
+
+pub(crate) const DEFS: &[OpDef] = &[OpDef { name: "Conv", domain: "", opsets: 1..=ANY, types: types::FLOATS, build }];
+
+/// `activation(x * w + bias)`.
+#[derive(Clone, Debug)]
+pub(crate) struct Conv {
+    window: Window,
+    groups: usize,
+    pub(crate) activation: Activation,
+}
+
+fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
+    let window = Window::read(attrs)?;
+    if window.kernel().is_some_and(|kernel| kernel.len() > 2) {
+        return Err(unsupported_rank(window.kernel().map_or(0, <[usize]>::len)));
+    }
+    let groups = attrs.int_or("group", 1)?;
+    match usize::try_from(groups) {
+        Ok(groups) if groups >= 1 => Ok(Box::new(Conv { window, groups, activation: Activation::None })),
+        _ => Err(OpError::Attribute(format!("attribute `group` is {groups}"))),
+    }
+}
+
+fn unsupported_rank(rank: usize) -> OpError {
+    OpError::unsupported(format!("convolution over {rank} spatial dimensions is not supported; supported are 1 and 2"))
+}
+
+/// Elements of one padded image that a convolution may copy: 2^31 are 8 GiB.
+const PADDED_ELEMENTS: usize = 1 << 31;
+
+impl Conv {
+    /// Sizes for an input `x` and weights of shape `w`, and the axes of the window.
+    fn sizes(&self, x: &[usize], w: &[usize]) -> Result<(ConvShape, AxisList), OpError> {
+        if x.len() < 3 || w.len() != x.len() {
+            return Err(OpError::shape(format!("an input of shape {x:?} and weights of shape {w:?}")));
+        }
+        if x.len() > 4 {
+            return Err(unsupported_rank(x.len() - 2));
+        }
+        let (groups, c_in, c_out) = (self.groups, x[1], w[0]);
+        if w[1].checked_mul(groups) != Some(c_in) || !c_out.is_multiple_of(groups) {
+            return Err(OpError::shape(format!("an input of shape {x:?}, weights of shape {w:?} and {groups} groups")));
+        }
+        if let Some(kernel) = self.window.kernel()
+            && kernel != &w[2..]
+        {
+            return Err(OpError::shape(format!("attribute `kernel_shape` is {kernel:?}, the weights have shape {w:?}")));
+        }
+        let axes = self.window.over(&x[2..], &w[2..])?;
+        let padded = axes.iter().try_fold(c_in, |product, axis| product.checked_mul(axis.input + axis.pad_begin + axis.pad_end));
+        if padded.is_none_or(|padded| padded > PADDED_ELEMENTS) {
+            return Err(OpError::shape(format!("an input of shape {x:?} is too large with its padding")));
+        }
+        let column = *axes.last().expect("there are one or two axes");
+        let row = if axes.len() == 2 { axes[0] } else { super::window::Axis { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, pad_begin: 0, pad_end: 0 } };
+        let shape = ConvShape {
+            n: x[0],
+            c_in,
+            h_in: row.input,
+            w_in: column.input,
+            c_out,
+            h_out: row.output,
+            w_out: column.output,
+            kernel_h: row.kernel,
+            kernel_w: column.kernel,
+            stride_h: row.stride,
+            stride_w: column.stride,
+            pad_top: row.pad_begin,
+            pad_left: column.pad_begin,
+            dilation_h: row.dilation,
+            dilation_w: column.dilation,
+            groups,
+        };
+        Ok((shape, axes))
+    }
+
+    fn output(&self, x: &[usize], w: &[usize], bias: Option<&[usize]>) -> Result<Vec<Shape>, OpError> {
+        let (shape, axes) = self.sizes(x, w)?;
+        match bias {
+            Some(bias) if bias != [shape.c_out] => {
+                Err(OpError::shape(format!("a bias of shape {bias:?} for {} output channels", shape.c_out)))
+            }
+            _ => Ok(vec![output_shape(shape.n, shape.c_out, &axes)]),
+        }
+    }
+
+    fn pack(&self, isa: Isa, w: &[usize], values: &[f32]) -> PackedConv {
+        let (kernel_h, kernel_w) = if w.len() == 4 { (w[2], w[3]) } else { (1, w[2]) };
+        PackedConv::pack(isa, values, w[0], w[1], kernel_h, kernel_w, self.groups)
+    }
+}
+
+fn flops(shape: &ConvShape) -> u64 {
+    let taps = (shape.c_in / shape.groups * shape.kernel_h * shape.kernel_w) as u64;
+    (shape.output_len() as u64).saturating_mul(2).saturating_mul(taps)
+}
+
+/// Samples, or output channels of samples, on as many threads as the work is worth. The bits do not depend on the split.
+fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>, activation: Activation, y: &mut [f32], ctx: &mut Context<'_>) {
+    let parts = ctx.threads.parts(flops(shape));
+    if parts <= 1 || y.is_empty() || x.is_empty() {
+        return conv2d(shape, w, x, bias, activation, y, &mut ctx.scratch.f32);
+    }
+    let (from, to) = (shape.input_len() / shape.n, shape.output_len() / shape.n);
+    if shape.n >= parts {
+        let samples = shape.n.div_ceil(parts);
+        let items: Vec<_> = x.chunks(samples * from).zip(y.chunks_mut(samples * to)).collect();
+        ctx.threads.for_each(items, |(x, y)| {
+            let shape = ConvShape { n: x.len() / from, ..*shape };
+            conv2d(&shape, w, x, bias, activation, y, &mut Vec::new());
+        });
+        return;
+    }
+    let channels = shape.c_out.div_ceil(parts).next_multiple_of(w.channel_step());
+    let pixels = to / shape.c_out;
+    let mut items = Vec::new();
+    for (x, y) in x.chunks(from).zip(y.chunks_mut(to)) {
+        items.extend(y.chunks_mut(channels * pixels).enumerate().map(|(part, y)| (part * channels, x, y)));
+    }
+    let one = ConvShape { n: 1, ..*shape };
+    ctx.threads.for_each(items, |(start, x, y)| {
+        let range = start..start + y.len() / pixels;
+        conv2d_channels(&one, w, x, bias, activation, range, y, &mut Vec::new());
+    });
+}
+
+/// The definition, for f64: one sum per output element.
+fn run_f64(shape: &ConvShape, axes: &AxisList, x: &[f64], w: &[f64], bias: Option<&[f64]>, y: &mut [f64]) {
+    let (c_in, c_out) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+    let kernel = shape.kernel_h * shape.kernel_w;
+    let column = axes.last().expect("there are one or two axes");
+    let mut y = y.iter_mut();
+    for n in 0..shape.n {
+        for c in 0..shape.c_out {
+            for oy in 0..shape.h_out {
+                for ox in 0..shape.w_out {
+                    let mut sum = bias.map_or(0.0, |bias| bias[c]);
+                    for i in 0..c_in {
+                        let plane = &x[(n * shape.c_in + c / c_out * c_in + i) * shape.h_in * shape.w_in..][..shape.h_in * shape.w_in];
+                        let taps = &w[(c * c_in + i) * kernel..][..kernel];
+                        let mut row = |ky: usize, iy: usize| {
+                            for (kx, ix) in column.taps(ox) {
+                                sum += plane[iy * shape.w_in + ix] * taps[ky * shape.kernel_w + kx];
+                            }
+                        };
+                        if axes.len() == 2 { axes[0].taps(oy).for_each(|(ky, iy)| row(ky, iy)) } else { row(0, 0) }
+                    }
+                    *y.next().expect("an output element each") = sum;
+                }
+            }
+        }
+    }
+}
+
+impl Op for Conv {
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        same_type(inputs, 2, 0..3)
+    }
+
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        self.output(inputs.shape(0)?, inputs.shape(1)?, inputs.get(2).map(|_| inputs.shape(2)).transpose()?)
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let (x, w, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
+        let (shape, axes) = self.sizes(x.shape(), w.shape())?;
+        match x.dtype() {
+            DType::F32 => {
+                let packed = self.pack(ctx.isa, w.shape(), w.slice()?);
+                let bias = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
+                run_packed(&shape, &packed, x.slice()?, bias, self.activation, y.slice()?, ctx);
+                Ok(())
+            }
+            DType::F64 => {
+                let bias = inputs.get(2).map(|b| b.slice::<f64>()).transpose()?;
+                run_f64(&shape, &axes, x.slice()?, w.slice()?, bias, y.slice()?);
+                Ok(())
+            }
+            _ => {
+                let packed = self.pack(ctx.isa, w.shape(), &widened(w)?);
+                let bias = inputs.get(2).map(widened).transpose()?;
+                let mut wide = vec![0.0; shape.output_len()];
+                run_packed(&shape, &packed, &widened(x)?, bias.as_deref(), self.activation, &mut wide, ctx);
+                narrow(&wide, y)
+            }
+        }
+    }
+
+    fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
+        let w = constants.get(1).copied().flatten()?;
+        let values = w.slice::<f32>()?;
+        if !matches!(w.shape().len(), 3 | 4) || !w.shape()[0].is_multiple_of(self.groups) {
+            return None;
+        }
+        let mut consumed = smallvec![1];
+        let bias = constants.get(2).copied().flatten().filter(|bias| bias.shape() == [w.shape()[0]]).and_then(Tensor::slice::<f32>);
+        if bias.is_some() {
+            consumed.push(2);
+        }
+        let packed = self.pack(isa, w.shape(), values);
+        let op = PackedConvolution { conv: self.clone(), w: packed, w_shape: w.shape().into(), bias: bias.map(<[f32]>::to_vec) };
+        Some(Prepacked { op: Box::new(op), consumed })
+    }
+
+    fn flops(&self, inputs: &Facts<'_>) -> u64 {
+        inputs.shape(0).and_then(|x| self.sizes(x, inputs.shape(1)?)).map_or(0, |(shape, _)| flops(&shape))
+    }
+}
+
+/// Conv with constant weights.
+#[derive(Debug)]
+struct PackedConvolution {
+    conv: Conv,
+    w: PackedConv,
+    w_shape: Shape,
+    /// The constant bias; if none, input 2 is added, if it is given.
+    bias: Option<Vec<f32>>,
+}
+
+impl Op for PackedConvolution {
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        self.conv.output(inputs.shape(0)?, &self.w_shape, inputs.get(2).map(|_| inputs.shape(2)).transpose()?)
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let x: View<'_> = inputs.at(0)?;
+        let (shape, _) = self.conv.sizes(x.shape(), &self.w_shape)?;
+        let given = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
+        let bias = self.bias.as_deref().or(given);
+        run_packed(&shape, &self.w, x.slice()?, bias, self.conv.activation, outputs.at(0)?.slice()?, ctx);
+        Ok(())
+    }
+
+    fn flops(&self, inputs: &Facts<'_>) -> u64 {
+        inputs.shape(0).and_then(|x| self.conv.sizes(x, &self.w_shape)).map_or(0, |(shape, _)| flops(&shape))
+    }
+
+    fn packed_bytes(&self) -> usize {
+        self.w.bytes() + self.bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Case, assert_close, noise, op, tensor};
+    use super::*;
+    use half::f16;
+
+    /// The same in f64, where the body is the definition.
+    fn agrees(case: &Case, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let wide = |t: &Tensor| tensor(t.shape(), &t.slice::<f32>().unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+        let y = case.run_some(&[Some(x), Some(w), bias]).unwrap().remove(0);
+        let want = case.run_some(&[Some(&wide(x)), Some(&wide(w)), bias.map(wide).as_ref()]).unwrap().remove(0);
+        let want: Vec<f32> = want.slice::<f64>().unwrap().iter().map(|&v| v as f32).collect();
+        assert_close(&y, y.shape(), &want, 1e-5);
+        y
+    }
+
+    #[test]
+    fn a_small_convolution_by_hand() {
+        let x = tensor(&[1, 1, 3, 3], &[1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+        let w = tensor(&[1, 1, 2, 2], &[1.0_f32, 0.0, 0.0, -1.0]);
+        let y = op("Conv").one(&[&x, &w, &tensor(&[1], &[0.5_f32])]);
+        assert_close(&y, &[1, 1, 2, 2], &[-3.5; 4], 1e-6);
+        let half = |t: &Tensor| tensor(t.shape(), &t.slice::<f32>().unwrap().iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>());
+        let y = op("Conv").one(&[&half(&x), &half(&w)]);
+        assert_eq!(y, tensor(&[1, 1, 2, 2], &[f16::from_f32(-4.0); 4]));
+    }
+
+    #[test]
+    fn strides_pads_dilations_and_groups() {
+        let cases: &[(&[i64], &[i64], &[i64], i64)] = &[
+            (&[1, 1], &[0, 0, 0, 0], &[1, 1], 1),
+            (&[2, 1], &[1, 1, 1, 1], &[1, 1], 1),
+            (&[1, 2], &[0, 1, 2, 3], &[1, 1], 2),
+            (&[1, 1], &[2, 2, 2, 2], &[2, 2], 1),
+            (&[2, 2], &[1, 1, 1, 1], &[1, 1], 4),
+            (&[3, 3], &[4, 4, 4, 4], &[1, 2], 4),
+        ];
+        for &(strides, pads, dilations, group) in cases {
+            let x = tensor(&[2, 4, 9, 8], &noise(2 * 4 * 9 * 8, 1));
+            let w = tensor(&[8, 4 / group as usize, 3, 2], &noise(8 * 4 / group as usize * 6, 2));
+            let case = op("Conv").attr("strides", strides).attr("pads", pads).attr("dilations", dilations).attr("group", group);
+            let y = agrees(&case, &x, &w, Some(&tensor(&[8], &noise(8, 3))));
+            // Every sample alone gives the same bits.
+            for n in 0..2 {
+                let alone = case.one(&[&x.rows(n..n + 1), &w, &tensor(&[8], &noise(8, 3))]);
+                assert_eq!(alone, y.rows(n..n + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn one_dimension_and_automatic_padding() {
+        let (x, w) = (tensor(&[2, 3, 7], &noise(42, 1)), tensor(&[5, 3, 4], &noise(60, 2)));
+        assert_eq!(agrees(&op("Conv"), &x, &w, None).shape(), [2, 5, 4]);
+        for auto in ["SAME_UPPER", "SAME_LOWER"] {
+            let case = op("Conv").attr("auto_pad", auto).attr("strides", &[2_i64][..]);
+            assert_eq!(agrees(&case, &x, &w, None).shape(), [2, 5, 4], "{auto}");
+        }
+        assert_eq!(agrees(&op("Conv").attr("auto_pad", "VALID"), &x, &w, None).shape(), [2, 5, 4]);
+    }
+
+    #[test]
+    fn large_convolutions_are_the_same_on_two_threads() {
+        // The harness compares; the sizes are such that the work is split by samples, by channels, and by both.
+        for (n, c_out, group) in [(1, 32, 1), (2, 24, 1), (1, 32, 32), (3, 24, 2)] {
+            let x = tensor(&[n, 32, 40, 40], &noise(n * 32 * 1600, 1));
+            let w = tensor(&[c_out, 32 / group, 5, 5], &noise(c_out * 32 / group * 25, 2));
+            op("Conv").attr("group", group as i64).one(&[&x, &w]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
+        let (x, w) = (zeros(&[1, 4, 5, 5]), zeros(&[8, 4, 3, 3]));
+        let shape_error = |case: Case, inputs: &[&Tensor]| assert!(matches!(case.error(inputs), OpError::Shape(_)));
+        shape_error(op("Conv"), &[&x, &zeros(&[8, 3, 3, 3])]);
+        shape_error(op("Conv"), &[&x, &zeros(&[8, 4, 3])]);
+        shape_error(op("Conv"), &[&x, &zeros(&[8, 4, 6, 6])]);
+        shape_error(op("Conv"), &[&x, &w, &zeros(&[7])]);
+        shape_error(op("Conv").attr("kernel_shape", &[2_i64, 2][..]), &[&x, &w]);
+        shape_error(op("Conv").attr("group", 3_i64), &[&x, &w]);
+        shape_error(op("Conv").attr("pads", &[1_i64 << 30; 4][..]).attr("strides", &[1_i64 << 30, 1 << 30][..]), &[&x, &w]);
+        shape_error(op("Conv"), &[&zeros(&[1, 4]), &zeros(&[8, 4])]);
+        assert!(matches!(op("Conv").attr("group", 0_i64).error(&[&x, &w]), OpError::Attribute(_)));
+        assert!(matches!(op("Conv").error(&[&zeros(&[1, 1, 4, 4, 4]), &zeros(&[1, 1, 2, 2, 2])]), OpError::Unsupported(_)));
+        let three = op("Conv").attr("kernel_shape", &[2_i64, 2, 2][..]);
+        assert!(matches!(three.error(&[&zeros(&[1, 1, 4, 4, 4]), &zeros(&[1, 1, 2, 2, 2])]), OpError::Unsupported(_)));
+        assert_eq!(op("Conv").one(&[&zeros(&[0, 4, 5, 5]), &w]).shape(), [0, 8, 3, 3]);
+        assert_eq!(op("Conv").one(&[&x, &zeros(&[0, 4, 3, 3])]).shape(), [1, 0, 3, 3]);
+    }
+}

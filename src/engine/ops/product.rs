@@ -1,0 +1,161 @@
+//! The f32 matrix product as MatMul and Gemm need it: split over threads, with a right operand that is packed or not.
+//!
+//! Every split is along rows or columns of the result, never along the sums, so the bits are those of one thread.
+
+use crate::engine::kernels::epilogue::{Bias, Epilogue};
+use crate::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b, gemm_packed_b_columns};
+use crate::engine::op::Context;
+use crate::engine::threads::Threads;
+
+/// The left operand, `[m, k]`, or `[k, m]` if transposed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) transposed: bool,
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+}
+
+/// The right operand, `[k, n]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Right<'a> {
+    Packed(&'a PackedB),
+    Plain { data: &'a [f32], transposed: bool, n: usize },
+}
+
+/// The floating-point operations of a product.
+pub(crate) fn flops(m: usize, k: usize, n: usize) -> u64 {
+    2_u64.saturating_mul(m as u64).saturating_mul(k as u64).saturating_mul(n as u64)
+}
+
+/// `c[m, n] = epilogue(left · right)`.
+pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>, c: &mut [f32], ctx: &mut Context<'_>) {
+    let Left { m, k, .. } = left;
+    match right {
+        Right::Packed(b) => {
+            let parts = ctx.threads.parts(flops(m, k, b.n()));
+            if left.transposed && m > 1 && k > 1 {
+                transpose(left.data, k, m, &mut ctx.scratch.f32);
+                split(&ctx.scratch.f32, m, b, epilogue, c, (ctx.threads, parts));
+            } else {
+                split(left.data, m, b, epilogue, c, (ctx.threads, parts));
+            }
+        }
+        Right::Plain { data, transposed, n } => {
+            let parts = ctx.threads.parts(flops(m, k, n));
+            if parts > 1 && !left.transposed {
+                let b = PackedB::pack(ctx.isa, data, k, n, transposed);
+                split(left.data, m, &b, epilogue, c, (ctx.threads, parts));
+            } else {
+                gemm(ctx.isa, m, k, n, left.data, left.transposed, data, transposed, c, epilogue, &mut ctx.scratch.f32);
+            }
+        }
+    }
+}
+
+/// `to[columns, rows] = from[rows, columns]` transposed.
+pub(crate) fn transpose<T: Copy + Default>(from: &[T], rows: usize, columns: usize, to: &mut Vec<T>) {
+    to.clear();
+    to.resize(rows * columns, T::default());
+    for (r, row) in from.chunks_exact(columns.max(1)).enumerate() {
+        for (c, &value) in row.iter().enumerate() {
+            to[c * rows + r] = value;
+        }
+    }
+}
+
+/// Rows from which on each thread gets rows; with fewer, every thread would read the whole right operand for little, so
+/// each gets columns.
+const ROWS_PER_PART: usize = 32;
+
+fn split(a: &[f32], m: usize, b: &PackedB, epilogue: &Epilogue<'_>, c: &mut [f32], (threads, parts): (&Threads, usize)) {
+    let (k, n) = (b.k(), b.n());
+    if m == 0 || n == 0 {
+        return;
+    }
+    if parts <= 1 || k == 0 {
+        return gemm_packed_b(a, k, m, b, c, n, epilogue);
+    }
+    if m >= parts * ROWS_PER_PART {
+        let rows = m.div_ceil(parts);
+        let items: Vec<_> = a.chunks(rows * k).zip(c.chunks_mut(rows * n)).enumerate().collect();
+        threads.for_each(items, |(part, (a, c))| {
+            let count = c.len() / n;
+            let bias = match epilogue.bias {
+                Bias::PerRow(values) => Bias::PerRow(&values[part * rows..part * rows + count]),
+                other => other,
+            };
+            gemm_packed_b(a, k, count, b, c, n, &Epilogue { bias, ..*epilogue });
+        });
+        return;
+    }
+    let width = n.div_ceil(parts).next_multiple_of(b.panel_width());
+    if m == 1 {
+        let items: Vec<_> = c.chunks_mut(width).enumerate().collect();
+        threads.for_each(items, |(part, c)| {
+            let columns = part * width..part * width + c.len();
+            gemm_packed_b_columns(a, k, 1, b, columns.clone(), c, columns.len(), epilogue);
+        });
+        return;
+    }
+    let mut strips = vec![0.0; m * n];
+    let items: Vec<_> = strips.chunks_mut(m * width).enumerate().collect();
+    threads.for_each(items, |(part, strip)| {
+        let columns = part * width..n.min((part + 1) * width);
+        gemm_packed_b_columns(a, k, m, b, columns.clone(), strip, columns.len(), epilogue);
+    });
+    for (part, strip) in strips.chunks(m * width).enumerate() {
+        let count = strip.len() / m;
+        for (row, values) in strip.chunks_exact(count).enumerate() {
+            c[row * n + part * width..][..count].copy_from_slice(values);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::noise;
+    use super::*;
+    use crate::engine::kernels::isa::Isa;
+    use crate::engine::op::Scratch;
+
+    #[test]
+    fn threads_do_not_change_the_bits() {
+        let (k, n) = (300, 203);
+        for m in [1, 2, 7, 64, 65, 100] {
+            let (a, b, columns, rows) = (noise(m * k, 1), noise(k * n, 2), noise(n, 3), noise(m, 4));
+            let packed = PackedB::pack(Isa::best(), &b, k, n, false);
+            for bias in [Bias::None, Bias::PerColumn(&columns), Bias::PerRow(&rows)] {
+                let epilogue = Epilogue { bias, ..Epilogue::default() };
+                let mut want = vec![0.0; m * n];
+                gemm_packed_b(&a, k, m, &packed, &mut want, n, &epilogue);
+                for parts in [1, 2, 3] {
+                    let mut found = vec![f32::NAN; m * n];
+                    split(&a, m, &packed, &epilogue, &mut found, (&Threads::new(2).unwrap(), parts));
+                    assert_eq!(found, want, "m {m}, parts {parts}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_left_operand_gives_the_same() {
+        let (m, k, n) = (5, 7, 9);
+        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+        let mut across = vec![];
+        transpose(&a, m, k, &mut across);
+        let packed = PackedB::pack(Isa::best(), &b, k, n, false);
+        let threads = Threads::single();
+        let mut scratch = Scratch::default();
+        let mut run = |left, right| {
+            let mut c = vec![0.0; m * n];
+            let mut ctx = Context { scratch: &mut scratch, threads: &threads, isa: Isa::best() };
+            multiply(left, right, &Epilogue::default(), &mut c, &mut ctx);
+            c
+        };
+        let plain = Right::Plain { data: &b, transposed: false, n };
+        let want = run(Left { data: &a, transposed: false, m, k }, plain);
+        assert_eq!(run(Left { data: &across, transposed: true, m, k }, plain), want);
+        assert_eq!(run(Left { data: &across, transposed: true, m, k }, Right::Packed(&packed)), want);
+    }
+}
