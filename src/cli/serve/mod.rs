@@ -132,7 +132,11 @@ fn drained(settings: &Settings, repository: &Arc<Repository>, stop: &Stop) -> im
     async move {
         stop.requested().await;
         repository.start_draining();
-        tracing::info!("stopping: not ready any more, serving on for {delay:?}");
+        if delay.is_zero() {
+            tracing::info!("stopping: not ready any more, finishing what is in flight");
+        } else {
+            tracing::info!("stopping: not ready any more, serving on for {delay:?}");
+        }
         tokio::time::sleep(delay).await;
     }
 }
