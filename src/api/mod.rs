@@ -44,12 +44,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         // 64 MiB is what Triton takes; the others are far beyond what a healthy client and a CPU need.
-        Self {
-            max_body_bytes: 64 << 20,
-            body_timeout: Duration::from_secs(30),
-            max_in_flight: 4096,
-            max_timeout: Duration::from_secs(300),
-        }
+        Self { max_body_bytes: 64 << 20, body_timeout: Duration::from_secs(30), max_in_flight: 4096, max_timeout: Duration::from_secs(300) }
     }
 }
 
