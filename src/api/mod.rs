@@ -37,12 +37,14 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Most requests under way; more are refused at once, probes excepted.
     pub max_in_flight: usize,
+    /// Longest deadline that a request may set for itself; more is cut to it.
+    pub max_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        // 64 MiB is what Triton takes; the other two are far beyond what a healthy client and a CPU need.
-        Self { max_body_bytes: 64 << 20, body_timeout: Duration::from_secs(30), max_in_flight: 4096 }
+        // 64 MiB is what Triton takes; the others are far beyond what a healthy client and a CPU need.
+        Self { max_body_bytes: 64 << 20, body_timeout: Duration::from_secs(30), max_in_flight: 1024, max_timeout: Duration::from_secs(300) }
     }
 }
 

@@ -35,11 +35,10 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
-            // Longer than the idle timeout of common load balancers (60 s), which should be the side that closes.
-            header_timeout: Duration::from_secs(75),
-            max_header_bytes: 64 << 10,
-            max_connections: 16_384,
-            drain_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(30),
+            max_header_bytes: 16 << 10,
+            max_connections: 4096,
+            drain_timeout: Duration::from_secs(8),
         }
     }
 }
