@@ -138,7 +138,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
         .map_err(|error| Error::new(error.kind(), format!("model `{}`: {}", path.model, error.message())))?;
     let parsed = Instant::now();
     drop(bytes);
-    let deadline = timeout.map(|timeout| parsed + timeout.min(shared.limits.max_timeout));
+    let deadline = timeout.and_then(|timeout| parsed.checked_add(timeout.min(shared.limits.max_timeout)));
     let response = handle.infer(InferRequest { inputs, deadline }).await?;
     let computed = Instant::now();
     // Clients exist that need an id; the request's is as good as any.

@@ -144,16 +144,18 @@ settings! {
     /// Largest request body. A larger one is refused with 413 before it is read.
     max_body: Bytes = "64MiB";
     /// Largest request head: request line and headers. A larger one is refused with 431.
-    max_header: Bytes = "16KiB";
-    /// Time in which the request head must arrive. Also how long an idle connection is kept open.
-    header_read_timeout: Period = "30s";
+    max_header: Bytes = "64KiB";
+    /// Time in which the request head must arrive. Also how long an idle connection is kept open: longer than a load
+    /// balancer keeps it (60 s is common), so that the side that sends requests is the one that closes.
+    header_read_timeout: Period = "75s";
     /// Time in which the request body must arrive. Raise it for large bodies over slow links.
     body_read_timeout: Period = "30s";
-    /// Connections open at once. Further ones wait in the system's queue until one closes.
+    /// Connections open at once. Further ones wait in the system's queue until one closes; the limit of open files
+    /// (`ulimit -n`) must be larger.
     max_connections: usize = "4096";
     /// Requests worked on at once, over all models. A further one is answered with 503 at once; raise it together with
     /// the queue limits of the models.
-    max_in_flight: usize = "1024";
+    max_in_flight: usize = "4096";
     /// Deadline of a request that does not set its own. Past it the request is dropped from the queue and answered
     /// with 504.
     request_timeout: Period = "30s";

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::{Summary, example};
+use super::example;
+use crate::api::Stats;
 use crate::cli::print;
 use crate::config::{LogFormat, Settings};
 use crate::engine::Isa;
@@ -66,8 +67,8 @@ impl Banner {
     }
 
     /// What became of the requests.
-    pub(super) fn stopped(&self, summary: Summary) {
-        let Summary { accepted, answered, dropped } = summary;
+    pub(super) fn stopped(&self, stats: Stats) {
+        let Stats { accepted, answered, dropped } = stats;
         match self.format {
             LogFormat::Text => say(&format!("stopped: {accepted} requests accepted, {answered} answered, {dropped} dropped\n")),
             LogFormat::Json => tracing::info!(accepted, answered, dropped, "stopped"),

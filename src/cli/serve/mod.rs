@@ -10,11 +10,11 @@ mod signals;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 
 use super::{Failure, Outcome, progress};
+use crate::api::{self, App, Limits, ServerOptions, Stats};
 use crate::config::{Flags, Server, Settings};
 use crate::engine::Threads;
 use crate::serve::{Defaults, Options, Repository, State};
@@ -47,14 +47,6 @@ pub(super) fn defaults(settings: &Settings) -> Defaults {
         queue_limit: settings.queue_limit,
         timeout: Some(settings.request_timeout.0),
     }
-}
-
-/// Requests of a server's life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Summary {
-    accepted: u64,
-    answered: u64,
-    dropped: u64,
 }
 
 /// Serves until a signal has come and everything is answered.
@@ -106,13 +98,13 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>) -> Outcome {
         // There is no use in loading what nobody will ask.
         () = stop.clone().requested() => {}
     }
-    let summary = accepting.await?;
-    if summary.dropped == 0 {
+    let stats = accepting.await?;
+    if stats.dropped == 0 {
         // Only now: every request has its answer, so the queues are empty and the workers end at once.
         let repository = Arc::clone(&repository);
         tokio::task::spawn_blocking(move || repository.close()).await?;
     }
-    banner.stopped(summary);
+    banner.stopped(stats);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -140,7 +132,11 @@ fn drained(settings: &Settings, repository: &Arc<Repository>, stop: &Stop) -> im
     async move {
         stop.requested().await;
         repository.start_draining();
-        tracing::info!("stopping: not ready any more, serving on for {delay:?}");
+        if delay.is_zero() {
+            tracing::info!("stopping: not ready any more, finishing what is in flight");
+        } else {
+            tracing::info!("stopping: not ready any more, serving on for {delay:?}");
+        }
         tokio::time::sleep(delay).await;
     }
 }
@@ -151,8 +147,18 @@ async fn accept(
     repository: Arc<Repository>,
     settings: Arc<Settings>,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> Summary {
-    let _ = (listener, repository, settings.drain_timeout, Duration::ZERO);
-    stop.await;
-    Summary::default()
+) -> Stats {
+    let limits = Limits {
+        max_body_bytes: settings.max_body.0,
+        body_timeout: settings.body_read_timeout.0,
+        max_in_flight: settings.max_in_flight,
+        max_timeout: settings.request_timeout_max.0,
+    };
+    let options = ServerOptions {
+        header_timeout: settings.header_read_timeout.0,
+        max_header_bytes: settings.max_header.0,
+        max_connections: settings.max_connections,
+        drain_timeout: settings.drain_timeout.0,
+    };
+    api::serve(listener, App::new(repository, limits), options, stop).await
 }
