@@ -212,7 +212,8 @@ fn repository_metrics(page: &mut Page, repository: &Repository) {
         page.sample(&BATCH_ROWS, "_sum", &labels, stats.rows as f64);
         page.sample(&BATCH_ROWS, "_count", &labels, stats.batches() as f64);
     }
-    let values: [(&Metric, fn(&StatsSnapshot) -> f64); 4] = [
+    type Read = fn(&StatsSnapshot) -> f64;
+    let values: [(&Metric, Read); 4] = [
         (&COMPUTE, |stats| stats.compute.as_secs_f64()),
         (&INLINE, |stats| stats.inline as f64),
         (&QUEUE, |stats| stats.waiting as f64),
