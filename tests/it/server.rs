@@ -36,7 +36,7 @@ impl Server {
         repository.load(|_, _, _, _| {});
         let app = App::new(Arc::clone(&repository), limits);
         let (stop, stopped) = oneshot::channel();
-        let (send_address, address) = std::sync::mpsc::channel();
+        let (send_address, address) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
