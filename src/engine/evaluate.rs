@@ -68,7 +68,7 @@ pub(crate) fn evaluate_values(
     {
         let facts: SmallVec<[Option<Fact>; 4]> = tensors.iter().map(|t| t.map(|t| Fact::constant(t.clone()))).collect();
         let refs: SmallVec<[Option<&Fact>; 4]> = facts.iter().map(Option::as_ref).collect();
-        if let Some(outputs) = op.from_shapes(&Facts(&refs)) {
+        if let Some(outputs) = op.values_from_shapes(&Facts(&refs)) {
             return Ok(outputs.into_iter().map(Value::Tensor).collect());
         }
         match op.shapes(&Facts(&refs)) {

@@ -110,6 +110,11 @@ impl Plan {
         self.steps.iter().all(|step| !step.dynamic)
     }
 
+    /// Each step's node, by position in the graph, with its floating-point operations; 0 where they are not counted.
+    pub fn flops(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.steps.iter().zip(&self.flops).map(|(step, &flops)| (step.node, flops))
+    }
+
     /// The shape of a value, if it does not depend on data.
     pub(crate) fn shape(&self, id: ValueId) -> Option<&[usize]> {
         self.shapes[id.index()].as_deref()
@@ -207,7 +212,7 @@ impl<'g> Planner<'g> {
 
     /// The outputs, if they are small and follow from constants and shapes.
     fn compute(&mut self, node: &Node, facts: Facts<'_>, shapes: &[Option<Shape>]) -> Option<Result<Vec<Tensor>, OpError>> {
-        if let Some(values) = node.op.from_shapes(&facts) {
+        if let Some(values) = node.op.values_from_shapes(&facts) {
             return Some(Ok(values));
         }
         let shapes: Vec<Shape> = shapes.iter().cloned().collect::<Option<_>>()?;

@@ -1,1 +1,27 @@
 //! Serving: the repository of models, the queue in front of each and the workers behind it.
+//!
+//! A request takes one hop: [`Handle::infer`] validates it and either runs it at once on the calling thread, where that
+//! costs less than waking another, or puts it into the model's [queue](queue), from which a worker takes all that fit one
+//! forward pass. Which requests those are is decided by the pure [`batcher`].
+
+pub mod batcher;
+mod golden;
+mod handle;
+mod loading;
+mod queue;
+mod repository;
+mod request;
+mod settings;
+mod stats;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use golden::{Golden, Tolerance};
+pub use handle::Handle;
+pub use loading::load_version;
+pub use repository::{ModelStatus, Options, Repository, State, VersionStatus, is_model_name, versions};
+pub use request::{InferRequest, InferResponse, Timing};
+pub use settings::{Defaults, ModelSettings, Versions};
+pub use stats::{ROWS_BUCKETS, Stats, StatsSnapshot};

@@ -67,7 +67,7 @@ pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadErr
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let Some(format) = FORMATS.iter().find(|format| format.extension.eq_ignore_ascii_case(extension)) else {
         let known = FORMATS.iter().map(|format| format!(".{}", format.extension)).collect::<Vec<_>>().join(", ");
-        return Err(LoadError::format(format!("{}: unknown kind of model file; known are {known}", path.display())));
+        return Err(LoadError::format(format!("unknown kind of model file; known are {known}")));
     };
     (format.read)(path, options)
 }

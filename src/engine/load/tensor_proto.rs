@@ -51,7 +51,10 @@ fn wrong_count(name: &str, shape: &[usize], len: usize, found: usize) -> String 
 }
 
 fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -> Result<Tensor, String> {
-    fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit + crate::engine::Element>(shape: &[usize], raw: &[u8]) -> Option<Tensor> {
+    fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit + crate::engine::dtype::Element>(
+        shape: &[usize],
+        raw: &[u8],
+    ) -> Option<Tensor> {
         Tensor::new(shape, bytemuck::pod_collect_to_vec::<u8, T>(raw))
     }
     if raw.len() != len * dtype.size() {

@@ -60,7 +60,7 @@ impl Op for ShapeOf {
         Ok(())
     }
 
-    fn from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
+    fn values_from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
         Some(vec![Tensor::vector(self.dims(inputs.shape(0).ok()?))])
     }
 }
@@ -85,7 +85,7 @@ impl Op for Size {
         Ok(())
     }
 
-    fn from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
+    fn values_from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
         Some(vec![Tensor::scalar(inputs.shape(0).ok()?.iter().product::<usize>() as i64)])
     }
 }

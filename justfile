@@ -1,0 +1,74 @@
+# The list of commands. A recipe is one line that calls cargo or a script, so that it can be copied where `just` is not
+# installed; `.ci/run` reads its steps from here.
+
+# what there is
+default:
+    @just --list
+
+# start the server with the models of this repository
+serve *ARGS:
+    cargo run --release -- serve {{ARGS}}
+
+# formatting, as it must be
+fmt:
+    cargo fmt --check
+
+# lints of all targets
+clippy:
+    cargo clippy --locked --all-targets -- -D warnings
+
+# the documentation of the crate
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# every test
+test:
+    cargo test --locked
+
+# only the wall between the layers and the house rules
+tidy:
+    cargo test --locked --test tidy
+
+# the static release binary, and that it is static
+static:
+    scripts/static-check.sh
+
+# the models' recorded answers with each instruction set of this machine
+isa:
+    scripts/isa-check.sh "$(scripts/static-build.sh)"
+
+# the binary started, asked the README's requests, stopped
+smoke:
+    scripts/smoke.sh "$(scripts/static-build.sh)"
+
+# the files in deploy/ against Dockerfile, settings and routes
+deploy:
+    scripts/deploy-check.sh
+
+# the image built and run by a Docker engine
+container:
+    scripts/container.sh
+
+# everything CI runs, or the steps named
+ci *STEPS:
+    .ci/run {{STEPS}}
+
+# licences, sources and duplicates of dependencies (cargo install --locked cargo-deny)
+deny:
+    cargo deny --locked check licenses sources bans
+
+# train and export the models again (installs PyTorch into .venv)
+models:
+    for model in models/*/; do "$(scripts/python-env.sh)" "$model/make.py"; done
+
+# kernels: each instruction set, over sizes
+bench-kernels *ARGS:
+    cargo bench --locked --bench kernels -- {{ARGS}}
+
+# the server under load beside a hand-written handler (needs wrk)
+bench-serve *ARGS:
+    scripts/bench_serve.py {{ARGS}}
+
+# seconds per run of one model, with the time per operator
+bench-model MODEL *ARGS:
+    cargo run --release -- bench --model models/{{MODEL}} {{ARGS}}

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Measure the server under load with wrk (Debian's package), everything compared side by side in one run.
+
+    cargo build --release --bin ndserve --example axum_baseline
+    scripts/bench_serve.py [--rounds 7] [--seconds 2] [--record benches/record/NAME.md]
+
+Three tables: overhead (`two-features` beside a hand-written axum handler), batching (`digits` with batching on and off, 64
+connections), start (process start to first answered prediction, idle memory). A figure is the median over rounds; a round
+measures every side once, in alternating order, so that a drift of the machine cancels in the ratio.
+"""
+import argparse, datetime, http.client, json, os, pathlib, platform, re, socket, statistics, struct, subprocess, sys, tempfile, time, zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """A server process on a free port, stopped at the end of the block."""
+
+    def __init__(self, name, command, ready="/readyz"):
+        self.name, self.port, self.ready = name, free_port(), ready
+        self.command = [part.replace("{port}", str(self.port)) for part in command]
+
+    def __enter__(self):
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while True:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+                connection.request("GET", self.ready)
+                if connection.getresponse().status in (200, 404, 405):
+                    return self
+            except OSError:
+                pass
+            if self.process.poll() is not None:
+                sys.exit(f"{self.name} ended with {self.process.returncode}: {' '.join(self.command)}")
+            time.sleep(0.001)
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
+
+    def wrk(self, path, body, connections, seconds):
+        """Requests per second, p50 and p99 in ms; every answer must be a 200."""
+        with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+            script.write(f"wrk.method = 'POST'\nwrk.body = '{body}'\nwrk.headers['Content-Type'] = 'application/json'\n")
+            script.flush()
+            url = f"http://127.0.0.1:{self.port}{path}"
+            command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        if "Non-2xx" in out or "Socket errors" in out:
+            sys.exit(f"{self.name} at {connections} connections:\n{out}")
+        ms = lambda text: float(re.match(r"[\d.]+", text)[0]) * {"us": 1e-3, "ms": 1, "s": 1e3}[re.search(r"[a-z]+$", text)[0]]
+        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
+        return rate, ms(re.search(r"50%\s+(\S+)", out)[1]), ms(re.search(r"99%\s+(\S+)", out)[1])
+
+
+def side_by_side(servers, path, body, connections, rounds, seconds):
+    """Median of (rate, p50, p99) for each server, rounds interleaved and their order reversed every other round."""
+    for server in servers:
+        server.wrk(path, body, connections, 1)
+    runs = {server.name: [] for server in servers}
+    for r in range(rounds):
+        for server in servers if r % 2 == 0 else reversed(servers):
+            runs[server.name].append(server.wrk(path, body, connections, seconds))
+    return {name: tuple(statistics.median(run[i] for run in values) for i in range(3)) for name, values in runs.items()}
+
+
+def first_digit():
+    """The first held-out image as JSON."""
+    with zipfile.ZipFile(ROOT / "models/digits/held-out.npz") as archive:
+        data = archive.read("image.npy")
+    header = struct.unpack("<H", data[8:10])[0]
+    pixels = struct.unpack("<64f", data[10 + header:10 + header + 256])
+    rows = [[int(p) for p in pixels[r * 8:r * 8 + 8]] for r in range(8)]
+    return json.dumps({"instances": [[rows]]}, separators=(",", ":"))
+
+
+def overhead(binary, baseline, args):
+    body = '{"instances":[[1,2]]}'
+    ours = Server("ndserve", [binary, "serve", "--listen", "127.0.0.1:{port}", "--default-model", "two-features"])
+    hand = Server("axum by hand", [baseline, "127.0.0.1:{port}"])
+    yield "Overhead: `two-features` through `/predict`, one row per request, keep-alive\n"
+    yield "| connections | ndserve req/s | axum by hand req/s | ratio | ndserve p50 / p99 ms | by hand p50 / p99 ms |\n|---|---|---|---|---|---|"
+    with ours, hand:
+        for connections in (1, 64):
+            found = side_by_side([ours, hand], "/predict", body, connections, args.rounds, args.seconds)
+            a, b = found["ndserve"], found["axum by hand"]
+            yield f"| {connections} | {a[0]:,.0f} | {b[0]:,.0f} | **{a[0] / b[0]:.2f}** | {a[1]:.3f} / {a[2]:.3f} | {b[1]:.3f} / {b[2]:.3f} |"
+
+
+def batching(binary, args):
+    with tempfile.TemporaryDirectory() as folder:
+        # The same model folder with one key changed.
+        off = pathlib.Path(folder) / "models" / "digits"
+        off.mkdir(parents=True)
+        for item in (ROOT / "models/digits").iterdir():
+            if item.name != "model.toml":
+                (off / item.name).symlink_to(item)
+        (off / "model.toml").write_text((ROOT / "models/digits/model.toml").read_text() + "\nbatching = false\n")
+        serve = lambda models: [binary, "serve", "--listen", "127.0.0.1:{port}", "--models", str(models), "--default-model", "digits"]
+        on_server, off_server = Server("batching on", serve(ROOT / "models")), Server("batching off", serve(off.parent))
+        with on_server, off_server:
+            found = side_by_side([on_server, off_server], "/predict", first_digit(), 64, args.rounds, args.seconds)
+    yield "\nBatching: `digits` through `/predict`, 64 connections, one image per request\n"
+    yield "| | req/s | p50 ms | p99 ms |\n|---|---|---|---|"
+    for name, (rate, p50, p99) in found.items():
+        yield f"| {name} | {rate:,.0f} | {p50:.2f} | {p99:.2f} |"
+    yield f"| ratio | **{found['batching on'][0] / found['batching off'][0]:.2f}** | | |"
+
+
+def start(binary, args):
+    times, memory = [], []
+    for _ in range(max(args.rounds, 5)):
+        server = Server("ndserve", [binary, "serve", "--listen", "127.0.0.1:{port}"])
+        with server:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+            connection.request("POST", "/v1/models/two-features:predict", b'{"instances":[[1,2]]}')
+            if connection.getresponse().status != 200:
+                sys.exit("the first prediction was not answered")
+            times.append((time.perf_counter() - server.started) * 1e3)
+            time.sleep(0.5)
+            status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+            memory.append(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024)
+    yield "\nStart with the four models of `models/`\n"
+    yield "| | median | worst |\n|---|---|---|"
+    yield f"| process start → ready and first prediction answered, ms | **{statistics.median(times):.0f}** | {max(times):.0f} |"
+    yield f"| idle resident memory, MB | **{statistics.median(memory):.1f}** | {max(memory):.1f} |"
+
+
+def machine():
+    model = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.strip()
+    return f"{datetime.date.today()}, {model[1] if model else platform.processor()}, {os.cpu_count()} cores shared by server and load, commit {commit}, {rustc}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default=str(ROOT / "target/release/ndserve"))
+    parser.add_argument("--baseline", default=str(ROOT / "target/release/examples/axum_baseline"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--only", choices=["overhead", "batching", "start"])
+    parser.add_argument("--record", type=pathlib.Path, help="append the tables to this file")
+    args = parser.parse_args()
+    parts = {"overhead": lambda: overhead(args.binary, args.baseline, args), "batching": lambda: batching(args.binary, args), "start": lambda: start(args.binary, args)}
+    lines = [f"{machine()}; {args.rounds} interleaved rounds of {args.seconds} s, medians", ""]
+    print(lines[0], flush=True)
+    for name, part in parts.items():
+        if args.only in (None, name):
+            for line in part():
+                print(line, flush=True)
+                lines.append(line)
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        with args.record.open("a") as file:
+            file.write("\n".join(lines) + "\n\n")
+
+
+if __name__ == "__main__":
+    main()

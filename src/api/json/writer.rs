@@ -1,0 +1,289 @@
+//! Writing JSON answers: numbers go straight out of a tensor's storage.
+//!
+//! Floats are the shortest text that reads back to the same bits; what is not finite is written as the bare tokens `NaN`,
+//! `Infinity` and `-Infinity`, as Triton and TensorFlow Serving do.
+
+use half::{bf16, f16};
+
+use crate::engine::{Slice, Tensor, Value};
+
+/// A JSON text under construction. The caller keeps the structure: brackets, commas and colons are [`raw`](Self::raw).
+#[derive(Debug, Default)]
+pub struct Writer {
+    out: Vec<u8>,
+}
+
+/// An element type as JSON has it.
+trait Scalar {
+    /// Appends the value.
+    fn write(&self, out: &mut Vec<u8>);
+}
+
+/// Whole numbers up to this are written without `ryu`, which is slowest on them. Any float type holds them exactly.
+const WHOLE: i32 = 1 << 24;
+
+macro_rules! floats {
+    ($($t:ty),*) => {
+        $(impl Scalar for $t {
+            #[inline]
+            fn write(&self, out: &mut Vec<u8>) {
+                let whole = *self as i32;
+                if whole as $t == *self && (-WHOLE..=WHOLE).contains(&whole) && (whole != 0 || self.is_sign_positive()) {
+                    i64::from(whole).write(out);
+                    out.extend_from_slice(b".0");
+                } else if self.is_finite() {
+                    out.extend_from_slice(ryu::Buffer::new().format_finite(*self).as_bytes());
+                } else {
+                    out.extend_from_slice(not_finite(self.is_nan(), *self < 0.0));
+                }
+            }
+        })*
+    };
+}
+floats!(f32, f64);
+
+#[cold]
+fn not_finite(nan: bool, negative: bool) -> &'static [u8] {
+    match (nan, negative) {
+        (true, _) => b"NaN",
+        (false, false) => b"Infinity",
+        (false, true) => b"-Infinity",
+    }
+}
+
+macro_rules! wide {
+    ($($t:ty => $wide:ty),*) => {
+        $(impl Scalar for $t {
+            #[inline]
+            fn write(&self, out: &mut Vec<u8>) {
+                <$wide>::from(*self).write(out);
+            }
+        })*
+    };
+}
+wide!(f16 => f32, bf16 => f32, u8 => u64, u16 => u64, u32 => u64, i8 => i64, i16 => i64, i32 => i64);
+
+impl Scalar for u64 {
+    #[inline]
+    fn write(&self, out: &mut Vec<u8>) {
+        // The largest has 20 digits.
+        let mut text = [0; 20];
+        let mut at = text.len();
+        let mut rest = *self;
+        loop {
+            at -= 1;
+            text[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        out.extend_from_slice(&text[at..]);
+    }
+}
+
+impl Scalar for i64 {
+    #[inline]
+    fn write(&self, out: &mut Vec<u8>) {
+        if *self < 0 {
+            out.push(b'-');
+        }
+        self.unsigned_abs().write(out);
+    }
+}
+
+impl Scalar for bool {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if *self { b"true" } else { b"false" });
+    }
+}
+
+impl Scalar for String {
+    fn write(&self, out: &mut Vec<u8>) {
+        string(out, self);
+    }
+}
+
+/// Appends `text` in double quotes.
+fn string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let mut from = 0;
+    for (at, &b) in text.as_bytes().iter().enumerate() {
+        let escape: &[u8] = match b {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            0..0x20 => b"\\u00",
+            _ => continue,
+        };
+        out.extend_from_slice(&text.as_bytes()[from..at]);
+        out.extend_from_slice(escape);
+        if escape.len() > 2 {
+            out.extend([b >> 4, b & 15].map(|digit| char::from_digit(digit.into(), 16).expect("below 16") as u8));
+        }
+        from = at + 1;
+    }
+    out.extend_from_slice(&text.as_bytes()[from..]);
+    out.push(b'"');
+}
+
+/// Runs `$body` with `$values` bound to the typed elements of a slice.
+macro_rules! with_values {
+    ($slice:expr, $values:ident => $body:expr) => {
+        match $slice {
+            Slice::F32($values) => $body,
+            Slice::F64($values) => $body,
+            Slice::F16($values) => $body,
+            Slice::BF16($values) => $body,
+            Slice::I8($values) => $body,
+            Slice::I16($values) => $body,
+            Slice::I32($values) => $body,
+            Slice::I64($values) => $body,
+            Slice::U8($values) => $body,
+            Slice::U16($values) => $body,
+            Slice::U32($values) => $body,
+            Slice::U64($values) => $body,
+            Slice::Bool($values) => $body,
+            Slice::String($values) => $body,
+        }
+    };
+}
+
+impl Writer {
+    /// An empty text with room for `capacity` bytes.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { out: Vec::with_capacity(capacity) }
+    }
+
+    /// The text.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.out
+    }
+
+    /// Appends `text` as it is.
+    pub fn raw(&mut self, text: &str) -> &mut Self {
+        self.out.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    /// Appends a string.
+    pub fn string(&mut self, text: &str) -> &mut Self {
+        string(&mut self.out, text);
+        self
+    }
+
+    /// Appends a key with its colon.
+    pub fn key(&mut self, name: &str) -> &mut Self {
+        self.string(name).raw(":")
+    }
+
+    /// Appends an integer.
+    pub fn integer(&mut self, value: i64) -> &mut Self {
+        value.write(&mut self.out);
+        self
+    }
+
+    /// Appends a float.
+    pub fn float(&mut self, value: f64) -> &mut Self {
+        value.write(&mut self.out);
+        self
+    }
+
+    /// Appends a float in the shortest text for a `f32`.
+    pub fn float32(&mut self, value: f32) -> &mut Self {
+        value.write(&mut self.out);
+        self
+    }
+
+    /// Appends `items` with commas between them; `write` writes one.
+    pub fn list<I: IntoIterator>(&mut self, items: I, mut write: impl FnMut(&mut Self, I::Item)) -> &mut Self {
+        for (i, item) in items.into_iter().enumerate() {
+            if i > 0 {
+                self.raw(",");
+            }
+            write(self, item);
+        }
+        self
+    }
+
+    /// Appends the elements as one flat array.
+    pub fn flat(&mut self, values: Slice<'_>) -> &mut Self {
+        with_values!(values, values => flat(&mut self.out, values));
+        self
+    }
+
+    /// Appends the elements as arrays nested like `shape`; a bare value if it is empty.
+    ///
+    /// Panics if the number of elements is not that of `shape`.
+    pub fn nested(&mut self, values: Slice<'_>, shape: &[usize]) -> &mut Self {
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "elements of a tensor of shape {shape:?}");
+        with_values!(values, values => nested(&mut self.out, values, shape));
+        self
+    }
+
+    /// Appends a tensor as nested arrays.
+    pub fn tensor(&mut self, tensor: &Tensor) -> &mut Self {
+        self.nested(tensor.data(), tensor.shape())
+    }
+
+    /// Appends a value: a tensor as nested arrays, a sequence as an array, a map as an object.
+    pub fn value(&mut self, value: &Value) -> &mut Self {
+        match value {
+            Value::Tensor(tensor) => self.tensor(tensor),
+            Value::Sequence(values) => {
+                self.raw("[").list(values, |writer, value| {
+                    writer.value(value);
+                });
+                self.raw("]")
+            }
+            Value::Map { keys, values } => self.map(keys, values),
+        }
+    }
+
+    fn map(&mut self, keys: &Tensor, values: &Tensor) -> &mut Self {
+        self.raw("{").list(0..keys.len(), |writer, i| {
+            match keys.data() {
+                Slice::String(keys) => writer.key(&keys[i]),
+                // JSON's keys are strings.
+                keys => writer.raw("\"").nested(keys.range(i..i + 1), &[]).raw("\":"),
+            };
+            writer.nested(values.data().range(i..i + 1), &[]);
+        });
+        self.raw("}")
+    }
+}
+
+fn flat<T: Scalar>(out: &mut Vec<u8>, values: &[T]) {
+    // Room for short numbers; longer ones make it grow.
+    out.reserve(values.len() * 4);
+    out.push(b'[');
+    let mut values = values.iter();
+    if let Some(first) = values.next() {
+        first.write(out);
+    }
+    for value in values {
+        out.push(b',');
+        value.write(out);
+    }
+    out.push(b']');
+}
+
+fn nested<T: Scalar>(out: &mut Vec<u8>, values: &[T], shape: &[usize]) {
+    match shape {
+        [] => values[0].write(out),
+        [_] => flat(out, values),
+        [count, inner @ ..] => {
+            let size = values.len() / (*count).max(1);
+            out.push(b'[');
+            for i in 0..*count {
+                if i > 0 {
+                    out.push(b',');
+                }
+                nested(out, &values[i * size..(i + 1) * size], inner);
+            }
+            out.push(b']');
+        }
+    }
+}

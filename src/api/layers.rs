@@ -1,0 +1,275 @@
+//! What every request passes, whatever its protocol. From the outside in:
+//!
+//! 1. **counts**: accepted, answered, dropped, under way;
+//! 2. **request id**: `x-request-id` of the client if it is sane, else a new one; on the answer and in the log;
+//! 3. **metrics**: duration by route, requests by status, errors by kind, phases by model;
+//! 4. **errors**: a failed answer gets its JSON body, also the framework's own; it is logged at debug, a bug at error;
+//! 5. **`Server-Timing`** on answers of a model: parse, queue, compute, serialize;
+//! 6. **concurrency limit**: beyond it requests are refused at once, because a queue in front of the model's queue would only
+//!    add delay; probes pass;
+//! 7. **panics** become internal errors;
+//! 8. the router. Body size and time limits hold where the body is read ([`body`](super::body)), behind the choice of a route.
+//!
+//! It is one function and not a tower of middleware: each boxed layer of a router costs an allocation and a copy of the
+//! request, and together they would cost more than a small model.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, Bytes};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use tower::Service;
+
+use super::error::{self, Failure, kind_of};
+use super::metrics::{ModelMetrics, Phases};
+use super::route::Route;
+use super::{App, Shared};
+use crate::error::{Error, Kind};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// Longer ids of clients are replaced: they go into every log line.
+const MAX_ID_BYTES: usize = 128;
+
+/// Requests since the start.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) accepted: AtomicU64,
+    pub(super) answered: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) in_flight: AtomicUsize,
+}
+
+/// Where the time of an answer of a model went; an extension of the response.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    pub(super) phases: Phases,
+    pub(super) metrics: Arc<ModelMetrics>,
+}
+
+/// A request under way. One that is dropped without an answer lost its client.
+struct InFlight<'a> {
+    counts: &'a Counts,
+    number: usize,
+    answered: bool,
+}
+
+impl<'a> InFlight<'a> {
+    fn enter(counts: &'a Counts) -> Self {
+        counts.accepted.fetch_add(1, Relaxed);
+        let number = counts.in_flight.fetch_add(1, Relaxed) + 1;
+        Self { counts, number, answered: false }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.counts.in_flight.fetch_sub(1, Relaxed);
+        let count = if self.answered { &self.counts.answered } else { &self.counts.dropped };
+        count.fetch_add(1, Relaxed);
+    }
+}
+
+impl App {
+    /// Answers a request.
+    pub async fn answer<B>(&self, mut request: Request<B>) -> Response
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        let started = Instant::now();
+        let shared = &*self.shared;
+        let mut under_way = InFlight::enter(&shared.counts);
+        let route = Route::of(request.uri().path());
+        let id = request_id(request.headers_mut());
+
+        let mut response = if under_way.number > shared.limits.max_in_flight && !route.is_probe() {
+            let message = format!("the server has {} requests under way, which is its limit", shared.limits.max_in_flight);
+            Failure::from(Error::new(Kind::Overloaded, message)).into_response()
+        } else {
+            // The router is cheap to clone (one reference count) and a service wants `&mut`.
+            catch_panic(self.router.clone().call(request)).await
+        };
+
+        if !response.status().is_success() {
+            finish_failure(&mut response, shared, route, &id);
+        } else if let Some(Measured { phases, metrics }) = response.extensions_mut().remove::<Measured>() {
+            metrics.observe(&phases);
+            response.headers_mut().insert(SERVER_TIMING, server_timing(&phases));
+        }
+        response.headers_mut().insert(REQUEST_ID, id);
+        shared.metrics.answered(route, response.status().as_u16(), started.elapsed());
+        under_way.answered = true;
+        response
+    }
+}
+
+/// Gives a failed answer its body; counts and logs it.
+#[cold]
+fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &HeaderValue) {
+    let error = match response.extensions_mut().remove::<Failure>() {
+        Some(Failure(error)) => error,
+        // The framework's own answer.
+        None => {
+            let status = response.status();
+            Arc::new(Error::new(kind_of(status), status.canonical_reason().unwrap_or("the request failed")))
+        }
+    };
+    let kind = error.kind();
+    let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
+    match allowed {
+        Some(allowed) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
+            let message = format!("{}; allowed: {allowed}", error.message());
+            error::render(response, kind, &message);
+        }
+        _ => error::render(response, kind, error.message()),
+    }
+    shared.metrics.failed(kind);
+    let (id, route) = (id.to_str().unwrap_or_default(), route.name());
+    if kind == Kind::Internal {
+        let source = std::error::Error::source(&*error).map(tracing::field::display);
+        tracing::error!(request_id = id, route, error = error.message(), source, "request failed");
+    } else {
+        tracing::debug!(request_id = id, route, kind = kind.name(), error = error.message(), "request refused");
+    }
+}
+
+/// Polls a future and turns its panic into an answer.
+async fn catch_panic(future: impl Future<Output = Result<Response, std::convert::Infallible>>) -> Response {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(Ok(response))) => Poll::Ready(response),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned());
+            Poll::Ready(Failure::from(Error::internal("the server failed to handle the request", text)).into_response())
+        }
+    })
+    .await
+}
+
+/// The client's request id, or a new one, which the handlers then see as if the client had sent it.
+fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+    let sane = |id: &&HeaderValue| (1..=MAX_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    if let Some(id) = headers.get(&REQUEST_ID).filter(sane) {
+        return id.clone();
+    }
+    let id = HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&new_id())).expect("hexadecimal digits");
+    headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+/// The request id of a request that came through [`App::answer`].
+pub(super) fn id_of(headers: &HeaderMap) -> &str {
+    headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+}
+
+/// Sixteen hexadecimal digits: a counter from a seed, mixed so that ids do not look alike.
+fn new_id() -> [u8; 16] {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // A restarted server goes on elsewhere; ids need not be secret.
+    static SEED: LazyLock<u64> = LazyLock::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64);
+    // The golden ratio in 64 bits: SplitMix64's step, which visits every number once.
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut state = SEED.wrapping_add(NEXT.fetch_add(STEP, Relaxed));
+    state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    state ^= state >> 31;
+    std::array::from_fn(|i| b"0123456789abcdef"[(state >> (60 - 4 * i)) as usize & 15])
+}
+
+/// The phases in milliseconds with microseconds behind the point.
+fn server_timing(phases: &Phases) -> HeaderValue {
+    let mut text = Vec::with_capacity(96);
+    let parts: [(&[u8], Duration); 4] = [
+        (b"parse;dur=", phases.parse),
+        (b", queue;dur=", phases.queue),
+        (b", compute;dur=", phases.compute),
+        (b", serialize;dur=", phases.serialize),
+    ];
+    for (name, duration) in parts {
+        text.extend_from_slice(name);
+        push_millis(&mut text, duration);
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("letters, digits and punctuation")
+}
+
+fn push_millis(text: &mut Vec<u8>, duration: Duration) {
+    let micros = duration.as_micros() as u64;
+    let mut digits = [b'0'; 24];
+    let (mut at, mut rest) = (digits.len(), micros);
+    // At least one digit before the three behind the point.
+    while rest > 0 || at > digits.len() - 5 {
+        at -= 1;
+        if at == digits.len() - 4 {
+            digits[at] = b'.';
+            continue;
+        }
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    text.extend_from_slice(&digits[at..]);
+}
+
+/// An answer of a model.
+pub(super) fn answer(body: Vec<u8>, measured: Measured) -> Response {
+    let mut response = json_response(body);
+    response.extensions_mut().insert(measured);
+    response
+}
+
+/// A JSON answer.
+pub(super) fn json_response(body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_in_milliseconds() {
+        for (micros, want) in [(0, "0.000"), (7, "0.007"), (999, "0.999"), (1000, "1.000"), (1_234_567, "1234.567")] {
+            let mut text = Vec::new();
+            push_millis(&mut text, Duration::from_micros(micros));
+            assert_eq!(String::from_utf8(text).unwrap(), want);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_without_its_message() {
+        let response = catch_panic(async { panic!("secret") }).await;
+        let Failure(error) = response.extensions().get::<Failure>().unwrap();
+        assert_eq!((error.kind(), error.message()), (Kind::Internal, "the server failed to handle the request"));
+        assert_eq!(std::error::Error::source(&**error).unwrap().to_string(), "secret");
+    }
+
+    #[test]
+    fn ids_are_kept_if_sane_and_made_if_not() {
+        let id = |value: Option<&[u8]>| {
+            let mut headers = HeaderMap::new();
+            if let Some(value) = value {
+                headers.insert(REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
+            }
+            let id = request_id(&mut headers);
+            assert_eq!(id_of(&headers), id.to_str().unwrap());
+            id
+        };
+        assert_eq!(id(Some(b"abc-1")), "abc-1");
+        for insane in [None, Some(&b""[..]), Some(b"a b"), Some(b"\xff"), Some(&[b'a'; 129])] {
+            let (first, second) = (id(insane), id(insane));
+            assert_eq!(first.len(), 16);
+            assert_ne!(first, second);
+        }
+    }
+}

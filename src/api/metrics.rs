@@ -1,0 +1,259 @@
+//! What the server counts and measures, in the Prometheus text format.
+//!
+//! [`METRICS`] is the one list: the families are made from it, `/metrics` shows exactly it, and the documentation is written
+//! from it. Handles are made once per model and route, so that a request only adds to atomics.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
+
+use super::route::Route;
+use crate::error::Kind;
+use crate::resources;
+use crate::serve::{ROWS_BUCKETS, Repository, StatsSnapshot};
+
+/// One family of metrics.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name; the unit is the last part.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The labels.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($id:ident = $kind:literal $name:literal $labels:tt $help:literal;)*) => {
+        $(const $id: Metric = Metric { name: $name, kind: $kind, labels: &$labels, help: $help };)*
+
+        /// Every family.
+        pub const METRICS: &[Metric] = &[$($id),*];
+    };
+}
+
+metrics! {
+    REQUESTS = "counter" "ndserve_requests_total" ["route", "status"] "Answered requests by route and HTTP status";
+    ERRORS = "counter" "ndserve_errors_total" ["kind"] "Failed requests by kind of error";
+    REQUEST = "histogram" "ndserve_request_seconds" ["route"] "From the head of a request until its answer is handed over, reading the body included";
+    PHASE = "histogram" "ndserve_phase_seconds" ["model", "version", "phase"] "Time of an answered inference in each phase: parse, queue, compute, serialize";
+    IN_FLIGHT = "gauge" "ndserve_requests_in_flight" [] "Requests under way";
+    DROPPED = "counter" "ndserve_requests_dropped_total" [] "Requests whose client went away before the answer";
+    BATCH_ROWS = "histogram" "ndserve_batch_rows" ["model", "version"] "Rows of each forward pass";
+    COMPUTE = "counter" "ndserve_compute_seconds_total" ["model", "version"] "Time of all forward passes";
+    INLINE = "counter" "ndserve_inline_passes_total" ["model", "version"] "Forward passes that ran on the thread of their request, without the queue";
+    QUEUE = "gauge" "ndserve_queue_depth" ["model", "version"] "Requests that wait for a worker";
+    CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
+    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
+    START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
+    RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
+}
+
+/// Upper bounds in seconds: from parsing a few numbers to a large model on one core.
+const SECONDS: &[f64] = &[
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0,
+];
+
+/// The phases of an answered inference.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Phases {
+    pub(super) parse: Duration,
+    pub(super) queue: Duration,
+    pub(super) compute: Duration,
+    pub(super) serialize: Duration,
+}
+
+/// The handles of one version of a model.
+#[derive(Debug)]
+pub(super) struct ModelMetrics {
+    parse: Histogram,
+    queue: Histogram,
+    compute: Histogram,
+    serialize: Histogram,
+}
+
+impl ModelMetrics {
+    pub(super) fn observe(&self, phases: &Phases) {
+        self.parse.observe(phases.parse.as_secs_f64());
+        self.queue.observe(phases.queue.as_secs_f64());
+        self.compute.observe(phases.compute.as_secs_f64());
+        self.serialize.observe(phases.serialize.as_secs_f64());
+    }
+}
+
+/// Versions of a model with their handles; a list, because there are few.
+type Versions = Vec<(String, Arc<ModelMetrics>)>;
+
+/// The handles of the server.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    /// By [`Route`].
+    ok: Vec<IntCounter>,
+    seconds: Vec<Histogram>,
+    requests: IntCounterVec,
+    errors: IntCounterVec,
+    phases: HistogramVec,
+    models: RwLock<HashMap<String, Versions>>,
+    started: SystemTime,
+}
+
+fn histogram(registry: &Registry, metric: &Metric) -> HistogramVec {
+    let options = HistogramOpts::new(metric.name, metric.help).buckets(SECONDS.to_vec());
+    let family = HistogramVec::new(options, metric.labels).expect("METRICS has valid names");
+    registry.register(Box::new(family.clone())).expect("METRICS has each name once");
+    family
+}
+
+fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
+    let family = IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels).expect("METRICS has valid names");
+    registry.register(Box::new(family.clone())).expect("METRICS has each name once");
+    family
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let registry = Registry::new();
+        let requests = counter(&registry, &REQUESTS);
+        let errors = counter(&registry, &ERRORS);
+        let seconds = histogram(&registry, &REQUEST);
+        let phases = histogram(&registry, &PHASE);
+        for kind in Kind::ALL {
+            errors.with_label_values(&[kind.name()]);
+        }
+        Self {
+            ok: Route::ALL.iter().map(|route| requests.with_label_values(&[route.name(), "200"])).collect(),
+            seconds: Route::ALL.iter().map(|route| seconds.with_label_values(&[route.name()])).collect(),
+            requests,
+            errors,
+            phases,
+            models: RwLock::default(),
+            started: SystemTime::now(),
+            registry,
+        }
+    }
+
+    /// The handles of a version.
+    pub(super) fn model(&self, name: &str, version: &str) -> Arc<ModelMetrics> {
+        let find = |versions: &Versions| versions.iter().find(|(known, _)| known == version).map(|(_, handles)| Arc::clone(handles));
+        let known = self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).and_then(find);
+        known.unwrap_or_else(|| {
+            let phase = |phase| self.phases.with_label_values(&[name, version, phase]);
+            let handles = Arc::new(ModelMetrics {
+                parse: phase("parse"),
+                queue: phase("queue"),
+                compute: phase("compute"),
+                serialize: phase("serialize"),
+            });
+            let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+            models.entry(name.to_owned()).or_default().push((version.to_owned(), Arc::clone(&handles)));
+            handles
+        })
+    }
+
+    /// Counts an answer.
+    pub(super) fn answered(&self, route: Route, status: u16, took: Duration) {
+        if status == 200 {
+            self.ok[route as usize].inc();
+        } else {
+            self.requests.with_label_values(&[route.name(), &status.to_string()]).inc();
+        }
+        self.seconds[route as usize].observe(took.as_secs_f64());
+    }
+
+    /// Counts an error.
+    pub(super) fn failed(&self, kind: Kind) {
+        self.errors.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// Everything in the text format. What the repository counts is read now.
+    pub(super) fn text(&self, repository: &Repository, in_flight: usize, dropped: u64) -> String {
+        let mut text = String::new();
+        TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("METRICS has valid names");
+        let mut page = Page(text);
+        page.family(&IN_FLIGHT).sample(&IN_FLIGHT, "", &[], in_flight as f64);
+        page.family(&DROPPED).sample(&DROPPED, "", &[], dropped as f64);
+        repository_metrics(&mut page, repository);
+        page.family(&INFO).sample(&INFO, "", &[env!("CARGO_PKG_VERSION")], 1.0);
+        let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        page.family(&START).sample(&START, "", &[], started.as_secs_f64());
+        let bytes = resources::resident_bytes();
+        if bytes > 0 {
+            page.family(&RESIDENT).sample(&RESIDENT, "", &[], bytes as f64);
+        }
+        page.0
+    }
+}
+
+fn repository_metrics(page: &mut Page, repository: &Repository) {
+    page.family(&MODEL);
+    for model in repository.list() {
+        for version in &model.versions {
+            page.sample(&MODEL, "", &[&model.name, &version.version, version.state.name()], 1.0);
+        }
+    }
+    let handles: Vec<_> = repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
+    page.family(&BATCH_ROWS);
+    for (stats, handle) in &handles {
+        let labels = [handle.name(), handle.version()];
+        let mut below = 0;
+        for (bound, count) in ROWS_BUCKETS.iter().zip(stats.batches_by_rows) {
+            below += count;
+            page.bucket(&BATCH_ROWS, &labels, &bound.to_string(), below);
+        }
+        page.bucket(&BATCH_ROWS, &labels, "+Inf", stats.batches());
+        page.sample(&BATCH_ROWS, "_sum", &labels, stats.rows as f64);
+        page.sample(&BATCH_ROWS, "_count", &labels, stats.batches() as f64);
+    }
+    type Read = fn(&StatsSnapshot) -> f64;
+    let values: [(&Metric, Read); 4] = [
+        (&COMPUTE, |stats| stats.compute.as_secs_f64()),
+        (&INLINE, |stats| stats.inline as f64),
+        (&QUEUE, |stats| stats.waiting as f64),
+        (&CANCELLED, |stats| stats.cancelled as f64),
+    ];
+    for (metric, value) in values {
+        page.family(metric);
+        for (stats, handle) in &handles {
+            page.sample(metric, "", &[handle.name(), handle.version()], value(stats));
+        }
+    }
+}
+
+/// Text in the exposition format.
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, metric: &Metric) -> &mut Self {
+        let Metric { name, help, kind, .. } = metric;
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        self
+    }
+
+    fn sample(&mut self, metric: &Metric, suffix: &str, values: &[&str], value: f64) {
+        self.labelled(metric, suffix, values, None, value);
+    }
+
+    fn bucket(&mut self, metric: &Metric, values: &[&str], bound: &str, count: u64) {
+        self.labelled(metric, "_bucket", values, Some(bound), count as f64);
+    }
+
+    fn labelled(&mut self, metric: &Metric, suffix: &str, values: &[&str], bound: Option<&str>, value: f64) {
+        let out = &mut self.0;
+        let _ = write!(out, "{}{suffix}", metric.name);
+        let labels = metric.labels.iter().copied().zip(values.iter().copied()).chain(bound.map(|bound| ("le", bound)));
+        for (i, (label, value)) in labels.enumerate() {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(out, "{}{label}=\"{value}\"", if i == 0 { '{' } else { ',' });
+        }
+        let close = if values.is_empty() && bound.is_none() { "" } else { "}" };
+        let _ = writeln!(out, "{close} {value}");
+    }
+}

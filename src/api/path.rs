@@ -1,0 +1,54 @@
+//! What a path says: which model, which version, which verb. And the answers to paths that say nothing known.
+
+use std::future::{Ready, ready};
+
+use axum::extract::{FromRequestParts, RawPathParams};
+use http::request::Parts;
+use http::{Method, Uri};
+
+use super::error::Failure;
+use crate::error::{Error, Kind};
+
+/// The model that a path names: the parameters `model` and `version`, percent-decoded once.
+#[derive(Debug)]
+pub(super) struct ModelPath {
+    pub(super) model: String,
+    pub(super) version: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        let params = params.map_err(|_| Error::invalid(format!("path {}: the percent-encoding is not UTF-8", parts.uri.path())))?;
+        let find = |wanted: &str| params.iter().find(|(key, _)| *key == wanted).map(|(_, value)| value.to_owned());
+        Ok(Self { model: find("model").unwrap_or_default(), version: find("version") })
+    }
+}
+
+impl ModelPath {
+    /// Takes the verb of `model:verb` or `versions/version:verb` off the last parameter. The last colon counts, because a
+    /// model's name may have one.
+    pub(super) fn take_verb(&mut self) -> Option<String> {
+        let last = self.version.as_mut().unwrap_or(&mut self.model);
+        let (name, verb) = last.rsplit_once(':')?;
+        let (name, verb) = (name.to_owned(), verb.to_owned());
+        *last = name;
+        Some(verb)
+    }
+}
+
+pub(super) fn not_found(uri: Uri) -> Ready<Failure> {
+    let message = format!("path {} is not known; POST /predict, /v1/models/<model>:predict or /v2/models/<model>/infer", uri.path());
+    ready(Error::new(Kind::NotFound, message).into())
+}
+
+pub(super) fn method_not_allowed(method: Method, uri: Uri) -> Ready<Failure> {
+    ready(wrong_method(&method, uri.path()))
+}
+
+/// The layer adds which methods are allowed.
+pub(super) fn wrong_method(method: &Method, path: &str) -> Failure {
+    Error::new(Kind::MethodNotAllowed, format!("method {method} is not allowed on {path}")).into()
+}

@@ -1,0 +1,253 @@
+//! `ndserve bench`: how fast a model runs here, and where the time goes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::target::Target;
+use super::{Failure, Outcome, files, print, progress};
+use crate::config::{Engine, Flags};
+use crate::engine::{DType, Model, Port, Session, Shape, Tensor, Threads};
+use crate::{resources, telemetry};
+
+/// Measure how fast a model runs, without a server.
+///
+/// Prints a table with the time per operator, or with --json the time of every run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A model file, or a model folder (its newest version is taken)
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// Inputs as for `predict`; random ones if it is not given
+    #[arg(long, value_name = "DIR|FILE.npz")]
+    inputs: Option<PathBuf>,
+    /// Rows of the random inputs
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "inputs")]
+    batch: usize,
+    /// How long to measure, after warming up; at least one run is measured
+    #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
+    seconds: f64,
+    /// Arithmetic of the run; f32 is the only one so far
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision)]
+    precision: String,
+    /// Print {"runs_ms": […], "load_ms": …, "first_ms": …, "rss_peak_mib": …} and nothing else
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: Flags<Engine>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is wanted".to_owned())?;
+    if (0.0..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("a number from 0 to 86400 is wanted".to_owned()) }
+}
+
+fn precision(text: &str) -> Result<String, String> {
+    match text {
+        "f32" => Ok(text.to_owned()),
+        other => Err(format!("precision `{other}` is not supported; supported is f32")),
+    }
+}
+
+/// Runs that are not measured: plans, first touches of memory and caches. The first one is reported apart.
+const WARM_UP: usize = 3;
+
+/// What was measured; the names are those that `--json` prints.
+#[derive(Debug, Serialize)]
+struct Measured {
+    runs_ms: Vec<f64>,
+    load_ms: f64,
+    first_ms: f64,
+    rss_peak_mib: f64,
+}
+
+pub(super) fn command(args: Args) -> Outcome {
+    let settings = args.flags.settings()?;
+    telemetry::init(&settings)?;
+    let target = Target::one(&args.model)?;
+    let options = settings.load_options();
+    let loading = progress::spinner(format!("loading {}", target.name));
+    let (model, load_ms) = target.load(&options).map_err(|error| target.failed(&error))?;
+    loading.finish_and_clear();
+    let inputs = match &args.inputs {
+        Some(path) => files::read_inputs(path, model.signature(), options.memory_limit)?,
+        None => random_inputs(&model, args.batch)?,
+    };
+    let threads = Arc::new(Threads::new(settings.engine_threads())?);
+    let mut session = Session::new(Arc::new(model), Arc::clone(&threads));
+    let (first_ms, runs_ms) = measure(&mut session, &inputs, args.seconds)?;
+    let rss_peak_mib = resources::resident_bytes_peak() as f64 / f64::from(1 << 20);
+    let measured = Measured { runs_ms, load_ms, first_ms, rss_peak_mib };
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string(&measured)?))?;
+    } else {
+        let head = format!("{} · {} · {} threads · {}\n", target.name, session.model().isa(), threads.count(), shapes(&inputs));
+        let operators = profile(&mut session, &inputs, args.seconds.min(1.0))?;
+        print(&format!("{head}{}{operators}", summary(&measured)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first run apart, and every run of the measured time, in milliseconds.
+fn measure(session: &mut Session, inputs: &[Tensor], seconds: f64) -> Result<(f64, Vec<f64>), Failure> {
+    let mut run = || -> Result<f64, Failure> {
+        let start = Instant::now();
+        session.run(inputs)?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    };
+    let first = run()?;
+    for _ in 1..WARM_UP {
+        run()?;
+    }
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let measuring = progress::spinner(format!("measuring for {seconds} s"));
+    let mut runs = vec![run()?];
+    while Instant::now() < end {
+        runs.push(run()?);
+    }
+    measuring.finish_and_clear();
+    Ok((first, runs))
+}
+
+fn summary(measured: &Measured) -> String {
+    let mut sorted = measured.runs_ms.clone();
+    sorted.sort_by(f64::total_cmp);
+    let quantile = |q: f64| sorted[((sorted.len() as f64 * q) as usize).min(sorted.len() - 1)];
+    format!(
+        "load {:.1} ms · first run {:.3} ms · peak memory {:.0} MiB\n\
+         {} runs: median {:.3} ms · p90 {:.3} ms · p99 {:.3} ms · fastest {:.3} ms\n",
+        measured.load_ms,
+        measured.first_ms,
+        measured.rss_peak_mib,
+        sorted.len(),
+        quantile(0.5),
+        quantile(0.9),
+        quantile(0.99),
+        sorted[0]
+    )
+}
+
+/// Time per operator: where a run spends it, and how much arithmetic it does in it.
+fn profile(session: &mut Session, inputs: &[Tensor], seconds: f64) -> Result<String, Failure> {
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut runs = 0_u32;
+    session.start_profile();
+    while runs == 0 || Instant::now() < end {
+        session.run(inputs)?;
+        runs += 1;
+    }
+    let times = session.profile().unwrap_or_default();
+    let model = session.model();
+    let shapes: Vec<Shape> = inputs.iter().map(|tensor| tensor.shape().into()).collect();
+    let flops: BTreeMap<usize, u64> = model.plan(&shapes)?.flops().collect();
+
+    #[derive(Default)]
+    struct Row {
+        nodes: usize,
+        time: Duration,
+        flops: u64,
+    }
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    for (position, (node, time)) in model.graph().nodes.iter().zip(times).enumerate() {
+        let Some(&flops) = flops.get(&position) else { continue };
+        let row = rows.entry(node.op_type()).or_default();
+        row.nodes += 1;
+        row.time += *time;
+        row.flops += flops;
+    }
+    let mut rows: Vec<(String, Row)> = rows.into_iter().collect();
+    rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.time));
+    let total: Duration = rows.iter().map(|(_, row)| row.time).sum();
+    let mut text = format!("\n{:24} {:>6} {:>10} {:>7} {:>9}\n", "operator", "nodes", "ms/run", "share", "GFLOP/s");
+    for (op, Row { nodes, time, flops }) in rows {
+        let per_run = time.as_secs_f64() / f64::from(runs);
+        let share = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
+        let speed = if flops > 0 && per_run > 0.0 { format!("{:.1}", flops as f64 / per_run / 1e9) } else { "-".to_owned() };
+        let _ = writeln!(text, "{op:24} {nodes:>6} {:>10.4} {share:>6.1}% {speed:>9}", per_run * 1e3);
+    }
+    Ok(text)
+}
+
+fn shapes(inputs: &[Tensor]) -> String {
+    inputs.iter().map(|tensor| format!("{}{:?}", tensor.dtype(), tensor.shape())).collect::<Vec<_>>().join(", ")
+}
+
+/// The same inputs every time: floats in 0..1, and 0 or 1 for whole numbers, which are most often indices.
+fn random_inputs(model: &Model, rows: usize) -> Result<Vec<Tensor>, Failure> {
+    let signature = model.signature();
+    let Some(shapes) = model.batch_shapes(rows) else {
+        let free = signature.inputs.iter().map(|port| format!("`{}` {}", port.name, port.dims_text())).collect::<Vec<_>>().join(", ");
+        return Err(format!("the model has free dimensions ({free}): give it --inputs").into());
+    };
+    if rows != 1 && !signature.batchable {
+        return Err("the model has no batch dimension: --batch has no meaning for it".into());
+    }
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    signature.inputs.iter().zip(&shapes).map(|(port, shape)| random_input(port, shape, &mut state)).collect()
+}
+
+fn random_input(port: &Port, shape: &[usize], state: &mut u64) -> Result<Tensor, Failure> {
+    // Marsaglia's xorshift64: good enough for filling tensors.
+    let mut next = || {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state >> 40
+    };
+    let len: usize = shape.iter().product();
+    let dtype = port.kind.dtype().ok_or_else(|| format!("input `{}` is a {}: give it --inputs", port.name, port.kind))?;
+    let mut float = || next() as f32 / (1_u64 << 24) as f32;
+    let floats: Vec<f32> = (0..len).map(|_| float()).collect();
+    let bits = || floats.iter().map(|&x| u8::from(x >= 0.5));
+    let tensor = match dtype {
+        DType::F32 => Tensor::new(shape, floats),
+        DType::F64 => Tensor::new(shape, floats.iter().map(|&x| f64::from(x)).collect()),
+        DType::F16 => Tensor::new(shape, floats.iter().map(|&x| half::f16::from_f32(x)).collect()),
+        DType::BF16 => Tensor::new(shape, floats.iter().map(|&x| half::bf16::from_f32(x)).collect()),
+        DType::I8 => Tensor::new(shape, bits().map(|x| x as i8).collect()),
+        DType::I16 => Tensor::new(shape, bits().map(i16::from).collect()),
+        DType::I32 => Tensor::new(shape, bits().map(i32::from).collect()),
+        DType::I64 => Tensor::new(shape, bits().map(i64::from).collect()),
+        DType::U8 => Tensor::new(shape, bits().collect()),
+        DType::U16 => Tensor::new(shape, bits().map(u16::from).collect()),
+        DType::U32 => Tensor::new(shape, bits().map(u32::from).collect()),
+        DType::U64 => Tensor::new(shape, bits().map(u64::from).collect()),
+        DType::Bool => Tensor::new(shape, bits().map(|x| x == 1).collect()),
+        DType::String => Tensor::new(shape, vec![String::new(); len]),
+    };
+    Ok(tensor.expect("as many elements as the shape says"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Kind;
+
+    #[test]
+    fn quantiles_are_runs() {
+        let runs_ms = (1..=100).rev().map(f64::from).collect();
+        let text = summary(&Measured { runs_ms, load_ms: 1.0, first_ms: 2.0, rss_peak_mib: 3.0 });
+        assert!(text.contains("100 runs: median 51.000 ms · p90 91.000 ms · p99 100.000 ms · fastest 1.000 ms"), "{text}");
+    }
+
+    #[test]
+    fn every_type_has_random_inputs() {
+        for &dtype in DType::ALL {
+            let port = Port { name: "x".into(), kind: Kind::Tensor(dtype), dims: None };
+            let make = || random_input(&port, &[3, 5], &mut 1).unwrap_or_else(|Failure(error)| panic!("{error}"));
+            assert_eq!((make().dtype(), make().shape()), (dtype, &[3, 5][..]));
+            assert_eq!(make(), make(), "the same every time");
+        }
+    }
+
+    #[test]
+    fn other_precisions_are_refused_by_name() {
+        assert_eq!(precision("bf16"), Err("precision `bf16` is not supported; supported is f32".to_owned()));
+        assert!(seconds("-1").is_err() && seconds("nan").is_err() && seconds("0.5").is_ok());
+    }
+}

@@ -1,0 +1,293 @@
+//! `ndserve check`: what is in a model, what it needs, and whether it can be served.
+//!
+//! A model is loaded the way the server loads it: settings, labels, warm-up and golden samples included. Only where that
+//! fails the file is read once more, to tell what is wrong with it in full.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::target::Target;
+use super::{Outcome, print, progress};
+use crate::config::{Bytes, Flags, Inspection, Settings};
+use crate::engine::{LoadError, Model, Port, Shape, Threads, Unsupported};
+use crate::serve::{Golden, ModelSettings, Options, load_version};
+use crate::telemetry;
+
+/// Tell what is in a model, what it needs, and whether it can be served.
+///
+/// Loads it as the server would, verifies its golden samples, and names every node that is not supported. Exits with 1 if it
+/// could not be served.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A model file, a model folder, or a folder of model folders
+    path: PathBuf,
+    /// Print one JSON array with an object per model
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: Flags<Inspection>,
+}
+
+pub(super) fn command(args: Args) -> Outcome {
+    let settings = args.flags.settings()?;
+    telemetry::init(&settings)?;
+    let targets = Target::all(&args.path)?;
+    let threads = Arc::new(Threads::new(settings.engine_threads())?);
+    let bar = progress::bar("checking", targets.len());
+    let mut reports = Vec::with_capacity(targets.len());
+    for target in &targets {
+        bar.set_message(target.name.clone());
+        reports.push(inspect(target, &settings, &threads));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&reports)?))?;
+    } else {
+        let text: Vec<String> = reports.iter().map(Report::text).collect();
+        print(&text.join("\n"))?;
+    }
+    Ok(if reports.iter().all(|report| report.servable) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is known of one model.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    name: String,
+    path: String,
+    servable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unsupported: Vec<UnsupportedNode>,
+    #[serde(flatten)]
+    details: Option<Details>,
+}
+
+#[derive(Debug, Serialize)]
+struct UnsupportedNode {
+    node: String,
+    operator: String,
+    domain: String,
+    opset: Option<i64>,
+    reason: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Details {
+    format: &'static str,
+    format_version: i64,
+    producer: String,
+    opsets: Vec<Opset>,
+    inputs: Vec<PortText>,
+    outputs: Vec<PortText>,
+    batchable: bool,
+    operators: Vec<Operator>,
+    parameters: usize,
+    weight_bytes: usize,
+    memory: Vec<Memory>,
+    /// Rows of the golden samples that were reproduced; absent if there are none or the model failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    golden_rows: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    row_ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Opset {
+    domain: String,
+    version: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct PortText {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    shape: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Operator {
+    operator: String,
+    opset: u16,
+    nodes: usize,
+}
+
+/// Memory for the values of one run.
+#[derive(Debug, Serialize)]
+struct Memory {
+    rows: usize,
+    bytes: usize,
+    /// Whether it is all: shapes that depend on data add to it.
+    complete: bool,
+}
+
+fn inspect(target: &Target, settings: &Settings, threads: &Arc<Threads>) -> Report {
+    let path = target.file.as_ref().ok().or(target.folder.as_ref()).map(|path| path.display().to_string()).unwrap_or_default();
+    let mut report = Report { name: target.name.clone(), path, ..Report::default() };
+    match &target.folder {
+        Some(folder) => inspect_folder(&mut report, target, folder, settings, threads),
+        None => match target.load(&settings.load_options()) {
+            Ok((model, _)) => {
+                report.servable = true;
+                report.details = Some(Details::new(&model, settings.max_batch_rows, None));
+            }
+            Err(error) => report.fail(error),
+        },
+    }
+    report
+}
+
+fn inspect_folder(report: &mut Report, target: &Target, folder: &Path, settings: &Settings, threads: &Arc<Threads>) {
+    let model_settings = match ModelSettings::read(folder, &super::serve::defaults(settings)) {
+        Ok(model_settings) => model_settings,
+        Err(error) => {
+            report.error = Some(error);
+            return;
+        }
+    };
+    let max_rows = model_settings.max_batch_rows;
+    let golden = Golden::read(&folder.join("golden"));
+    let mut options = Options::new(folder);
+    options.load = settings.load_options();
+    options.threads = Arc::clone(threads);
+    // Nobody sends requests here.
+    options.inline_sessions = 0;
+    let version = target.file.as_ref().ok().and_then(|file| file.parent()?.strip_prefix(folder).ok()?.to_str()).unwrap_or_default();
+    match load_version(&target.name, version, folder, model_settings, &options) {
+        Ok(handle) => {
+            let golden = golden.ok().flatten();
+            let mut details = Details::new(handle.model(), max_rows, golden.as_ref());
+            details.golden_rows = golden.map(|golden| handle.model().signature().rows(&golden.inputs).unwrap_or(1));
+            details.row_ms = handle.row_cost().map(|cost| cost.as_secs_f64() * 1e3);
+            report.details = Some(details);
+            report.servable = true;
+        }
+        Err(reason) => match target.load(&options.load) {
+            Ok((model, _)) => {
+                report.error = Some(reason);
+                report.details = Some(Details::new(&model, max_rows, golden.ok().flatten().as_ref()));
+            }
+            Err(error) => report.fail(error),
+        },
+    }
+}
+
+impl Report {
+    fn fail(&mut self, error: LoadError) {
+        let LoadError::Unsupported(nodes) = error else {
+            self.error = Some(error.to_string());
+            return;
+        };
+        self.error =
+            Some(if nodes.len() == 1 { "1 node is not supported".to_owned() } else { format!("{} nodes are not supported", nodes.len()) });
+        let node = |Unsupported { node, op, domain, opset, reason }: Unsupported| {
+            let domain = if domain.is_empty() { "ai.onnx".to_owned() } else { domain };
+            UnsupportedNode { node, operator: op, domain, opset, reason }
+        };
+        self.unsupported = nodes.into_iter().map(node).collect();
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{} ({})\n", self.name, self.path);
+        if let Some(details) = &self.details {
+            details.write(&mut text);
+        }
+        let verdict = self.error.as_ref().map_or("ok".to_owned(), |error| format!("FAILED: {}", error.trim_end().replace('\n', "\n    ")));
+        let _ = writeln!(text, "  {verdict}");
+        for UnsupportedNode { node, operator, domain, opset, reason } in &self.unsupported {
+            let opset = opset.map_or("not imported".to_owned(), |opset| format!("opset {opset}"));
+            let _ = writeln!(text, "    node `{node}`: {operator} of {domain} ({opset}): {reason}");
+        }
+        text
+    }
+}
+
+impl Details {
+    fn new(model: &Model, max_rows: usize, golden: Option<&Golden>) -> Self {
+        let (metadata, summary, signature) = (model.metadata(), model.summary(), model.signature());
+        let rows = if signature.batchable && max_rows > 1 { vec![1, max_rows] } else { vec![1] };
+        let ports = |ports: &[Port]| ports.iter().map(PortText::new).collect();
+        Self {
+            format: metadata.format,
+            format_version: metadata.format_version,
+            producer: metadata.producer.clone(),
+            opsets: metadata.opsets.iter().map(|(domain, version)| Opset { domain: named(domain), version: *version }).collect(),
+            inputs: ports(&signature.inputs),
+            outputs: ports(&signature.outputs),
+            batchable: signature.batchable,
+            operators: summary.operators.iter().map(|(op, opset, n)| Operator { operator: op.clone(), opset: *opset, nodes: *n }).collect(),
+            parameters: summary.parameters,
+            weight_bytes: summary.weight_bytes,
+            memory: rows.into_iter().filter_map(|rows| memory(model, rows, golden)).collect(),
+            golden_rows: None,
+            row_ms: None,
+        }
+    }
+
+    fn write(&self, text: &mut String) {
+        let mut line = |key: &str, value: String| {
+            let _ = writeln!(text, "  {key:11} {value}");
+        };
+        let opsets: Vec<String> = self.opsets.iter().map(|opset| format!("{} {}", opset.domain, opset.version)).collect();
+        let producer = if self.producer.is_empty() { String::new() } else { format!(", made by {}", self.producer) };
+        line("format", format!("{} {}, opset {}{producer}", self.format, self.format_version, opsets.join(", ")));
+        for (key, ports) in [("input", &self.inputs), ("output", &self.outputs)] {
+            for PortText { name, kind, shape } in ports {
+                line(key, format!("{name}: {kind} {shape}"));
+            }
+        }
+        line("batching", if self.batchable { "rows of several requests share a run" } else { "every request is run alone" }.to_owned());
+        let operators: Vec<String> =
+            self.operators.iter().map(|op| format!("{} × {} (opset {})", op.nodes, op.operator, op.opset)).collect();
+        line("operators", if operators.is_empty() { "none".to_owned() } else { operators.join(", ") });
+        line("weights", format!("{} parameters, {}", self.parameters, Bytes(self.weight_bytes)));
+        for Memory { rows, bytes, complete } in &self.memory {
+            let plural = if *rows == 1 { "row" } else { "rows" };
+            let more = if *complete { "" } else { " and what depends on the data" };
+            line("memory", format!("{} per run of {rows} {plural}{more}", Bytes(*bytes)));
+        }
+        if self.memory.is_empty() {
+            line("memory", "depends on dimensions that the model leaves free".to_owned());
+        }
+        if let Some(rows) = self.golden_rows {
+            line("golden", format!("{rows} recorded rows reproduced"));
+        }
+        if let Some(ms) = self.row_ms {
+            line("speed", format!("{ms:.3} ms per run of 1 row"));
+        }
+    }
+}
+
+/// The default domain has an empty name.
+fn named(domain: &str) -> String {
+    if domain.is_empty() { "ai.onnx".to_owned() } else { domain.to_owned() }
+}
+
+impl PortText {
+    fn new(port: &Port) -> Self {
+        Self { name: port.name.clone(), kind: port.kind.to_string(), shape: port.dims_text() }
+    }
+}
+
+/// Memory of a run of `rows`; where the model leaves dimensions free, with those of the golden samples.
+fn memory(model: &Model, rows: usize, golden: Option<&Golden>) -> Option<Memory> {
+    let recorded = |golden: &Golden| -> Vec<Shape> {
+        let shape = |tensor: &crate::engine::Tensor| {
+            let mut shape: Shape = tensor.shape().into();
+            if let (true, Some(first)) = (model.signature().batchable, shape.first_mut()) {
+                *first = rows;
+            }
+            shape
+        };
+        golden.inputs.iter().map(shape).collect()
+    };
+    let shapes = model.batch_shapes(rows).map(|shapes| shapes.to_vec()).or_else(|| golden.map(recorded))?;
+    let plan = model.plan(&shapes).ok()?;
+    Some(Memory { rows, bytes: plan.bytes(), complete: plan.is_static() })
+}

@@ -1,0 +1,90 @@
+//! A curl line that works, made of a model's golden samples or, where it has none, of zeros.
+
+use std::net::SocketAddr;
+
+use crate::api::json::Writer;
+use crate::cli::healthcheck::reachable;
+use crate::config::Settings;
+use crate::engine::{Model, Signature, Tensor};
+use crate::serve::{Golden, Handle, Repository};
+
+/// Longer ones are no example any more: a terminal shows a few lines.
+const BODY_MAX: usize = 1000;
+
+/// The line for the default model, or else for the first one whose inputs are short enough to be shown.
+pub(super) fn curl(repository: &Repository, settings: &Settings, address: SocketAddr) -> Option<String> {
+    let server = format!("http://{}", reachable(address));
+    if let Ok(handle) = repository.default_model()
+        && let Some(body) = body(&handle, settings)
+    {
+        return Some(line(&format!("{server}/predict"), &body));
+    }
+    repository.ready().iter().find_map(|handle| {
+        let body = body(handle, settings)?;
+        Some(line(&format!("{server}/v1/models/{}:predict", handle.name()), &body))
+    })
+}
+
+fn line(url: &str, body: &str) -> String {
+    format!("curl {url} -d '{}'", body.replace('\'', r"'\''"))
+}
+
+/// The body of a request for one row; `None` if there is no sample, or it is too long.
+fn body(handle: &Handle, settings: &Settings) -> Option<String> {
+    let golden = Golden::read(&settings.models.join(handle.name()).join("golden")).ok().flatten();
+    let inputs = match golden {
+        Some(golden) => golden.inputs,
+        None => zeros(handle.model())?,
+    };
+    let body = write(handle.model().signature(), &inputs);
+    (body.len() <= BODY_MAX).then_some(body)
+}
+
+fn zeros(model: &Model) -> Option<Vec<Tensor>> {
+    let shapes = model.batch_shapes(1)?;
+    let zero = |(port, shape): (&crate::engine::Port, &crate::engine::Shape)| Some(Tensor::zeros(port.kind.dtype()?, shape));
+    model.signature().inputs.iter().zip(&shapes).map(zero).collect()
+}
+
+/// By rows where the model has rows and one input, by columns otherwise.
+fn write(signature: &Signature, inputs: &[Tensor]) -> String {
+    let row = |tensor: &Tensor| if signature.batchable { tensor.rows(0..1) } else { tensor.clone() };
+    let mut writer = Writer::default();
+    match inputs {
+        [only] if signature.batchable => {
+            writer.raw("{\"instances\": ").tensor(&row(only)).raw("}");
+        }
+        _ => {
+            writer.raw("{\"inputs\": {").list(signature.inputs.iter().zip(inputs), |writer, (port, tensor)| {
+                writer.key(&port.name).tensor(&row(tensor));
+            });
+            writer.raw("}}");
+        }
+    }
+    String::from_utf8(writer.into_bytes()).expect("JSON is text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{DType, Dim, Kind, Port};
+
+    fn signature(names: &[&str], batchable: bool) -> Signature {
+        let dims = Some(vec![Dim::Free("batch".into()), Dim::Fixed(2)]);
+        let port = |name: &&str| Port { name: (*name).to_owned(), kind: Kind::Tensor(DType::F32), dims: dims.clone() };
+        Signature { inputs: names.iter().map(port).collect(), outputs: vec![], batchable }
+    }
+
+    #[test]
+    fn one_row_of_one_input_is_an_instance() {
+        let x = Tensor::new(&[2, 2], vec![1.0_f32, 2.5, 3.0, 4.0]).unwrap();
+        assert_eq!(write(&signature(&["x"], true), std::slice::from_ref(&x)), r#"{"instances": [[1.0,2.5]]}"#);
+        assert_eq!(write(&signature(&["x"], false), std::slice::from_ref(&x)), r#"{"inputs": {"x":[[1.0,2.5],[3.0,4.0]]}}"#);
+        assert_eq!(write(&signature(&["x", "y"], true), &[x.clone(), x]), r#"{"inputs": {"x":[[1.0,2.5]],"y":[[1.0,2.5]]}}"#);
+    }
+
+    #[test]
+    fn a_quote_does_not_end_the_argument() {
+        assert_eq!(line("u", "it's"), r"curl u -d 'it'\''s'");
+    }
+}

@@ -1,0 +1,164 @@
+//! `ndserve serve`: from settings to a server, and back down in order.
+//!
+//! Up: bind, so that a probe is answered from the first moment; load the models while already answering "not ready"; tell the
+//! person at the terminal what there is. Down, at the first SIGTERM or SIGINT: not ready at once, serve on for the drain
+//! delay, stop accepting, finish what is in flight for at most the drain timeout. A second signal ends the process at once.
+
+mod banner;
+mod example;
+mod signals;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+
+use super::{Failure, Outcome, progress};
+use crate::api::{self, App, Limits, ServerOptions, Stats};
+use crate::config::{Flags, Server, Settings};
+use crate::engine::Threads;
+use crate::serve::{Defaults, Options, Repository, State};
+use crate::telemetry;
+
+use banner::Banner;
+use signals::Stop;
+
+/// Serve the models of a folder over HTTP.
+///
+/// Every setting may also stand in a file (as a key) or in the environment; a flag goes before the environment, that before
+/// the file.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    flags: Flags<Server>,
+}
+
+pub(super) fn command(args: Args) -> Outcome {
+    let settings = args.flags.settings()?;
+    telemetry::init(&settings)?;
+    run(settings)
+}
+
+/// What models get that do not say otherwise.
+pub(super) fn defaults(settings: &Settings) -> Defaults {
+    Defaults {
+        max_batch_rows: settings.max_batch_rows,
+        max_delay: settings.max_delay.0,
+        queue_limit: settings.queue_limit,
+        timeout: Some(settings.request_timeout.0),
+    }
+}
+
+/// Serves until a signal has come and everything is answered.
+fn run(settings: Settings) -> Outcome {
+    let repository = Arc::new(Repository::open(options(&settings)?)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.http_threads())
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the system cannot start threads: {error}"))?;
+    let outcome = runtime.block_on(live(Arc::new(settings), repository));
+    // A model that is still loading, or a run that exceeded the drain timeout, must not hold up the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn options(settings: &Settings) -> Result<Options, Failure> {
+    let mut options = Options::new(&settings.models);
+    options.default_model = settings.default_model.clone();
+    options.defaults = defaults(settings);
+    options.load = settings.load_options();
+    options.threads = Arc::new(Threads::new(settings.engine_threads())?);
+    options.inline_sessions = settings.http_threads();
+    options.allow_no_models = settings.allow_no_models;
+    Ok(options)
+}
+
+async fn live(settings: Arc<Settings>, repository: Arc<Repository>) -> Outcome {
+    let listener = TcpListener::bind(settings.listen).await.map_err(|error| format!("{}: {error}", settings.listen))?;
+    let banner = Banner::new(settings.log_format, listener.local_addr()?);
+    banner.listening(&settings);
+    let stop = Stop::on_signals()?;
+
+    let accepting = tokio::spawn(accept(listener, Arc::clone(&repository), Arc::clone(&settings), drained(&settings, &repository, &stop)));
+    let loading = {
+        let repository = Arc::clone(&repository);
+        tokio::task::spawn_blocking(move || load(&repository))
+    };
+    tokio::select! {
+        _ = loading => {
+            banner.models(&repository);
+            let failed = failed(&repository);
+            if settings.strict && failed > 0 {
+                return Err(format!("{failed} of the models cannot be served, and the server is strict").into());
+            }
+            banner.example(&repository, &settings);
+        }
+        // There is no use in loading what nobody will ask.
+        () = stop.clone().requested() => {}
+    }
+    let stats = accepting.await?;
+    if stats.dropped == 0 {
+        // Only now: every request has its answer, so the queues are empty and the workers end at once.
+        let repository = Arc::clone(&repository);
+        tokio::task::spawn_blocking(move || repository.close()).await?;
+    }
+    banner.stopped(stats);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Loads every model; shows how far it is on a terminal.
+fn load(repository: &Repository) {
+    let bar = progress::bar("loading", 0);
+    repository.load(|name, status, done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(format!("{name} {}", status.version));
+    });
+    bar.finish_and_clear();
+}
+
+/// Versions that could not be loaded.
+fn failed(repository: &Repository) -> usize {
+    let versions = repository.list().into_iter().flat_map(|model| model.versions);
+    versions.filter(|version| matches!(version.state, State::Failed(_))).count()
+}
+
+/// Ends when no more connections are to be accepted: after the first signal and the drain delay. From the signal on the
+/// server is not ready.
+fn drained(settings: &Settings, repository: &Arc<Repository>, stop: &Stop) -> impl Future<Output = ()> + Send + 'static {
+    let (delay, repository, stop) = (settings.drain_delay.0, Arc::clone(repository), stop.clone());
+    async move {
+        stop.requested().await;
+        repository.start_draining();
+        if delay.is_zero() {
+            tracing::info!("stopping: not ready any more, finishing what is in flight");
+        } else {
+            tracing::info!("stopping: not ready any more, serving on for {delay:?}");
+        }
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// Serves connections until `stop` ends, then stops accepting and finishes what is in flight for at most the drain timeout.
+async fn accept(
+    listener: TcpListener,
+    repository: Arc<Repository>,
+    settings: Arc<Settings>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Stats {
+    let limits = Limits {
+        max_body_bytes: settings.max_body.0,
+        body_timeout: settings.body_read_timeout.0,
+        max_in_flight: settings.max_in_flight,
+        max_timeout: settings.request_timeout_max.0,
+    };
+    let options = ServerOptions {
+        header_timeout: settings.header_read_timeout.0,
+        max_header_bytes: settings.max_header.0,
+        max_connections: settings.max_connections,
+        drain_timeout: settings.drain_timeout.0,
+    };
+    api::serve(listener, App::new(repository, limits), options, stop).await
+}

@@ -1,0 +1,176 @@
+//! What the process may use and does use: CPUs by affinity and quota, resident memory.
+//!
+//! A container sees the host's cores; threads beyond its CPU quota only get throttled. So the number of usable CPUs is the
+//! smallest of affinity, quota (cgroup v2 and v1, every level above the process) and cores.
+
+use std::fs;
+use std::path::Path;
+
+/// CPUs that the process can keep busy, at least 1.
+pub fn usable_cpus() -> usize {
+    // Not the standard library's number alone: it rounds a quota of 1.5 CPUs down, and half a CPU would lie idle.
+    let cores = affinity().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let quota = quota(Path::new("/")).map_or(usize::MAX, |cpus| cpus.ceil() as usize);
+    cores.min(quota).max(1)
+}
+
+/// Resident memory of the process in bytes now; 0 where the system does not tell.
+pub fn resident_bytes() -> usize {
+    status_bytes("VmRSS:")
+}
+
+/// The most memory that was ever resident in bytes; 0 where the system does not tell.
+pub fn resident_bytes_peak() -> usize {
+    status_bytes("VmHWM:")
+}
+
+/// CPUs on which the process may run, which are at most the machine's; `None` where the system does not tell.
+#[cfg(target_os = "linux")]
+fn affinity() -> Option<usize> {
+    rustix::thread::sched_getaffinity(None).ok().map(|set| set.count() as usize)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn affinity() -> Option<usize> {
+    None
+}
+
+/// The smallest CPU quota on the process's way up its cgroups; `root` stands for `/`.
+fn quota(root: &Path) -> Option<f64> {
+    let memberships = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let mut smallest: Option<f64> = None;
+    for line in memberships.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let mount = if controllers.is_empty() {
+            root.join("sys/fs/cgroup")
+        } else if controllers.split(',').any(|name| name == "cpu") {
+            root.join("sys/fs/cgroup/cpu")
+        } else {
+            continue;
+        };
+        // A container often sees its own cgroup as the root of the mount while the path names it from outside: what does
+        // not exist is skipped, and the way up ends at the mount itself.
+        let mut folder = mount.join(path.trim_start_matches('/'));
+        while folder.starts_with(&mount) {
+            let here = folder_quota(&folder);
+            smallest = match (smallest, here) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            if !folder.pop() {
+                break;
+            }
+        }
+    }
+    smallest
+}
+
+/// The quota that one cgroup sets, in CPUs.
+fn folder_quota(folder: &Path) -> Option<f64> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    if let Some(text) = read("cpu.max") {
+        return parse_v2(&text);
+    }
+    parse_v1(&read("cpu.cfs_quota_us")?, &read("cpu.cfs_period_us")?)
+}
+
+/// `cpu.max`: `<quota or max> <period>`, both in microseconds.
+fn parse_v2(text: &str) -> Option<f64> {
+    let (quota, period) = text.trim().split_once(' ')?;
+    ratio(quota.parse().ok()?, period.parse().ok()?)
+}
+
+/// `cpu.cfs_quota_us` (-1: none) and `cpu.cfs_period_us`.
+fn parse_v1(quota: &str, period: &str) -> Option<f64> {
+    ratio(quota.trim().parse().ok()?, period.trim().parse().ok()?)
+}
+
+fn ratio(quota: f64, period: f64) -> Option<f64> {
+    (quota > 0.0 && period > 0.0).then(|| quota / period)
+}
+
+fn status_bytes(key: &str) -> usize {
+    fs::read_to_string("/proc/self/status").ok().and_then(|text| parse_status(&text, key)).unwrap_or(0)
+}
+
+/// A line of `/proc/self/status`: `VmRSS:      5120 kB`.
+fn parse_status(text: &str, key: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Paths below the root and what they hold.
+    type Files = [(&'static str, &'static str)];
+
+    /// A root folder with the given files.
+    fn root(name: &str, files: &Files) -> std::path::PathBuf {
+        let root = std::env::temp_dir().join(format!("ndserve-cgroup-{name}-{}", std::process::id()));
+        for (path, text) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_smallest_quota_on_the_way_up_counts() {
+        let cases: &[(&str, &Files, Option<f64>)] = &[
+            ("none", &[], None),
+            ("v2-unlimited", &[("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/cpu.max", "max 100000\n")], None),
+            (
+                "v2-parent",
+                &[
+                    ("proc/self/cgroup", "0::/a/b\n"),
+                    ("sys/fs/cgroup/a/cpu.max", "150000 100000\n"),
+                    ("sys/fs/cgroup/a/b/cpu.max", "400000 100000\n"),
+                ],
+                Some(1.5),
+            ),
+            ("v2-container", &[("proc/self/cgroup", "0::/docker/0123\n"), ("sys/fs/cgroup/cpu.max", "50000 100000\n")], Some(0.5)),
+            (
+                "v1",
+                &[
+                    ("proc/self/cgroup", "5:memory:/m\n4:cpu,cpuacct:/x\n"),
+                    ("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "300000\n"),
+                    ("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"),
+                ],
+                Some(3.0),
+            ),
+            (
+                "v1-unlimited",
+                &[
+                    ("proc/self/cgroup", "4:cpu,cpuacct:/\n"),
+                    ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
+                    ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+                ],
+                None,
+            ),
+            ("nonsense", &[("proc/self/cgroup", "::\n0::/../..\nx\n"), ("sys/fs/cgroup/cpu.max", "a b c\n")], None),
+        ];
+        for (name, files, want) in cases {
+            let root = root(name, files);
+            assert_eq!(quota(&root), *want, "{name}");
+            let _ = fs::remove_dir_all(root);
+        }
+    }
+
+    #[test]
+    fn resident_memory_is_read_from_the_status() {
+        let text = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(parse_status(text, "VmRSS:"), Some(1 << 20));
+        assert_eq!(parse_status(text, "VmHWM:"), Some(2 << 20));
+        assert_eq!(parse_status("VmRSS:\tmuch\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn this_machine_has_a_cpu() {
+        assert!(usable_cpus() >= 1);
+    }
+}

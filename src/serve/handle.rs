@@ -1,0 +1,231 @@
+//! One loaded version of a model: what a request talks to.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::batcher::Limits;
+use super::queue::{Payload, Queue, Ticket, expired_error};
+use super::request::{InferRequest, InferResponse};
+use super::settings::ModelSettings;
+use super::stats::{Stats, StatsSnapshot};
+use super::worker::Runner;
+use crate::engine::{Model, Session, Tensor, Threads};
+use crate::error::Error;
+
+/// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
+const INLINE_ALWAYS: Duration = Duration::from_micros(15);
+/// A pass this short may run on the thread of its request if the model has no other request: nobody could share the pass,
+/// and other connections of the thread wait no longer than for parsing a large body.
+const INLINE_ALONE: Duration = Duration::from_micros(250);
+
+/// A version of a model, ready to answer.
+#[derive(Debug)]
+pub struct Handle {
+    name: String,
+    version: String,
+    model: Arc<Model>,
+    settings: ModelSettings,
+    queue: Arc<Queue>,
+    stats: Arc<Stats>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+    /// Sessions for passes that run on the thread of their request.
+    inline: Mutex<Vec<Runner>>,
+    /// Time of a forward pass of one row, measured while warming up; `None` if that was not possible.
+    row_cost: Option<Duration>,
+    in_flight: AtomicUsize,
+}
+
+/// What [`Handle::start`] needs beside the model.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) model: Arc<Model>,
+    pub(super) settings: ModelSettings,
+    /// A session that has run: its memory is there already.
+    pub(super) warm: Option<Session>,
+    pub(super) threads: Arc<Threads>,
+    pub(super) inline_sessions: usize,
+    pub(super) row_cost: Option<Duration>,
+}
+
+impl Handle {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// If the system cannot start a thread.
+    pub(super) fn start(parts: Parts) -> std::io::Result<Self> {
+        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, row_cost } = parts;
+        let batching = settings.batching && model.signature().batchable;
+        let limits = Limits {
+            max_rows: if batching { settings.max_batch_rows } else { 1 },
+            max_delay: if batching { settings.max_delay } else { Duration::ZERO },
+            queue_limit: settings.queue_limit,
+        };
+        let stats = Arc::new(Stats::default());
+        let queue = Arc::new(Queue::new(limits, Arc::clone(&stats)));
+        let mut workers = Vec::new();
+        for instance in 0..settings.instances {
+            let session = warm.take().unwrap_or_else(|| Session::new(Arc::clone(&model), Arc::clone(&threads)));
+            let runner = Runner::new(session, Arc::clone(&threads), Arc::clone(&stats));
+            let queue = Arc::clone(&queue);
+            let builder = std::thread::Builder::new().name(format!("{name}-{instance}"));
+            workers.push(builder.spawn(move || runner.work(&queue))?);
+        }
+        let single = Arc::new(Threads::single());
+        let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
+        let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats))).collect();
+        let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
+        Ok(Self { name, version, model, settings, queue, stats, workers, inline, row_cost, in_flight: AtomicUsize::new(0) })
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The model: its signature and metadata.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &ModelSettings {
+        &self.settings
+    }
+
+    /// Counters of the queue and the workers.
+    pub fn stats(&self) -> StatsSnapshot {
+        self.stats.snapshot()
+    }
+
+    /// Time of a forward pass of one row, as measured while warming up.
+    pub fn row_cost(&self) -> Option<Duration> {
+        self.row_cost
+    }
+
+    /// How long a request has been waiting without any worker making progress.
+    pub(super) fn stalled(&self, now: Instant) -> Option<Duration> {
+        self.queue.stalled(now)
+    }
+
+    /// Computes the model's outputs for a request. Dropping the future takes the request out of the queue.
+    ///
+    /// # Errors
+    /// - `InvalidArgument`: the inputs do not fit the signature or the limits, or an operator finds a value out of range;
+    /// - `Overloaded`: the queue is full; `Unavailable`: the model is being unloaded;
+    /// - `DeadlineExceeded`: the deadline passed first;
+    /// - `Internal`: the engine failed.
+    pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
+        let rows = self.validate(&request.inputs)?;
+        let _in_flight = InFlight::enter(&self.in_flight);
+        if self.may_run_inline(rows) {
+            let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            if let Some(mut runner) = runner {
+                let outcome = runner.run_one(&request.inputs, rows);
+                self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
+                return outcome;
+            }
+        }
+        let deadline = request.deadline.or_else(|| self.settings.timeout.map(|timeout| Instant::now() + timeout));
+        let ticket = Ticket { rows, class: shape_class(&request.inputs, self.model.signature().batchable), deadline };
+        let (reply, answer) = oneshot::channel();
+        let id = self.queue.push(ticket, Payload { inputs: request.inputs, reply })?;
+        let mut place = Place { queue: &self.queue, id: Some(id) };
+        // The deadline holds by this timer, not when a worker comes around.
+        let answer = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| expired_error())?,
+            None => answer.await,
+        };
+        place.id = None;
+        answer.unwrap_or_else(|_| Err(Error::internal("the request was lost", "a worker dropped a request without an answer")))
+    }
+
+    /// Checks a request; returns its rows.
+    fn validate(&self, inputs: &[Tensor]) -> Result<usize, Error> {
+        let signature = self.model.signature();
+        let name = &self.name;
+        signature.check(inputs).map_err(|mismatch| Error::invalid(format!("model `{name}`: {mismatch}")))?;
+        let rows = signature.rows(inputs).unwrap_or(1);
+        let limit = self.settings.max_batch_rows;
+        match rows {
+            0 => Err(Error::invalid(format!("model `{name}`: the batch is empty; at least one row is wanted"))),
+            rows if rows > limit => {
+                Err(Error::invalid(format!("model `{name}`: {rows} rows are more than the limit of {limit} per request (max_batch_rows)")))
+            }
+            rows => Ok(rows),
+        }
+    }
+
+    fn may_run_inline(&self, rows: usize) -> bool {
+        let Some(cost) = self.row_cost else { return false };
+        let cost = cost.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX));
+        let alone = self.in_flight.load(Relaxed) == 1;
+        self.settings.max_delay.is_zero() && (cost <= INLINE_ALWAYS || (alone && cost <= INLINE_ALONE))
+    }
+
+    /// Refuses new requests, finishes those that wait, and ends the workers.
+    pub(super) fn close(&self) {
+        self.queue.close();
+        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        for worker in workers {
+            // A worker catches panics per batch; one that died all the same has nothing left to finish.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// Counts a request while it is under way.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl<'a> InFlight<'a> {
+    fn enter(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A request's place in the queue, given up when its client goes away.
+struct Place<'a> {
+    queue: &'a Queue,
+    id: Option<u64>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.queue.cancel(id);
+        }
+    }
+}
+
+/// A hash of the shapes without the batch dimension: requests of equal class can be run together. Two different shapes of
+/// one hash would be found when the rows are gathered, and then run alone.
+fn shape_class(inputs: &[Tensor], batchable: bool) -> u64 {
+    const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const FNV_PRIME: u64 = 0x0100_0000_01b3;
+    let skip = usize::from(batchable);
+    let sizes = inputs.iter().flat_map(|tensor| tensor.shape().iter().skip(skip).copied().chain([usize::MAX]));
+    sizes.fold(FNV_OFFSET, |hash, size| (hash ^ size as u64).wrapping_mul(FNV_PRIME))
+}

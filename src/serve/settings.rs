@@ -1,0 +1,186 @@
+//! Settings of one model: `model.toml` in its folder, over the server's defaults.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::golden::Tolerance;
+
+/// What the server decides for models that do not say otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// Most rows of one forward pass, and of one request.
+    pub max_batch_rows: usize,
+    /// Longest time that a request waits for others to share its forward pass.
+    pub max_delay: Duration,
+    /// Most requests that wait for one model.
+    pub queue_limit: usize,
+    /// How long a request may take if it does not say.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { max_batch_rows: 64, max_delay: Duration::ZERO, queue_limit: 1024, timeout: None }
+    }
+}
+
+/// `model.toml` as written. Every key is optional; an unknown key is an error.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    description: Option<String>,
+    labels: Option<Vec<String>>,
+    versions: Option<Versions>,
+    batching: Option<bool>,
+    max_batch_rows: Option<usize>,
+    max_delay_ms: Option<f64>,
+    queue_limit: Option<usize>,
+    timeout_ms: Option<f64>,
+    instances: Option<usize>,
+    golden_relative_tolerance: Option<f64>,
+    golden_absolute_tolerance: Option<f64>,
+}
+
+/// Which versions of a model are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Versions {
+    /// The newest one.
+    #[default]
+    Latest,
+    /// Every one.
+    All,
+    /// Those that are named.
+    #[serde(untagged)]
+    Only(Vec<String>),
+}
+
+/// The settings of a model, complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSettings {
+    /// Free text about the model.
+    pub description: String,
+    /// Names of the classes, by index of the output's last dimension; empty if the model is no classifier.
+    pub labels: Vec<String>,
+    /// Which versions are served.
+    pub versions: Versions,
+    /// Whether rows of several requests may share a forward pass.
+    pub batching: bool,
+    /// Most rows of one forward pass, and of one request.
+    pub max_batch_rows: usize,
+    /// Longest time that a request waits for others. Zero: a free worker takes at once what waits, so an idle server adds
+    /// no delay and batches form by themselves under load.
+    pub max_delay: Duration,
+    /// Most requests that wait.
+    pub queue_limit: usize,
+    /// How long a request may take if it does not say.
+    pub timeout: Option<Duration>,
+    /// Workers that run forward passes side by side.
+    pub instances: usize,
+    /// How far an answer to a golden sample may be from the recorded one.
+    pub tolerance: Tolerance,
+}
+
+impl ModelSettings {
+    /// The settings of a model without `model.toml`.
+    pub fn new(defaults: &Defaults) -> Self {
+        Self {
+            description: String::new(),
+            labels: Vec::new(),
+            versions: Versions::Latest,
+            batching: true,
+            max_batch_rows: defaults.max_batch_rows,
+            max_delay: defaults.max_delay,
+            queue_limit: defaults.queue_limit,
+            timeout: defaults.timeout,
+            instances: 1,
+            tolerance: Tolerance::default(),
+        }
+    }
+
+    /// Reads `folder/model.toml`, if there is one.
+    ///
+    /// # Errors
+    /// A message that names the file and the key.
+    pub fn read(folder: &Path, defaults: &Defaults) -> Result<Self, String> {
+        let path = folder.join("model.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(defaults)),
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        Self::parse(&text, defaults).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Reads the text of a `model.toml`.
+    ///
+    /// # Errors
+    /// A message that names the key.
+    pub fn parse(text: &str, defaults: &Defaults) -> Result<Self, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let at_least_one = |key: &str, value: Option<usize>, default: usize| match value {
+            Some(0) => Err(format!("{key} must be at least 1")),
+            value => Ok(value.unwrap_or(default)),
+        };
+        let millis = |key: &str, value: Option<f64>| match value {
+            None => Ok(None),
+            Some(ms) => Duration::try_from_secs_f64(ms / 1e3).map(Some).map_err(|_| format!("{key} = {ms} is not a duration")),
+        };
+        let tolerance = |key: &str, value: Option<f64>, default: f64| match value {
+            Some(value) if !(value.is_finite() && value >= 0.0) => Err(format!("{key} = {value} is not a tolerance")),
+            value => Ok(value.unwrap_or(default)),
+        };
+        let base = Self::new(defaults);
+        Ok(Self {
+            description: file.description.unwrap_or_default(),
+            labels: file.labels.unwrap_or_default(),
+            versions: file.versions.unwrap_or_default(),
+            batching: file.batching.unwrap_or(true),
+            max_batch_rows: at_least_one("max_batch_rows", file.max_batch_rows, base.max_batch_rows)?,
+            max_delay: millis("max_delay_ms", file.max_delay_ms)?.unwrap_or(base.max_delay),
+            queue_limit: at_least_one("queue_limit", file.queue_limit, base.queue_limit)?,
+            timeout: millis("timeout_ms", file.timeout_ms)?.or(base.timeout),
+            instances: at_least_one("instances", file.instances, 1)?,
+            tolerance: Tolerance {
+                relative: tolerance("golden_relative_tolerance", file.golden_relative_tolerance, base.tolerance.relative)?,
+                absolute: tolerance("golden_absolute_tolerance", file.golden_absolute_tolerance, base.tolerance.absolute)?,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ModelSettings, String> {
+        ModelSettings::parse(text, &Defaults { queue_limit: 7, ..Defaults::default() })
+    }
+
+    #[test]
+    fn a_key_overrides_the_servers_default_and_the_rest_stays() {
+        let settings = parse("labels = ['a', 'b']\nmax_delay_ms = 2.5\nversions = 'all'").unwrap();
+        assert_eq!(settings.labels, ["a", "b"]);
+        assert_eq!(settings.max_delay, Duration::from_micros(2500));
+        assert_eq!(settings.versions, Versions::All);
+        assert_eq!((settings.queue_limit, settings.max_batch_rows), (7, 64));
+        assert_eq!(parse("versions = ['1', 'b']").unwrap().versions, Versions::Only(vec!["1".into(), "b".into()]));
+    }
+
+    #[test]
+    fn a_wrong_key_or_value_is_named() {
+        for (text, want) in [
+            ("max_batch = 3", "max_batch"),
+            ("max_batch_rows = 0", "max_batch_rows must be at least 1"),
+            ("max_delay_ms = -1", "max_delay_ms = -1 is not a duration"),
+            ("golden_relative_tolerance = nan", "golden_relative_tolerance"),
+            ("labels = 3", "labels"),
+            ("versions = 'newest'", "versions"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+    }
+}

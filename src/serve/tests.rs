@@ -1,0 +1,353 @@
+//! What a model's queue and workers promise, tested with operators that block, fail or panic on demand.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::handle::{Handle, Parts};
+use super::{Defaults, InferRequest, InferResponse, ModelSettings, Options, Repository, State};
+use crate::engine::{
+    Context, DType, Dim, Facts, Graph, Inputs, Kind, LoadOptions, Loaded, Metadata, Model, Node, Op, OpDef, OpError, Outputs, Shape,
+    Tensor, Threads, Value,
+};
+use crate::error::{Error, Kind as ErrorKind};
+
+/// Doubles its input `[rows, 2]`; a row that starts with −1 is an error, with −2 a panic. While the gate is shut, no run
+/// ends. Remembers the rows of every run.
+#[derive(Clone, Debug, Default)]
+struct Probe {
+    gate: Arc<(Mutex<bool>, Condvar)>,
+    runs: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Probe {
+    fn shut(&self) {
+        *self.gate.0.lock().unwrap() = true;
+    }
+
+    fn open(&self) {
+        *self.gate.0.lock().unwrap() = false;
+        self.gate.1.notify_all();
+    }
+
+    fn runs(&self) -> Vec<usize> {
+        self.runs.lock().unwrap().clone()
+    }
+
+    /// Waits until `count` runs have begun.
+    async fn begun(&self, count: usize) {
+        while self.runs().len() < count {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Op for Probe {
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        Ok(vec![inputs.shape(0)?.into()])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        let x = inputs.at(0)?.array::<f32>()?;
+        self.runs.lock().unwrap().push(x.shape()[0]);
+        drop(self.gate.1.wait_while(self.gate.0.lock().unwrap(), |shut| *shut).unwrap());
+        for row in x.outer_iter() {
+            match row[0] {
+                -1.0 => return Err(OpError::value("a row starts with -1")),
+                -2.0 => panic!("a row starts with -2"),
+                _ => {}
+            }
+        }
+        outputs.at(0)?.array::<f32>()?.assign(&x.mapv(|x| 2.0 * x));
+        Ok(())
+    }
+}
+
+static DEF: OpDef =
+    OpDef { name: "Probe", domain: "test", opsets: 1..=1, types: &[], build: |_| Err(OpError::unsupported("only for tests")) };
+
+fn model(probe: &Probe) -> Arc<Model> {
+    let mut graph = Graph::default();
+    let dims = vec![Dim::Free("batch".into()), Dim::Fixed(2)];
+    let x = graph.add_value("x", Some(Kind::Tensor(DType::F32)), Some(dims.clone()));
+    let y = graph.add_value("y", Some(Kind::Tensor(DType::F32)), Some(dims));
+    let op = Arc::new(probe.clone());
+    graph.nodes.push(Node { name: "probe".into(), def: &DEF, opset: 1, op, inputs: vec![Some(x)], outputs: vec![Some(y)] });
+    (graph.inputs, graph.outputs) = (vec![x], vec![y]);
+    Arc::new(Model::build(Loaded { graph, metadata: Metadata::default() }, &LoadOptions::default()).unwrap())
+}
+
+/// A handle whose requests all go through the queue: without a measured cost nothing runs inline.
+fn handle(probe: &Probe, defaults: &Defaults) -> Arc<Handle> {
+    let parts = Parts {
+        name: "probe".into(),
+        version: "1".into(),
+        model: model(probe),
+        settings: ModelSettings::new(defaults),
+        warm: None,
+        threads: Arc::new(Threads::single()),
+        inline_sessions: 1,
+        row_cost: None,
+    };
+    Arc::new(Handle::start(parts).unwrap())
+}
+
+fn request(rows: &[[f32; 2]]) -> InferRequest {
+    let values = rows.iter().flatten().copied().collect();
+    InferRequest { inputs: vec![Tensor::new(&[rows.len(), 2], values).unwrap()], deadline: None }
+}
+
+fn spawn(handle: &Arc<Handle>, request: InferRequest) -> tokio::task::JoinHandle<Result<InferResponse, Error>> {
+    let handle = Arc::clone(handle);
+    tokio::spawn(async move { handle.infer(request).await })
+}
+
+fn first(response: &InferResponse) -> f32 {
+    let Value::Tensor(tensor) = &response.outputs[0] else { panic!("a tensor is wanted") };
+    tensor.slice::<f32>().unwrap()[0]
+}
+
+/// Waits until `count` requests are in the queue.
+async fn waiting(handle: &Handle, count: u64) {
+    while handle.stats().waiting != count {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_while_the_worker_is_busy_shares_the_next_pass() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults { max_batch_rows: 8, ..Defaults::default() });
+    probe.shut();
+    let busy = spawn(&handle, request(&[[100.0, 0.0]]));
+    probe.begun(1).await;
+    let mut others = Vec::new();
+    for i in 0..5 {
+        others.push(spawn(&handle, request(&[[i as f32, 0.0], [0.0, 0.0]])));
+        waiting(&handle, i + 1).await;
+    }
+    probe.open();
+    assert_eq!(first(&busy.await.unwrap().unwrap()), 200.0);
+    for (i, other) in others.into_iter().enumerate() {
+        let response = other.await.unwrap().unwrap();
+        assert_eq!(first(&response), 2.0 * i as f32, "each request gets its own rows");
+        assert_eq!(response.timing.batch_rows, if i < 4 { 8 } else { 2 });
+    }
+    assert_eq!(probe.runs(), [1, 8, 2], "requests count by rows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_request_does_not_fail_the_others_of_its_batch() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults::default());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let mut others = Vec::new();
+    for (i, value) in [1.0, -1.0, 2.0, -2.0, 3.0].into_iter().enumerate() {
+        others.push(spawn(&handle, request(&[[value, 0.0]])));
+        waiting(&handle, i as u64 + 1).await;
+    }
+    probe.open();
+    busy.await.unwrap().unwrap();
+    let mut outcomes = Vec::new();
+    for other in others {
+        outcomes.push(other.await.unwrap().map(|response| first(&response)).map_err(|error| error.kind()));
+    }
+    assert_eq!(outcomes, [Ok(2.0), Err(ErrorKind::InvalidArgument), Ok(4.0), Err(ErrorKind::Internal), Ok(6.0)]);
+    let after = handle.infer(request(&[[7.0, 0.0]])).await.unwrap();
+    assert_eq!(first(&after), 14.0, "the worker survives a panic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_frees_its_place_and_is_not_run() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults { queue_limit: 1, ..Defaults::default() });
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let gone = spawn(&handle, request(&[[1.0, 0.0]]));
+    waiting(&handle, 1).await;
+    assert_eq!(handle.infer(request(&[[2.0, 0.0]])).await.unwrap_err().kind(), ErrorKind::Overloaded);
+    gone.abort();
+    waiting(&handle, 0).await;
+    let next = spawn(&handle, request(&[[3.0, 0.0]]));
+    waiting(&handle, 1).await;
+    probe.open();
+    busy.await.unwrap().unwrap();
+    assert_eq!(first(&next.await.unwrap().unwrap()), 6.0);
+    assert_eq!(probe.runs(), [1, 1]);
+    assert_eq!(handle.stats().cancelled, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_holds_while_the_worker_is_busy() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults::default());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let late = InferRequest { deadline: Some(Instant::now() + Duration::from_millis(5)), ..request(&[[1.0, 0.0]]) };
+    let error = handle.infer(late).await.unwrap_err();
+    assert_eq!((error.kind(), error.message()), (ErrorKind::DeadlineExceeded, "Request timeout expired"));
+    probe.open();
+    busy.await.unwrap().unwrap();
+    assert_eq!(probe.runs(), [1], "nobody computes what nobody waits for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_answers_what_waits_and_refuses_what_comes() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults::default());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[1.0, 0.0]]));
+    probe.begun(1).await;
+    let queued = spawn(&handle, request(&[[2.0, 0.0]]));
+    waiting(&handle, 1).await;
+    let closing = {
+        let handle = Arc::clone(&handle);
+        tokio::task::spawn_blocking(move || handle.close())
+    };
+    // Until the queue is closed a request is taken and then gives up its place.
+    let impatient = || InferRequest { deadline: Some(Instant::now() + Duration::from_millis(1)), ..request(&[[3.0, 0.0]]) };
+    while handle.infer(impatient()).await.unwrap_err().kind() != ErrorKind::Unavailable {}
+    probe.open();
+    closing.await.unwrap();
+    assert_eq!(first(&busy.await.unwrap().unwrap()), 2.0);
+    assert_eq!(first(&queued.await.unwrap().unwrap()), 4.0);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_model_is_refused_before_the_queue() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults { max_batch_rows: 2, ..Defaults::default() });
+    let error = handle.infer(request(&[])).await.unwrap_err();
+    assert!(error.message().contains("the batch is empty"), "{error}");
+    let error = handle.infer(request(&[[0.0; 2]; 3])).await.unwrap_err();
+    assert!(error.message().contains("3 rows are more than the limit of 2"), "{error}");
+    let wrong = InferRequest { inputs: vec![Tensor::zeros(DType::F32, &[1, 3])], deadline: None };
+    let error = handle.infer(wrong).await.unwrap_err();
+    assert_eq!(error.message(), "model `probe`: input `x` wants shape [batch, 2], got [1, 3]");
+    assert!(probe.runs().is_empty());
+}
+
+#[tokio::test]
+async fn a_cheap_pass_runs_on_the_thread_of_its_request() {
+    let probe = Probe::default();
+    let parts = Parts {
+        name: "probe".into(),
+        version: "1".into(),
+        model: model(&probe),
+        settings: ModelSettings::new(&Defaults::default()),
+        warm: None,
+        threads: Arc::new(Threads::single()),
+        inline_sessions: 1,
+        row_cost: Some(Duration::from_micros(1)),
+    };
+    let handle = Handle::start(parts).unwrap();
+    assert_eq!(first(&handle.infer(request(&[[1.0, 0.0]])).await.unwrap()), 2.0);
+    assert_eq!(handle.infer(request(&[[-2.0, 0.0]])).await.unwrap_err().kind(), ErrorKind::Internal);
+    assert_eq!(first(&handle.infer(request(&[[1.0, 0.0]])).await.unwrap()), 2.0, "the session survives a panic");
+    let stats = handle.stats();
+    assert_eq!((stats.inline, stats.batches()), (3, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_on_a_waiting_queue_is_seen() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults::default());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let hour = Duration::from_secs(3600);
+    assert_eq!(handle.stalled(Instant::now() + hour), None, "nothing waits: a long pass is no stall");
+    let queued = spawn(&handle, request(&[[1.0, 0.0]]));
+    waiting(&handle, 1).await;
+    assert!(handle.stalled(Instant::now() + hour).unwrap() > hour / 2);
+    probe.open();
+    busy.await.unwrap().unwrap();
+    queued.await.unwrap().unwrap();
+    assert_eq!(handle.stalled(Instant::now() + hour), None);
+}
+
+/// A folder that disappears with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ndserve-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn copy(&self, model: &str, to: &str) -> PathBuf {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(model);
+        let target = self.0.join(to);
+        for file in ["1/model.onnx", "golden/input_0.pb", "golden/output_0.pb", "model.toml"] {
+            std::fs::create_dir_all(target.join(file).parent().unwrap()).unwrap();
+            if from.join(file).is_file() {
+                std::fs::copy(from.join(file), target.join(file)).unwrap();
+            }
+        }
+        target
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn a_broken_model_leaves_the_others_serving_and_the_server_not_ready() {
+    let folder = Folder::new("broken");
+    folder.copy("two-features", "good");
+    let broken = folder.copy("two-features", "broken");
+    std::fs::write(broken.join("1/model.onnx"), b"not a model").unwrap();
+    let wrong = folder.copy("two-features", "wrong-golden");
+    std::fs::copy(wrong.join("golden/input_0.pb"), wrong.join("golden/output_0.pb")).unwrap();
+    let typo = folder.copy("two-features", "typo");
+    std::fs::write(typo.join("model.toml"), "max_batch = 3").unwrap();
+    std::fs::create_dir(folder.0.join("empty")).unwrap();
+
+    let repository = Repository::open(Options::new(&folder.0)).unwrap();
+    assert!(repository.readiness().unwrap_err().contains("loading") || repository.readiness().unwrap_err().contains("failed"));
+    assert_eq!(repository.get("good", None).unwrap_err().kind(), ErrorKind::Unavailable);
+    repository.load(|_, _, _, _| {});
+
+    let good = repository.get("good", Some("1")).unwrap();
+    assert!(good.infer(request(&[[1.0, 2.0]])).await.is_ok());
+    let reason = |name: &str| {
+        let status = repository.list().into_iter().find(|model| model.name == name).unwrap().versions.remove(0);
+        let State::Failed(reason) = status.state else { panic!("{name} is {:?}", status.state) };
+        assert_eq!(repository.get(name, None).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert!(repository.get(name, None).unwrap_err().message().contains(&reason));
+        reason
+    };
+    assert!(reason("broken").contains("not an ONNX model"));
+    assert!(reason("wrong-golden").contains("the golden samples are not reproduced"));
+    assert!(reason("typo").contains("max_batch"));
+    assert!(reason("empty").contains("there is no version"));
+    assert!(repository.readiness().unwrap_err().contains("failed"));
+    assert_eq!(repository.get("nobody", None).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(repository.get("good", Some("2")).unwrap_err().message().contains("its versions are 1"));
+    assert_eq!(repository.default_model().unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn no_model_is_not_ready_unless_allowed() {
+    let folder = Folder::new("none");
+    let options = Options::new(&folder.0);
+    let repository = Repository::open(options.clone()).unwrap();
+    assert_eq!(repository.readiness(), Err("no model is configured".into()));
+    assert_eq!(repository.default_model().unwrap_err().kind(), ErrorKind::NotFound);
+    let allowed = Repository::open(Options { allow_no_models: true, ..options.clone() }).unwrap();
+    assert_eq!(allowed.readiness(), Ok(()));
+    allowed.start_draining();
+    assert_eq!(allowed.readiness(), Err("the server is draining".into()));
+    let unknown = Options { default_model: Some("x".into()), ..options };
+    assert!(Repository::open(unknown).unwrap_err().contains("the default model `x` is not in"));
+    assert!(Repository::open(Options::new(folder.0.join("nothing"))).is_err());
+}

@@ -1,0 +1,8 @@
+//! The service through its sockets: a server in this process on a free port, and a client that writes raw bytes.
+
+mod bad_input;
+mod client;
+mod contract;
+mod lifecycle;
+mod models;
+mod server;

@@ -1,0 +1,150 @@
+//! Model folders for the tests: the repository's own models, and identities of every kind of input, written here as ONNX.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Numbers of `TensorProto.DataType`.
+const FLOAT: u64 = 1;
+const UINT8: u64 = 2;
+const INT64: u64 = 7;
+const STRING: u64 = 8;
+const BOOL: u64 = 9;
+const FLOAT16: u64 = 10;
+
+/// A new folder in cargo's folder for tests.
+fn new_folder() -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// A folder of some of the repository's models.
+pub(crate) fn only(names: &[&str]) -> PathBuf {
+    let folder = new_folder();
+    for name in names {
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name), &folder.join(name));
+    }
+    folder
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// A folder of the repository's models and one identity per kind of input:
+/// `pair` (x: FP32 [batch, 2], n: INT64 [batch, 1], in two versions), `bytes` (UINT8 [batch, 3]), `text` (BYTES [batch]),
+/// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]), `broken` (no model at all).
+pub(crate) fn folder() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
+        let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
+        write(&folder, "pair", "1", &pair);
+        write(&folder, "pair", "2", &pair);
+        fs::write(folder.join("pair/model.toml"), "versions = \"all\"\nmax_batch_rows = 4\n").unwrap();
+        write(&folder, "bytes", "1", &[("b", UINT8, &[3])]);
+        write(&folder, "text", "1", &[("s", STRING, &[])]);
+        write(&folder, "flags", "1", &[("f", BOOL, &[2])]);
+        write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
+        write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
+        fs::create_dir_all(folder.join("broken/1")).unwrap();
+        fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
+        folder
+    };
+    FOLDER.get_or_init(make).clone()
+}
+
+/// A name, an element type, and the dimensions behind the batch; 0 is a free one.
+type Tensor<'a> = (&'a str, u64, &'a [u64]);
+
+/// Writes a model that answers each input `x` as `x_out`.
+fn write(folder: &Path, name: &str, version: &str, tensors: &[Tensor<'_>]) {
+    let mut graph = Message::default();
+    for (tensor, ..) in tensors {
+        let mut node = Message::default();
+        node.text(1, tensor).text(2, &format!("{tensor}_out")).text(3, tensor).text(4, "Identity");
+        graph.message(1, &node);
+    }
+    graph.text(2, name);
+    for (tensor, dtype, dims) in tensors {
+        graph.message(11, &value_info(tensor, *dtype, dims));
+        graph.message(12, &value_info(&format!("{tensor}_out"), *dtype, dims));
+    }
+    let mut opset = Message::default();
+    opset.text(1, "").number(2, 17);
+    let mut model = Message::default();
+    model.number(1, 8).message(7, &graph).message(8, &opset);
+    let folder = folder.join(name).join(version);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("model.onnx"), model.0).unwrap();
+}
+
+fn value_info(name: &str, dtype: u64, dims: &[u64]) -> Message {
+    let mut shape = Message::default();
+    let mut batch = Message::default();
+    batch.text(2, "batch");
+    shape.message(1, &batch);
+    for &size in dims {
+        let mut dim = Message::default();
+        if size == 0 {
+            dim.text(2, "width")
+        } else {
+            dim.number(1, size)
+        };
+        shape.message(1, &dim);
+    }
+    let (mut tensor, mut kind, mut info) = (Message::default(), Message::default(), Message::default());
+    tensor.number(1, dtype).message(2, &shape);
+    kind.message(1, &tensor);
+    info.text(1, name).message(2, &kind);
+    info
+}
+
+/// A protobuf message under construction.
+#[derive(Default)]
+struct Message(Vec<u8>);
+
+impl Message {
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+
+    fn number(&mut self, field: u64, value: u64) -> &mut Self {
+        self.varint(field << 3);
+        self.varint(value);
+        self
+    }
+
+    fn bytes(&mut self, field: u64, bytes: &[u8]) -> &mut Self {
+        self.varint(field << 3 | 2);
+        self.varint(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn text(&mut self, field: u64, text: &str) -> &mut Self {
+        self.bytes(field, text.as_bytes())
+    }
+
+    fn message(&mut self, field: u64, message: &Self) -> &mut Self {
+        self.bytes(field, &message.0)
+    }
+}

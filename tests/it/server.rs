@@ -1,0 +1,114 @@
+//! A server in this process, stopped when it is dropped.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Once, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ndserve::api::{App, Limits, ServerOptions, Stats, serve};
+use ndserve::serve::{Options, Repository};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tracing::{Level, Metadata, span, subscriber};
+
+use crate::models;
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) repository: Arc<Repository>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Stats>>,
+}
+
+impl Server {
+    /// Serves the models of `folder`.
+    pub(crate) fn start(folder: &Path, limits: Limits, options: ServerOptions) -> Self {
+        Self::with(Options::new(folder), limits, options)
+    }
+
+    pub(crate) fn with(repository: Options, limits: Limits, options: ServerOptions) -> Self {
+        count_errors();
+        let repository = Arc::new(Repository::open(repository).unwrap());
+        repository.load(|_, _, _, _| {});
+        let app = App::new(Arc::clone(&repository), limits);
+        let (stop, stopped) = oneshot::channel();
+        let (send_address, address) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                send_address.send(listener.local_addr().unwrap()).unwrap();
+                serve(listener, app, options, async { stopped.await.unwrap_or(()) }).await
+            })
+        });
+        Self { address: address.recv().unwrap(), repository, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Begins the shutdown.
+    pub(crate) fn begin_stop(&mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+    }
+
+    /// Shuts down and waits for the end.
+    pub(crate) fn stop(mut self) -> Stats {
+        self.begin_stop();
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.begin_stop();
+    }
+}
+
+/// The server that most tests share: the models of this repository and the ones made for tests, one of them broken.
+pub(crate) fn shared() -> SocketAddr {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(&models::folder(), Limits::default(), ServerOptions::default())).address
+}
+
+/// A server with tight limits and only `two-features`.
+pub(crate) fn strict() -> Server {
+    let limits = Limits { max_body_bytes: 10_000, body_timeout: Duration::from_millis(200), ..Limits::default() };
+    let options = ServerOptions { max_header_bytes: 8192, drain_timeout: Duration::from_secs(5), ..ServerOptions::default() };
+    Server::start(&models::only(&["two-features"]), limits, options)
+}
+
+static ERRORS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many events were logged at error level so far.
+pub(crate) fn logged_errors() -> usize {
+    ERRORS.load(Relaxed)
+}
+
+struct ErrorCounter;
+
+impl tracing::Subscriber for ErrorCounter {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        ERRORS.fetch_add(1, Relaxed);
+        eprintln!("logged at error level: {event:?}");
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+fn count_errors() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| subscriber::set_global_default(ErrorCounter).unwrap());
+}
