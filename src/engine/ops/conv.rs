@@ -285,7 +285,8 @@ mod tests {
 
     #[test]
     fn strides_pads_dilations_and_groups() {
-        let cases: &[(&[i64], &[i64], &[i64], i64)] = &[
+        type Row = (&'static [i64], &'static [i64], &'static [i64], i64);
+        let cases: &[Row] = &[
             (&[1, 1], &[0, 0, 0, 0], &[1, 1], 1),
             (&[2, 1], &[1, 1, 1, 1], &[1, 1], 1),
             (&[1, 2], &[0, 1, 2, 3], &[1, 1], 2),

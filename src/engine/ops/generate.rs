@@ -116,8 +116,8 @@ impl Op for ConstantOfShape {
 
     fn run(&self, _: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         with_dtype!(self.value.dtype(), T => {
-            let value = &self.value.view().slice::<T>()?[0];
-            outputs.at(0)?.slice::<T>()?.fill(value.clone());
+            let value = self.value.view().slice::<T>()?;
+            outputs.at(0)?.slice::<T>()?.iter_mut().for_each(|y| y.clone_from(&value[0]));
             Ok(())
         })
     }

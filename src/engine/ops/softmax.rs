@@ -168,7 +168,6 @@ impl Op for Softmax {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{assert_close, noise, op, tensor};
-    use super::*;
     use half::f16;
 
     #[test]

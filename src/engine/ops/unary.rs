@@ -184,7 +184,8 @@ mod tests {
 
     #[test]
     fn functions_agree_in_every_float_type() {
-        let cases: &[(&'static str, fn(f64) -> f64)] = &[
+        type Definition = fn(f64) -> f64;
+        let cases: &[(&'static str, Definition)] = &[
             ("Exp", f64::exp),
             ("Log", f64::ln),
             ("Sqrt", f64::sqrt),

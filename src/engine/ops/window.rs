@@ -210,7 +210,7 @@ mod tests {
             ("auto_pad", Attr::String("SAME".into())),
             ("kernel_shape", ints(&[0])),
         ] {
-            assert!(window(&[bad.clone()]).is_err(), "{bad:?}");
+            assert!(window(std::slice::from_ref(&bad)).is_err(), "{bad:?}");
         }
         let over = |attrs: &[(&str, Attr)], spatial: &[usize], kernel: &[usize]| window(attrs).unwrap().over(spatial, kernel);
         assert!(over(&[], &[2], &[3]).is_err());
