@@ -180,6 +180,9 @@ impl Op for Conv {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (x, w, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let (shape, axes) = self.sizes(x.shape(), w.shape())?;
+        if y.shape().contains(&0) {
+            return Ok(());
+        }
         match x.dtype() {
             DType::F32 => {
                 let packed = self.pack(ctx.isa, w.shape(), w.slice()?);
@@ -205,7 +208,7 @@ impl Op for Conv {
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
         let w = constants.get(1).copied().flatten()?;
         let values = w.slice::<f32>()?;
-        if !matches!(w.shape().len(), 3 | 4) || !w.shape()[0].is_multiple_of(self.groups) {
+        if values.is_empty() || !matches!(w.shape().len(), 3 | 4) || !w.shape()[0].is_multiple_of(self.groups) {
             return None;
         }
         let mut consumed = smallvec![1];

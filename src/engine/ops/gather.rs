@@ -55,6 +55,9 @@ impl Op for Gather {
         let (x, indices, y) = (inputs.at(0)?, ints(inputs.at(1)?)?, outputs.at(0)?);
         let (outer, size, inner) = around(x.shape(), axis(self.axis, x.shape().len())?);
         let indices: Vec<usize> = indices.iter().map(|&i| position(i, size)).collect::<Result<_, _>>()?;
+        if inner == 0 || indices.is_empty() {
+            return Ok(());
+        }
         let mut at = 0;
         for o in 0..outer {
             for &i in &indices {

@@ -82,6 +82,9 @@ impl Gemm {
         let k = if self.trans_a { a.shape()[0] } else { a.shape()[1] };
         let left = Left { data: a.slice()?, transposed: self.trans_a, m, k };
         let y = y.slice::<f32>()?;
+        if y.is_empty() {
+            return Ok(());
+        }
         let Some((c_shape, c)) = c.filter(|_| self.beta != 0.0) else {
             multiply(left, right, &self.epilogue(Bias::None), y, ctx);
             return Ok(());
@@ -145,6 +148,9 @@ impl Gemm {
         let (m, k, n) = sizes(a.shape(), self.trans_a, matrix(b.shape(), self.trans_b)?)?;
         let (mut a_store, mut b_store) = (Vec::new(), Vec::new());
         let y = y.slice::<T>()?;
+        if y.is_empty() {
+            return Ok(());
+        }
         let left = plain(a.slice::<T>()?, a.shape(), self.trans_a, &mut a_store);
         let right = plain(b.slice::<T>()?, b.shape(), self.trans_b, &mut b_store);
         gemm_generic::<T, T, T>(m, k, n, left, right, y);
@@ -207,6 +213,9 @@ impl Op for Gemm {
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
         let b = constants.get(1).copied().flatten()?;
         let (k, n) = matrix(b.shape(), self.trans_b).ok()?;
+        if k == 0 {
+            return None;
+        }
         let packed = PackedB::pack(isa, b.slice::<f32>()?, k, n, self.trans_b);
         let mut consumed = smallvec![1];
         let mut gemm = self.clone();

@@ -114,6 +114,9 @@ impl Op for Concat {
         let y = outputs.at(0)?;
         let axis = axis(self.axis, y.shape().len())?;
         let (outer, size, inner) = around(y.shape(), axis);
+        if outer * size * inner == 0 {
+            return Ok(());
+        }
         let mut start = 0;
         for i in 0..inputs.len() {
             let x = inputs.at(i)?;
@@ -186,6 +189,9 @@ impl Op for Split {
         let x = inputs.at(0)?;
         let axis = axis(self.axis, x.shape().len())?;
         let (outer, total, inner) = around(x.shape(), axis);
+        if x.is_empty() {
+            return Ok(());
+        }
         let given = match inputs.get(1) {
             Some(sizes) => Some(ints(sizes)?),
             None => self.sizes.as_deref().map(Into::into),

@@ -125,11 +125,12 @@ where
     T: Number + crate::engine::kernels::gemm::Number,
 {
     let Sizes { batch, m, k, n, .. } = sizes(a.shape(), b.shape())?;
-    let (a_starts, b_starts) = (starts(&batch, a.shape(), m * k), starts(&batch, b.shape(), k * n));
-    let (a, b, y) = (a.slice::<T>()?, b.slice::<T>()?, y.slice::<T>()?);
-    if m * n == 0 {
+    let y = y.slice::<T>()?;
+    if y.is_empty() {
         return Ok(());
     }
+    let (a_starts, b_starts) = (starts(&batch, a.shape(), m * k), starts(&batch, b.shape(), k * n));
+    let (a, b) = (a.slice::<T>()?, b.slice::<T>()?);
     for ((i, j), c) in a_starts.into_iter().zip(b_starts).zip(y.chunks_exact_mut(m * n)) {
         gemm_generic::<T, T, T>(m, k, n, &a[i..i + m * k], &b[j..j + k * n], c);
     }

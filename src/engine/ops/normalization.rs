@@ -173,7 +173,8 @@ impl Op for LayerNorm {
         let x = inputs.at(0)?;
         let (axis, _, len) = self.rows(x.shape())?;
         let row_shape = &x.shape()[axis..];
-        if len == 0 {
+        // Without rows, one may have any length.
+        if x.is_empty() {
             return Ok(());
         }
         let parameter = |view: View<'_>| Ok::<_, OpError>(spread(widened(view)?, view.shape(), row_shape));
@@ -317,6 +318,9 @@ impl Op for Lrn {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?;
         let (samples, channels, size) = around(x.shape(), 1);
+        if x.is_empty() {
+            return Ok(());
+        }
         with_float!(x.dtype(), T => {
             let (x, y) = (x.slice::<T>()?, outputs.at(0)?.slice::<T>()?);
             for n in 0..samples {

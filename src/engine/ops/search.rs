@@ -240,6 +240,9 @@ impl Op for CumSum {
         fn body<T: Number>(op: &CumSum, x: View<'_>, axis: usize, y: &mut ViewMut<'_>) -> Result<(), OpError> {
             let (outer, size, inner) = around(x.shape(), axis);
             let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
+            if x.is_empty() {
+                return Ok(());
+            }
             for o in 0..outer {
                 for i in 0..inner {
                     let mut sum = T::ZERO;
