@@ -20,6 +20,7 @@ impl Stop {
             let _ = ask.send(true);
             let code = signals.next().await;
             tracing::warn!("stopping at once: a second signal");
+            #[expect(clippy::disallowed_methods, reason = "whoever asks twice does not want to wait for the drain")]
             std::process::exit(code);
         });
         Ok(Self(asked))
