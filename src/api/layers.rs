@@ -16,10 +16,10 @@
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
@@ -172,16 +172,14 @@ pub(super) fn id_of(headers: &HeaderMap) -> &str {
     headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
 }
 
-/// Sixteen hexadecimal digits: a counter that starts at a moment's nanoseconds, mixed so that ids do not look alike.
+/// Sixteen hexadecimal digits: a counter from a seed, mixed so that ids do not look alike.
 fn new_id() -> [u8; 16] {
     static NEXT: AtomicU64 = AtomicU64::new(0);
+    // A restarted server goes on elsewhere; ids need not be secret.
+    static SEED: LazyLock<u64> = LazyLock::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64);
     // The golden ratio in 64 bits: SplitMix64's step, which visits every number once.
     const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut state = NEXT.fetch_add(STEP, Relaxed);
-    if state == 0 {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        state = NEXT.fetch_add(now | 1, Relaxed);
-    }
+    let mut state = SEED.wrapping_add(NEXT.fetch_add(STEP, Relaxed));
     state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     state ^= state >> 31;
@@ -246,6 +244,14 @@ mod tests {
             push_millis(&mut text, Duration::from_micros(micros));
             assert_eq!(String::from_utf8(text).unwrap(), want);
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_without_its_message() {
+        let response = catch_panic(async { panic!("secret") }).await;
+        let Failure(error) = response.extensions().get::<Failure>().unwrap();
+        assert_eq!((error.kind(), error.message()), (Kind::Internal, "the server failed to handle the request"));
+        assert_eq!(std::error::Error::source(&**error).unwrap().to_string(), "secret");
     }
 
     #[test]

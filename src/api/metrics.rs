@@ -12,6 +12,7 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterV
 
 use super::route::Route;
 use crate::error::Kind;
+use crate::resources;
 use crate::serve::{ROWS_BUCKETS, Repository, StatsSnapshot};
 
 /// One family of metrics.
@@ -183,7 +184,8 @@ impl Metrics {
         page.family(&INFO).sample(&INFO, "", &[env!("CARGO_PKG_VERSION")], 1.0);
         let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         page.family(&START).sample(&START, "", &[], started.as_secs_f64());
-        if let Some(bytes) = resident_bytes() {
+        let bytes = resources::resident_bytes();
+        if bytes > 0 {
             page.family(&RESIDENT).sample(&RESIDENT, "", &[], bytes as f64);
         }
         page.0
@@ -210,7 +212,8 @@ fn repository_metrics(page: &mut Page, repository: &Repository) {
         page.sample(&BATCH_ROWS, "_sum", &labels, stats.rows as f64);
         page.sample(&BATCH_ROWS, "_count", &labels, stats.batches() as f64);
     }
-    let values: [(&Metric, fn(&StatsSnapshot) -> f64); 4] = [
+    type Read = fn(&StatsSnapshot) -> f64;
+    let values: [(&Metric, Read); 4] = [
         (&COMPUTE, |stats| stats.compute.as_secs_f64()),
         (&INLINE, |stats| stats.inline as f64),
         (&QUEUE, |stats| stats.waiting as f64),
@@ -253,11 +256,4 @@ impl Page {
         let close = if values.is_empty() && bound.is_none() { "" } else { "}" };
         let _ = writeln!(out, "{close} {value}");
     }
-}
-
-/// Resident memory as Linux tells it; `None` elsewhere.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?;
-    Some(kib * 1024)
 }

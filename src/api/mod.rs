@@ -2,7 +2,7 @@
 //!
 //! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an
 //! [`InferRequest`](crate::serve::InferRequest) and the response into a body. What is common to all (limits, request ids,
-//! metrics, errors) is in [`layers`]; nothing outside [`error`] knows a status code.
+//! metrics, errors) is in `layers`; nothing outside [`error`] knows a status code.
 
 mod body;
 mod connection;

@@ -63,8 +63,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions, shut
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
-        .max_buf_size(options.max_header_bytes.max(MIN_HEADER_BYTES))
-        .pipeline_flush(true);
+        // Without `pipeline_flush`: with it hyper keeps its answer to a head that it cannot parse if more bytes came behind.
+        .max_buf_size(options.max_header_bytes.max(MIN_HEADER_BYTES));
     let app = Arc::new(app);
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();

@@ -287,7 +287,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     }
 
     /// The outputs, where they follow from the shapes of the inputs alone (Shape, Size).
-    fn from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
+    fn values_from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
         let _ = inputs;
         None
     }
@@ -335,13 +335,13 @@ pub struct OpDef {
 }
 
 /// Sets of element types for [`OpDef::types`].
-pub mod types {
+pub(crate) mod types {
     use super::DType;
 
     /// Every element type.
-    pub const ALL: &[DType] = DType::ALL;
+    pub(crate) const ALL: &[DType] = DType::ALL;
     /// Every numeric type.
-    pub const NUMBERS: &[DType] = &[
+    pub(crate) const NUMBERS: &[DType] = &[
         DType::F32,
         DType::F64,
         DType::F16,
@@ -356,7 +356,7 @@ pub mod types {
         DType::U64,
     ];
     /// Every numeric type and bool.
-    pub const FIXED_SIZE: &[DType] = &[
+    pub(crate) const FIXED_SIZE: &[DType] = &[
         DType::F32,
         DType::F64,
         DType::F16,
@@ -372,7 +372,7 @@ pub mod types {
         DType::Bool,
     ];
     /// The floating-point types.
-    pub const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::F16, DType::BF16];
+    pub(crate) const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::F16, DType::BF16];
     /// bool.
-    pub const BOOL: &[DType] = &[DType::Bool];
+    pub(crate) const BOOL: &[DType] = &[DType::Bool];
 }

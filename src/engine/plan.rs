@@ -212,7 +212,7 @@ impl<'g> Planner<'g> {
 
     /// The outputs, if they are small and follow from constants and shapes.
     fn compute(&mut self, node: &Node, facts: Facts<'_>, shapes: &[Option<Shape>]) -> Option<Result<Vec<Tensor>, OpError>> {
-        if let Some(values) = node.op.from_shapes(&facts) {
+        if let Some(values) = node.op.values_from_shapes(&facts) {
             return Some(Ok(values));
         }
         let shapes: Vec<Shape> = shapes.iter().cloned().collect::<Option<_>>()?;

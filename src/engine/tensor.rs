@@ -53,6 +53,8 @@ macro_rules! define_tensor {
             pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
             /// The number of elements.
             pub fn len(&self) -> usize { match self { $(Self::$variant(v) => v.len()),* } }
+            /// Whether there is no element.
+            pub fn is_empty(&self) -> bool { self.len() == 0 }
             /// Makes room for at least `len` elements; never shrinks.
             pub fn grow(&mut self, len: usize) {
                 match self { $(Self::$variant(v) => if v.len() < len { v.resize(len, Default::default()) }),* }

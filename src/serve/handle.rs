@@ -13,7 +13,7 @@ use super::request::{InferRequest, InferResponse};
 use super::settings::ModelSettings;
 use super::stats::{Stats, StatsSnapshot};
 use super::worker::Runner;
-use crate::engine::{Model, Tensor, Threads};
+use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
 
 /// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
@@ -46,6 +46,8 @@ pub(super) struct Parts {
     pub(super) version: String,
     pub(super) model: Arc<Model>,
     pub(super) settings: ModelSettings,
+    /// A session that has run: its memory is there already.
+    pub(super) warm: Option<Session>,
     pub(super) threads: Arc<Threads>,
     pub(super) inline_sessions: usize,
     pub(super) row_cost: Option<Duration>,
@@ -57,7 +59,7 @@ impl Handle {
     /// # Errors
     /// If the system cannot start a thread.
     pub(super) fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { name, version, model, settings, threads, inline_sessions, row_cost } = parts;
+        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, row_cost } = parts;
         let batching = settings.batching && model.signature().batchable;
         let limits = Limits {
             max_rows: if batching { settings.max_batch_rows } else { 1 },
@@ -68,13 +70,15 @@ impl Handle {
         let queue = Arc::new(Queue::new(limits, Arc::clone(&stats)));
         let mut workers = Vec::new();
         for instance in 0..settings.instances {
-            let runner = Runner::new(Arc::clone(&model), Arc::clone(&threads), Arc::clone(&stats));
+            let session = warm.take().unwrap_or_else(|| Session::new(Arc::clone(&model), Arc::clone(&threads)));
+            let runner = Runner::new(session, Arc::clone(&threads), Arc::clone(&stats));
             let queue = Arc::clone(&queue);
             let builder = std::thread::Builder::new().name(format!("{name}-{instance}"));
             workers.push(builder.spawn(move || runner.work(&queue))?);
         }
         let single = Arc::new(Threads::single());
-        let inline = (0..inline_sessions).map(|_| Runner::new(Arc::clone(&model), Arc::clone(&single), Arc::clone(&stats))).collect();
+        let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
+        let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats))).collect();
         let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
         Ok(Self { name, version, model, settings, queue, stats, workers, inline, row_cost, in_flight: AtomicUsize::new(0) })
     }

@@ -34,10 +34,17 @@ pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: Mode
         Some(inputs) => Some(warm_up(&mut session, inputs, &settings)?),
         None => None,
     };
-    drop(session);
     let (name, version) = (name.to_owned(), version.to_owned());
-    let parts =
-        Parts { name, version, model, settings, threads: Arc::clone(&options.threads), inline_sessions: options.inline_sessions, row_cost };
+    let parts = Parts {
+        name,
+        version,
+        model,
+        settings,
+        warm: Some(session),
+        threads: Arc::clone(&options.threads),
+        inline_sessions: options.inline_sessions,
+        row_cost,
+    };
     Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))
 }
 

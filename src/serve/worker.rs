@@ -23,9 +23,8 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) fn new(model: Arc<Model>, threads: Arc<Threads>, stats: Arc<Stats>) -> Self {
-        let session = Session::new(Arc::clone(&model), Arc::clone(&threads));
-        Self { model, threads, session, stats }
+    pub(super) fn new(session: Session, threads: Arc<Threads>, stats: Arc<Stats>) -> Self {
+        Self { model: Arc::clone(session.model()), threads, session, stats }
     }
 
     /// Runs requests together.

@@ -71,6 +71,7 @@ fn what_is_wrong_with_an_array_is_named_with_its_path() {
         ("[1e]", F32, "the body is not valid JSON: expected a digit, found `]` at byte 3"),
         ("[.5]", F32, "the body is not valid JSON: expected a number, found `.` at byte 1"),
         ("[NaM]", F32, "the body is not valid JSON: expected `NaN`, found `M` at byte 3"),
+        ("[nan]", F32, "the body is not valid JSON: expected `null`, found `a` at byte 2"),
         ("[1] 2", F32, "the body is not valid JSON: expected the end, found `2` at byte 4"),
         ("", F32, "the body is not valid JSON: expected a number, found the end at byte 0"),
     ] {

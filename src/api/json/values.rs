@@ -237,6 +237,8 @@ impl<T: Scalar> Nest<'_, T> {
 #[cold]
 fn wrong_kind<T: Scalar>(reader: &mut Reader<'_>, error: Box<JsonError>) -> Box<JsonError> {
     match reader.peek() {
+        // A misspelt word is no word: `nan` is not null.
+        Ok(Token::Null | Token::Bool) if reader.clone().skip().is_err() => reader.clone().skip().err().unwrap_or(error),
         Ok(token) if !T::TOKENS.contains(&token) => {
             JsonError::value(reader.at(), format!("is {} where {} is wanted", token.name(), T::WANTED))
         }

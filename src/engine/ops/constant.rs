@@ -49,7 +49,7 @@ impl Op for Constant {
         Ok(())
     }
 
-    fn from_shapes(&self, _: &Facts<'_>) -> Option<Vec<Tensor>> {
+    fn values_from_shapes(&self, _: &Facts<'_>) -> Option<Vec<Tensor>> {
         Some(vec![self.value.clone()])
     }
 }

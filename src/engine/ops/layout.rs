@@ -49,12 +49,13 @@ impl Op for Transpose {
         let order = self.order(x.shape().len())?;
         let from = strides(x.shape());
         let strides: Vec<isize> = order.iter().map(|&d| from[d] as isize).collect();
-        with_dtype!(x.dtype(), T => copy_strided::<T>(x, &strides, y))
+        with_dtype!(x.dtype(), T => copy_strided::<T>(x, 0, &strides, y))
     }
 }
 
-/// Fills `y` in order from `x`, whose elements lie `strides` apart; rows that are contiguous in both are copied whole.
-fn copy_strided<T: Element>(x: View<'_>, strides: &[isize], y: &mut ViewMut<'_>) -> Result<(), OpError> {
+/// Fills `y` in order from the elements of `x` at `start` and on, which lie `strides` apart; rows that are contiguous in
+/// both are copied whole.
+pub(crate) fn copy_strided<T: Element>(x: View<'_>, start: isize, strides: &[isize], y: &mut ViewMut<'_>) -> Result<(), OpError> {
     let shape = y.shape();
     let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
     if y.is_empty() {
@@ -68,22 +69,18 @@ fn copy_strided<T: Element>(x: View<'_>, strides: &[isize], y: &mut ViewMut<'_>)
         outer -= 1;
     }
     let mut at = 0;
-    if run > 1 {
-        offsets(&shape[..outer], &strides[..outer], 0, |from| {
+    if run > 1 || outer == 0 {
+        offsets(&shape[..outer], &strides[..outer], start, |from| {
             y[at..at + run].clone_from_slice(&x[from as usize..from as usize + run]);
             at += run;
         });
         return Ok(());
     }
-    let Some(inner) = outer.checked_sub(1) else {
-        y.clone_from_slice(x);
-        return Ok(());
-    };
-    let step = strides[inner].unsigned_abs();
-    offsets(&shape[..inner], &strides[..inner], 0, |from| {
-        let row = &mut y[at..at + shape[inner]];
-        row.iter_mut().zip(x[from as usize..].iter().step_by(step.max(1))).for_each(|(y, x)| y.clone_from(x));
-        at += shape[inner];
+    let (len, step) = (shape[outer - 1], strides[outer - 1]);
+    offsets(&shape[..outer - 1], &strides[..outer - 1], start, |from| {
+        let row = &mut y[at..at + len];
+        row.iter_mut().enumerate().for_each(|(i, y)| y.clone_from(&x[(from + i as isize * step) as usize]));
+        at += len;
     });
     Ok(())
 }

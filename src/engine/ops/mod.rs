@@ -26,21 +26,28 @@ mod window;
 pub(crate) mod testing;
 
 families![
-    identity,
-    constant,
     activation,
     arithmetic,
-    reshape,
+    cast,
+    compare,
+    constant,
+    conv,
+    gather,
+    gemm,
+    generate,
+    identity,
     layout,
     matmul,
-    gemm,
-    conv,
-    pool,
-    softmax,
-    cast,
-    normalization,
     ml,
-    ml_labels
+    ml_labels,
+    normalization,
+    pad,
+    pool,
+    reduce,
+    reshape,
+    search,
+    softmax,
+    unary,
 ];
 
 /// Every row of the operator table.

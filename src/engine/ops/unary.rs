@@ -77,9 +77,9 @@ impl Unary {
         let dtype = y.dtype();
         let wrong = || OpError::wrong_type(DType::F32, dtype);
         match self.0 {
-            Function::Abs => with_number!(dtype, T => each(y, T::abs), else Err(wrong())),
-            Function::Neg => with_number!(dtype, T => each(y, T::neg), else Err(wrong())),
-            Function::Sign => with_number!(dtype, T => each(y, T::sign), else Err(wrong())),
+            Function::Abs => with_number!(dtype, T => each::<T>(y, Number::abs), else Err(wrong())),
+            Function::Neg => with_number!(dtype, T => each::<T>(y, Number::neg), else Err(wrong())),
+            Function::Sign => with_number!(dtype, T => each::<T>(y, Number::sign), else Err(wrong())),
             Function::Erf => floats(y, |block| vector::erf_in_place(isa, block), erf),
             Function::Exp => floats(y, |block| vector::exp_in_place(isa, block), f64::exp),
             Function::Float { f32, f64 } => floats(y, |block| block.iter_mut().for_each(|v| *v = f32(*v)), f64),

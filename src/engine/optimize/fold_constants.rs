@@ -28,7 +28,7 @@ pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
         let given: usize = operands.iter().flatten().map(|t| t.bytes()).sum();
         let limit = options.memory_limit.min(given.saturating_add(GROWTH_BYTES));
-        let outputs = match node.op.from_shapes(&Facts(&refs)) {
+        let outputs = match node.op.values_from_shapes(&Facts(&refs)) {
             Some(outputs) => Ok(outputs),
             // What fails here is left in the graph and reported when it runs.
             None => node.op.shapes(&Facts(&refs)).and_then(|shapes| evaluate(&*node.op, &operands, &kinds, &shapes, limit, &mut ctx)),

@@ -7,8 +7,10 @@ mod fold_batch_norm;
 mod fold_constants;
 mod fuse_activation;
 mod identity;
+#[cfg(test)]
+pub(crate) mod testing;
 
-use super::graph::{Graph, Invalid};
+use super::graph::{Graph, Invalid, ValueId};
 use super::kernels::isa::Isa;
 use super::model::LoadOptions;
 use super::tensor::Tensor;
@@ -62,4 +64,34 @@ pub(crate) fn prepack(graph: &mut Graph, isa: Isa) {
         }
     }
     dead_code::drop_unread_constants(graph);
+}
+
+/// Removes the nodes at which `gone` is true.
+fn remove(graph: &mut Graph, gone: &[bool]) {
+    let mut gone = gone.iter();
+    graph.nodes.retain(|_| gone.next() != Some(&true));
+}
+
+/// The rank of a value, where the file declares it or the operators that lead to it tell.
+fn rank(graph: &Graph, mut id: ValueId) -> Option<usize> {
+    // As far as a declared value is from its last use in models that exporters write.
+    const STEPS: usize = 16;
+    for _ in 0..STEPS {
+        if let Some(dims) = &graph.values[id.index()].dims {
+            return Some(dims.len());
+        }
+        let producer = graph.nodes.iter().find(|node| node.results().any(|result| result == id))?;
+        let keeps = match producer.def.name {
+            "Gemm" | "Flatten" => return Some(2),
+            "Relu" | "LeakyRelu" | "Sigmoid" | "Tanh" | "Clip" | "BatchNormalization" | "Dropout" | "Identity" => true,
+            // A constant matrix on the right keeps the rank of the left operand.
+            "MatMul" => graph.constants.get(&(*producer.inputs.get(1)?)?)?.shape().len() == 2,
+            _ => false,
+        };
+        if !keeps {
+            return None;
+        }
+        id = (*producer.inputs.first()?)?;
+    }
+    None
 }

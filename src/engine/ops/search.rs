@@ -1,0 +1,326 @@
+//! Where elements are: ArgMax, ArgMin, TopK, NonZero; and CumSum, which walks an axis in the same way.
+
+use std::cmp::Ordering;
+
+use smallvec::smallvec;
+
+use super::ANY;
+use super::axes::{around, axis, ints, require, same_type, size};
+use super::number::Number;
+use crate::engine::attrs::Attrs;
+use crate::engine::dtype::{DType, with_number};
+use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
+use crate::engine::tensor::{Kind, Tensor, Value};
+use crate::engine::view::{View, ViewMut};
+
+const fn def(name: &'static str, opsets: std::ops::RangeInclusive<u16>, build: fn(&Attrs) -> Result<Box<dyn Op>, OpError>) -> OpDef {
+    OpDef { name, domain: "", opsets, types: types::NUMBERS, build }
+}
+
+pub(crate) const DEFS: &[OpDef] = &[
+    def("ArgMax", 1..=ANY, |a| arg(a, Ordering::Greater)),
+    def("ArgMin", 1..=ANY, |a| arg(a, Ordering::Less)),
+    def("TopK", 1..=9, |a| {
+        let k = a.required("k", a.int("k")?)?;
+        Ok(Box::new(TopK { k: Some(k), axis: a.int_or("axis", -1)?, largest: true }))
+    }),
+    def("TopK", 10..=ANY, |a| {
+        // The order of the result is free if it need not be sorted; here it always is.
+        a.ignore(&["sorted"]);
+        Ok(Box::new(TopK { k: None, axis: a.int_or("axis", -1)?, largest: a.bool_or("largest", true)? }))
+    }),
+    OpDef { types: types::FIXED_SIZE, ..def("NonZero", 9..=ANY, |_| Ok(Box::new(NonZero))) },
+    def("CumSum", 11..=ANY, |a| Ok(Box::new(CumSum { exclusive: a.bool_or("exclusive", false)?, reverse: a.bool_or("reverse", false)? }))),
+];
+
+/// The order of two numbers, in which NaN is the greatest.
+fn order<T: Number>(a: T, b: T) -> Ordering {
+    a.partial_cmp(&b).unwrap_or_else(|| a.nan().cmp(&b.nan()))
+}
+
+/// The position of the greatest or smallest element along an axis; NaN wins either.
+#[derive(Debug)]
+struct Arg {
+    wanted: Ordering,
+    axis: i64,
+    keep: bool,
+    last: bool,
+}
+
+fn arg(attrs: &Attrs, wanted: Ordering) -> Result<Box<dyn Op>, OpError> {
+    let last = attrs.opset >= 12 && attrs.bool_or("select_last_index", false)?;
+    Ok(Box::new(Arg { wanted, axis: attrs.int_or("axis", 0)?, keep: attrs.bool_or("keepdims", true)?, last }))
+}
+
+impl Arg {
+    fn better<T: Number>(&self, a: T, b: T) -> bool {
+        match (a.nan(), b.nan()) {
+            (true, true) => self.last,
+            (true, false) => true,
+            (false, true) => false,
+            _ => {
+                let order = order(a, b);
+                order == self.wanted || (self.last && order == Ordering::Equal)
+            }
+        }
+    }
+
+    fn run_typed<T: Number>(&self, x: View<'_>, y: &mut ViewMut<'_>) -> Result<(), OpError> {
+        let (_, size, inner) = around(x.shape(), axis(self.axis, x.shape().len())?);
+        let (x, y) = (x.slice::<T>()?, y.slice::<i64>()?);
+        for (i, y) in y.iter_mut().enumerate() {
+            let start = i / inner * size * inner + i % inner;
+            let mut best = 0;
+            for j in 1..size {
+                if self.better(x[start + j * inner], x[start + best * inner]) {
+                    best = j;
+                }
+            }
+            *y = best as i64;
+        }
+        Ok(())
+    }
+}
+
+impl Op for Arg {
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        require(inputs, 1)?;
+        Ok(smallvec![Kind::Tensor(DType::I64)])
+    }
+
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        let mut shape: Shape = inputs.shape(0)?.into();
+        let axis = axis(self.axis, shape.len())?;
+        if shape[axis] == 0 {
+            return Err(OpError::shape(format!("axis {axis} of {:?} has no element", shape.as_slice())));
+        }
+        if self.keep {
+            shape[axis] = 1;
+        } else {
+            shape.remove(axis);
+        }
+        Ok(vec![shape])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        let x = inputs.at(0)?;
+        with_number!(x.dtype(), T => self.run_typed::<T>(x, outputs.at(0)?), else Err(OpError::wrong_type(DType::F32, x.dtype())))
+    }
+}
+
+/// The k greatest or smallest elements along an axis, best first, and their positions.
+#[derive(Debug)]
+struct TopK {
+    /// How many, if it is no input.
+    k: Option<i64>,
+    axis: i64,
+    largest: bool,
+}
+
+impl TopK {
+    fn run_typed<T: Number>(&self, x: View<'_>, k: usize, outputs: &mut Outputs<'_, '_>) -> Result<(), OpError> {
+        let (outer, size, inner) = around(x.shape(), axis(self.axis, x.shape().len())?);
+        let x = x.slice::<T>()?;
+        let mut best = vec![0; outer * k * inner];
+        let mut positions: Vec<usize> = Vec::with_capacity(size);
+        for o in 0..outer {
+            for i in 0..inner {
+                let at = |j: usize| x[(o * size + j) * inner + i];
+                positions.clear();
+                positions.extend(0..size);
+                // The sort is stable: of equal elements the first comes first.
+                positions.sort_by(|&a, &b| if self.largest { order(at(b), at(a)) } else { order(at(a), at(b)) });
+                for (rank, &j) in positions[..k].iter().enumerate() {
+                    best[(o * k + rank) * inner + i] = j;
+                }
+            }
+        }
+        if let Some(values) = outputs.get(0) {
+            for (i, (y, &j)) in values.slice::<T>()?.iter_mut().zip(&best).enumerate() {
+                *y = x[(i / (k * inner) * size + j) * inner + i % inner];
+            }
+        }
+        if let Some(indices) = outputs.get(1) {
+            indices.slice::<i64>()?.iter_mut().zip(&best).for_each(|(y, &j)| *y = j as i64);
+        }
+        Ok(())
+    }
+}
+
+impl Op for TopK {
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        require(inputs, if self.k.is_some() { 1 } else { 2 })?;
+        Ok(smallvec![inputs[0].clone().expect("it is required"), Kind::Tensor(DType::I64)])
+    }
+
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        let mut shape: Shape = inputs.shape(0)?.into();
+        let axis = axis(self.axis, shape.len())?;
+        let k = match self.k {
+            Some(k) => k,
+            None => *inputs.ints(1)?.first().ok_or_else(|| OpError::shape("input 1 has no element"))?,
+        };
+        let k = size(k)?;
+        if k > shape[axis] {
+            return Err(OpError::value(format!("the best {k} of {} elements", shape[axis])));
+        }
+        shape[axis] = k;
+        Ok(vec![shape.clone(), shape])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        let x = inputs.at(0)?;
+        let axis = axis(self.axis, x.shape().len())?;
+        let shape = outputs.get(0).map(|y| y.shape()).or(outputs.get(1).map(|y| y.shape()));
+        let Some(k) = shape.map(|shape| shape[axis]) else { return Ok(()) };
+        if k == 0 || x.is_empty() {
+            return Ok(());
+        }
+        with_number!(x.dtype(), T => self.run_typed::<T>(x, k, outputs), else Err(OpError::wrong_type(DType::F32, x.dtype())))
+    }
+}
+
+/// The coordinates of all elements that are not zero: a row per axis, a column per element.
+#[derive(Debug)]
+struct NonZero;
+
+impl Op for NonZero {
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        require(inputs, 1)?;
+        Ok(smallvec![Kind::Tensor(DType::I64)])
+    }
+
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        inputs.shape(0)?;
+        Err(OpError::Unknown)
+    }
+
+    fn run(&self, _: &Inputs<'_>, _: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        Err(OpError::Unknown)
+    }
+
+    fn run_dynamic(&self, inputs: &[Option<&Value>], _: &mut Context<'_>) -> Result<Vec<Value>, OpError> {
+        let Some(Some(Value::Tensor(x))) = inputs.first() else { return Err(OpError::missing_input(0)) };
+        let view = x.view();
+        let found: Vec<usize> = match x.slice::<bool>() {
+            Some(bools) => (0..bools.len()).filter(|&i| bools[i]).collect(),
+            None => with_number!(x.dtype(), T => {
+                let values = view.slice::<T>()?;
+                (0..values.len()).filter(|&i| values[i] != T::ZERO).collect()
+            }, else return Err(OpError::wrong_type(DType::Bool, x.dtype()))),
+        };
+        let mut coordinates = Vec::with_capacity(found.len() * x.shape().len());
+        for (n, stride) in x.shape().iter().zip(super::axes::strides(x.shape())) {
+            coordinates.extend(found.iter().map(|i| (i / stride % n) as i64));
+        }
+        let shape = [x.shape().len(), found.len()];
+        let tensor = Tensor::new(&shape, coordinates).ok_or_else(|| OpError::shape("as many coordinates as elements and axes"))?;
+        Ok(vec![Value::Tensor(tensor)])
+    }
+}
+
+/// Running sums along an axis.
+#[derive(Debug)]
+struct CumSum {
+    exclusive: bool,
+    reverse: bool,
+}
+
+impl Op for CumSum {
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        require(inputs, 2)?;
+        same_type(inputs, 2, [0])
+    }
+
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        Ok(vec![inputs.shape(0)?.into()])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        fn body<T: Number>(op: &CumSum, x: View<'_>, axis: usize, y: &mut ViewMut<'_>) -> Result<(), OpError> {
+            let (outer, size, inner) = around(x.shape(), axis);
+            let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
+            for o in 0..outer {
+                for i in 0..inner {
+                    let mut sum = T::ZERO;
+                    for step in 0..size {
+                        let j = if op.reverse { size - 1 - step } else { step };
+                        let at = (o * size + j) * inner + i;
+                        let next = sum.add(x[at]);
+                        y[at] = if op.exclusive { sum } else { next };
+                        sum = next;
+                    }
+                }
+            }
+            Ok(())
+        }
+        let x = inputs.at(0)?;
+        let given = *ints(inputs.at(1)?)?.first().ok_or_else(|| OpError::shape("input 1 has no element"))?;
+        let axis = axis(given, x.shape().len())?;
+        with_number!(x.dtype(), T => body::<T>(self, x, axis, outputs.at(0)?), else Err(OpError::wrong_type(DType::F32, x.dtype())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, op, tensor};
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn positions_of_extremes() {
+        let x = tensor(&[2, 3], &[2.0_f32, 5.0, 5.0, 1.0, 0.0, 0.0]);
+        assert_eq!(op("ArgMax").attr("axis", 1_i64).one(&[&x]), tensor(&[2, 1], &[1_i64, 0]));
+        assert_eq!(op("ArgMin").attr("axis", -1_i64).attr("keepdims", 0_i64).one(&[&x]), tensor(&[2], &[0_i64, 1]));
+        assert_eq!(op("ArgMax").one(&[&x]), tensor(&[1, 3], &[0_i64, 0, 0]));
+        let last = |name| op(name).attr("axis", 1_i64).attr("select_last_index", 1_i64);
+        assert_eq!(last("ArgMax").one(&[&x]), tensor(&[2, 1], &[2_i64, 0]));
+        assert_eq!(last("ArgMin").one(&[&x]), tensor(&[2, 1], &[0_i64, 2]));
+        assert!(last("ArgMax").opset(11).run(&[&x]).is_err());
+        let nan = tensor(&[3], &[1.0_f32, f32::NAN, 3.0]);
+        assert_eq!(op("ArgMax").one(&[&nan]), tensor(&[1], &[1_i64]));
+        assert_eq!(op("ArgMin").one(&[&nan]), tensor(&[1], &[1_i64]));
+        assert_eq!(op("ArgMax").one(&[&tensor(&[2], &[f16::ZERO, f16::ONE])]), tensor(&[1], &[1_i64]));
+        assert!(matches!(op("ArgMax").error(&[&tensor::<f32>(&[0], &[])]), OpError::Shape(_)));
+        assert!(matches!(op("ArgMax").attr("axis", 2_i64).error(&[&x]), OpError::Value(_)));
+        assert_eq!(op("ArgMax").attr("axis", 1_i64).one(&[&tensor::<f32>(&[0, 2], &[])]).shape(), [0, 1]);
+    }
+
+    #[test]
+    fn the_best_come_first() {
+        let x = tensor(&[2, 4], &[3.0_f32, 1.0, 4.0, 4.0, f32::NAN, 0.0, -1.0, 2.0]);
+        let k = tensor(&[1], &[2_i64]);
+        let top = op("TopK").outputs(2).run(&[&x, &k]).unwrap();
+        assert_close(&top[0], &[2, 2], &[4.0, 4.0, f32::NAN, 2.0], 0.0);
+        assert_eq!(top[1], tensor(&[2, 2], &[2_i64, 3, 0, 3]));
+        let low = op("TopK").attr("largest", 0_i64).outputs(2).run(&[&x, &k]).unwrap();
+        assert_eq!(low[1], tensor(&[2, 2], &[1_i64, 0, 2, 1]));
+        let old = op("TopK").opset(9).attr("k", 1_i64).attr("axis", 0_i64).outputs(2).run(&[&tensor(&[2, 2], &[1.0_f32, 9.0, 5.0, 3.0])]);
+        assert_eq!(old.unwrap(), [tensor(&[1, 2], &[5.0_f32, 9.0]), tensor(&[1, 2], &[1_i64, 0])]);
+        assert!(matches!(op("TopK").outputs(2).error(&[&x, &tensor(&[1], &[5_i64])]), OpError::Value(_)));
+        assert!(matches!(op("TopK").outputs(2).error(&[&x, &tensor(&[1], &[-1_i64])]), OpError::Value(_)));
+        assert!(matches!(op("TopK").outputs(2).error(&[&x, &tensor::<i64>(&[0], &[])]), OpError::Shape(_)));
+        assert_eq!(op("TopK").outputs(2).run(&[&x, &tensor(&[1], &[0_i64])]).unwrap()[0].shape(), [2, 0]);
+        assert_eq!(op("TopK").shapes_without_values(&[&x, &k]), Err(OpError::Unknown));
+    }
+
+    #[test]
+    fn non_zero_gives_coordinates() {
+        let x = tensor(&[2, 2], &[1.0_f32, 0.0, f32::NAN, 4.0]);
+        assert_eq!(op("NonZero").one(&[&x]), tensor(&[2, 3], &[0_i64, 1, 1, 0, 0, 1]));
+        assert_eq!(op("NonZero").one(&[&tensor(&[3], &[false, true, false])]), tensor(&[1, 1], &[1_i64]));
+        assert_eq!(op("NonZero").one(&[&tensor::<i64>(&[0, 3], &[])]).shape(), [2, 0]);
+        assert_eq!(op("NonZero").one(&[&Tensor::scalar(5_i64)]).shape(), [0, 1]);
+    }
+
+    #[test]
+    fn running_sums() {
+        let (x, axis) = (tensor(&[2, 3], &[1_i32, 2, 3, 4, 5, 6]), Tensor::scalar(1_i64));
+        assert_eq!(op("CumSum").one(&[&x, &axis]), tensor(&[2, 3], &[1, 3, 6, 4, 9, 15]));
+        assert_eq!(op("CumSum").attr("exclusive", 1_i64).one(&[&x, &axis]), tensor(&[2, 3], &[0, 1, 3, 0, 4, 9]));
+        assert_eq!(op("CumSum").attr("reverse", 1_i64).one(&[&x, &axis]), tensor(&[2, 3], &[6, 5, 3, 15, 11, 6]));
+        assert_eq!(op("CumSum").one(&[&x, &Tensor::scalar(-2_i32)]), tensor(&[2, 3], &[1, 2, 3, 5, 7, 9]));
+        assert!(matches!(op("CumSum").error(&[&x, &Tensor::scalar(2_i64)]), OpError::Value(_)));
+        assert!(matches!(op("CumSum").error(&[&x, &tensor::<i64>(&[0], &[])]), OpError::Shape(_)));
+    }
+}
