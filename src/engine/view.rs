@@ -111,7 +111,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// A tensor that an operator writes: its type and shape were decided by [`Op::infer`](super::op::Op::infer).
+/// A tensor that an operator writes: its type and shape were decided by [`Op::shapes`](super::op::Op::shapes).
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     slice: SliceMut<'a>,
