@@ -22,7 +22,7 @@ pub(crate) const DEFS: &[OpDef] = &[
     def("Mul", |_| Ok(Box::new(Arithmetic(Binary::Mul)))),
     def("Div", |_| Ok(Box::new(Arithmetic(Binary::Div)))),
     def("Pow", |_| Ok(Box::new(Pow))),
-    def("Mod", |a| Ok(Box::new(Mod { truncated: a.bool_or("fmod", false)? }))),
+    def("Mod", |a| Ok(Box::new(Mod { truncated: a.bool_or("fmod", false)?, floored_floats: a.opset >= 28 }))),
     OpDef { opsets: 6..=ANY, ..def("Min", |_| Ok(Box::new(Variadic { operation: Binary::Min, mean: false }))) },
     OpDef { opsets: 6..=ANY, ..def("Max", |_| Ok(Box::new(Variadic { operation: Binary::Max, mean: false }))) },
     OpDef { opsets: 6..=ANY, types: types::FLOATS, ..def("Sum", |_| Ok(Box::new(Variadic { operation: Binary::Add, mean: false }))) },
@@ -250,13 +250,15 @@ impl Op for Pow {
 #[derive(Debug)]
 struct Mod {
     truncated: bool,
+    /// Whether the form that is not truncated is defined for floats too: from opset 28 on.
+    floored_floats: bool,
 }
 
 impl Op for Mod {
     fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
         let kinds = same_type(inputs, 2, 0..2)?;
         match kinds[0].dtype() {
-            Some(dtype) if dtype.is_float() && !self.truncated => {
+            Some(dtype) if dtype.is_float() && !self.truncated && !self.floored_floats => {
                 Err(OpError::Attribute("attribute `fmod` must be 1 for floating-point types".into()))
             }
             _ => Ok(kinds),
@@ -370,5 +372,6 @@ mod tests {
         let (a, b) = (tensor(&[2], &[5.5_f32, -5.5]), tensor(&[2], &[2.0_f32, 2.0]));
         assert_close(&op("Mod").attr("fmod", 1_i64).one(&[&a, &b]), &[2], &[1.5, -1.5], 0.0);
         assert!(matches!(op("Mod").error(&[&a, &b]), OpError::Attribute(_)));
+        assert_close(&op("Mod").opset(28).one(&[&a, &b]), &[2], &[1.5, 0.5], 0.0);
     }
 }

@@ -33,9 +33,12 @@ pub(crate) trait Number: Element + Copy + PartialOrd {
     /// The value modulo the width for integers.
     fn from_i64(value: i64) -> Self;
 
-    /// The remainder with the sign of `other` (Python's `%`).
+    /// The remainder with the sign of `other` (Python's `%`), zeros of floats included.
     fn modulo(self, other: Self) -> Self {
         let remainder = self.fmod(other);
+        if Self::FLOAT && remainder == Self::ZERO {
+            return if other < Self::ZERO { Self::ZERO.neg() } else { Self::ZERO };
+        }
         if remainder != Self::ZERO && (remainder < Self::ZERO) != (other < Self::ZERO) { remainder.add(other) } else { remainder }
     }
 
@@ -200,6 +203,10 @@ mod tests {
         assert_eq!(7_i32.modulo(-3), -2);
         assert_eq!((-6_i32).modulo(3), 0);
         assert_eq!((-7_i32).fmod(3), -1);
+        assert_eq!((-7.5_f32).modulo(2.0), 0.5);
+        assert_eq!((-1.0_f64).modulo(f64::INFINITY), f64::INFINITY);
+        assert!(6.0_f32.modulo(-3.0).is_sign_negative());
+        assert!(1.0_f32.modulo(0.0).is_nan());
     }
 
     #[test]
