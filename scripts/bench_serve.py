@@ -57,7 +57,9 @@ class Server:
             sys.exit(f"{self.name} at {connections} connections:\n{out}")
         ms = lambda text: float(re.match(r"[\d.]+", text)[0]) * {"us": 1e-3, "ms": 1, "s": 1e3}[re.search(r"[a-z]+$", text)[0]]
         rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
-        return rate, ms(re.search(r"50%\s+(\S+)", out)[1]), ms(re.search(r"99%\s+(\S+)", out)[1])
+        # Anchored: a share such as 99.50% stands at the end of an earlier line.
+        percentile = lambda p: ms(re.search(rf"^\s+{p}%\s+(\S+)", out, re.MULTILINE)[1])
+        return rate, percentile(50), percentile(99)
 
 
 def side_by_side(servers, path, body, connections, rounds, seconds):

@@ -46,6 +46,8 @@ cleanup() {
         # The engine unmounts its layers before it ends.
         for _ in $(seq 100); do kill -0 "$engine_pid" 2> /dev/null || break; sleep 0.1; done
         kill -KILL "$engine_pid" 2> /dev/null || true
+        # It leaves the network namespace of containers without a network of their own mounted.
+        umount "$run"/exec/netns/* 2> /dev/null || true
     fi
     rm -rf --one-file-system "$run"
     exit $status

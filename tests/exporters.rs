@@ -1,11 +1,12 @@
 //! Models as exporters write them, and the models of this repository: loaded, run, and compared with recorded outputs.
 //!
-//! Every folder is run optimised and not, and every row of a batch alone, on one thread and on two.
+//! Every folder is run with every instruction set of the machine, optimised and not, and every row of a batch alone, on one
+//! thread and on two.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ndserve::engine::{DType, LoadOptions, Model, PASSES, Session, Tensor, Threads, Value, onnx};
+use ndserve::engine::{DType, Isa, LoadOptions, Model, PASSES, Session, Tensor, Threads, Value, onnx};
 use prost::Message;
 
 const LIMIT: usize = 1 << 28;
@@ -59,8 +60,8 @@ fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    fn load(&self, disabled_passes: Vec<String>) -> Arc<Model> {
-        let options = LoadOptions { disabled_passes, memory_limit: LIMIT, ..LoadOptions::default() };
+    fn load(&self, isa: Isa, disabled_passes: Vec<String>) -> Arc<Model> {
+        let options = LoadOptions { isa, disabled_passes, memory_limit: LIMIT };
         Arc::new(Model::load(&self.model, &options).unwrap_or_else(|e| panic!("{}: {e}", self.name)))
     }
 
@@ -130,9 +131,11 @@ fn session(model: &Arc<Model>, threads: usize) -> Session {
 fn outputs_are_those_that_were_recorded() {
     for case in cases() {
         let inputs = case.inputs();
-        for threads in [1, 2] {
-            let found = session(&case.load(vec![]), threads).run(&inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-            case.check(&found);
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let found = session(&case.load(isa, vec![]), threads).run(&inputs);
+                case.check(&found.unwrap_or_else(|e| panic!("{} with {isa}: {e}", case.name)));
+            }
         }
     }
 }
@@ -142,10 +145,10 @@ fn without_any_pass_the_outputs_are_the_same() {
     let names: Vec<String> = PASSES.iter().map(|pass| pass.name.to_owned()).collect();
     for case in cases() {
         let inputs = case.inputs();
-        let found = session(&case.load(names.clone()), 1).run(&inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let found = session(&case.load(Isa::best(), names.clone()), 1).run(&inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         case.check(&found);
         for name in &names {
-            case.check(&session(&case.load(vec![name.clone()]), 1).run(&inputs).unwrap());
+            case.check(&session(&case.load(Isa::best(), vec![name.clone()]), 1).run(&inputs).unwrap());
         }
     }
 }
@@ -153,8 +156,9 @@ fn without_any_pass_the_outputs_are_the_same() {
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_a_batch() {
     let mut batchable = 0;
-    for case in cases() {
-        let (model, inputs) = (case.load(vec![]), case.inputs());
+    let cases = cases();
+    for (case, isa) in cases.iter().flat_map(|case| Isa::available().into_iter().map(move |isa| (case, isa))) {
+        let (model, inputs) = (case.load(isa, vec![]), case.inputs());
         let signature = model.signature();
         if !signature.batchable {
             continue;
@@ -169,9 +173,9 @@ fn a_row_has_the_same_bits_alone_and_in_a_batch() {
             let gathered = session.run_rows(&refs).unwrap();
             for (r, request) in requests.iter().enumerate() {
                 let alone = session.run(request).unwrap();
-                assert_eq!(alone, gathered[r], "{} row {r}, {threads} threads", case.name);
+                assert_eq!(alone, gathered[r], "{} row {r}, {isa}, {threads} threads", case.name);
                 let slice: Vec<Value> = together.iter().map(|v| Value::Tensor(v.tensor().unwrap().rows(r..r + 1))).collect();
-                assert_eq!(alone, slice, "{} row {r}, {threads} threads", case.name);
+                assert_eq!(alone, slice, "{} row {r}, {isa}, {threads} threads", case.name);
             }
         }
     }

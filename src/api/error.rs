@@ -1,6 +1,6 @@
 //! Errors on the wire: the one table from an error's kind to its HTTP status and gRPC code, and the failed answer.
 //!
-//! A handler returns a [`Failure`]; the outermost layer turns it into `{"error": "…"}`, counts and logs it.
+//! A handler returns a `Failure`; the outermost layer turns it into `{"error": "…"}`, counts and logs it.
 
 use std::sync::Arc;
 

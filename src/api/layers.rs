@@ -10,21 +10,20 @@
 //! 7. **panics** become internal errors;
 //! 8. the router. Body size and time limits hold where the body is read ([`body`](super::body)), behind the choice of a route.
 //!
-//! It is one function and not a tower of middleware: each boxed layer of a router costs an allocation and a copy of the
-//! request, and together they would cost more than a small model.
+//! All but the panics are one function and not a tower of middleware: each boxed layer of a router costs an allocation and a
+//! copy of the request, and together they would cost more than a small model.
 
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
-use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
-use tower::Service;
+use tower::{Service as _, ServiceBuilder};
+use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 
 use super::error::{self, Failure, kind_of};
 use super::metrics::{ModelMetrics, Phases};
@@ -94,8 +93,9 @@ impl App {
             let message = format!("the server has {} requests under way, which is its limit", shared.limits.max_in_flight);
             Failure::from(Error::new(Kind::Overloaded, message)).into_response()
         } else {
-            // The router is cheap to clone (one reference count) and a service wants `&mut`.
-            catch_panic(self.router.clone().call(request)).await
+            // The service is cheap to clone (one reference count) and a call wants `&mut`.
+            let Ok(response) = self.service.clone().call(request).await;
+            response.map(Body::new)
         };
 
         if !response.status().is_success() {
@@ -141,19 +141,19 @@ fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &H
     }
 }
 
-/// Polls a future and turns its panic into an answer.
-async fn catch_panic(future: impl Future<Output = Result<Response, std::convert::Infallible>>) -> Response {
-    let mut future = pin!(future);
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(Ok(response))) => Poll::Ready(response),
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned());
-            Poll::Ready(Failure::from(Error::internal("the server failed to handle the request", text)).into_response())
-        }
-    })
-    .await
+/// The router behind the layer that turns a handler's panic into an answer.
+pub(super) type Service = CatchPanic<Router, fn(Box<dyn Any + Send>) -> Response>;
+
+/// Puts the layer around the router.
+pub(super) fn around(router: Router) -> Service {
+    ServiceBuilder::new().layer(CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send>) -> Response)).service(router)
+}
+
+/// The client learns that it is a bug, the log learns which.
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned());
+    Failure::from(Error::internal("the server failed to handle the request", text)).into_response()
 }
 
 /// The client's request id, or a new one, which the handlers then see as if the client had sent it.
@@ -248,7 +248,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_internal_error_without_its_message() {
-        let response = catch_panic(async { panic!("secret") }).await;
+        async fn panics() {
+            panic!("secret")
+        }
+        let mut service = around(Router::new().route("/", axum::routing::get(panics)));
+        let Ok(response) = service.call(Request::new(Body::empty())).await;
         let Failure(error) = response.extensions().get::<Failure>().unwrap();
         assert_eq!((error.kind(), error.message()), (Kind::Internal, "the server failed to handle the request"));
         assert_eq!(std::error::Error::source(&**error).unwrap().to_string(), "secret");

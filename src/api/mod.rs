@@ -60,7 +60,7 @@ struct Shared {
 /// The HTTP service: all routes under all layers. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct App {
-    router: Router,
+    service: layers::Service,
     shared: Arc<Shared>,
 }
 
@@ -75,6 +75,6 @@ impl App {
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));
-        Self { router, shared }
+        Self { service: layers::around(router), shared }
     }
 }

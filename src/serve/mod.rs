@@ -1,7 +1,7 @@
 //! Serving: the repository of models, the queue in front of each and the workers behind it.
 //!
 //! A request takes one hop: [`Handle::infer`] validates it and either runs it at once on the calling thread, where that
-//! costs less than waking another, or puts it into the model's [queue](queue), from which a worker takes all that fit one
+//! costs less than waking another, or puts it into the model's queue, from which a worker takes all that fit one
 //! forward pass. Which requests those are is decided by the pure [`batcher`].
 
 pub mod batcher;

@@ -1,5 +1,6 @@
 //! The service through its sockets: a server in this process on a free port, and a client that writes raw bytes.
 
+mod acceptance;
 mod bad_input;
 mod client;
 mod contract;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Numbers of `TensorProto.DataType`.
@@ -13,18 +12,36 @@ const STRING: u64 = 8;
 const BOOL: u64 = 9;
 const FLOAT16: u64 = 10;
 
+/// A folder that is removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Folder(PathBuf);
+
+impl std::ops::Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A new folder in cargo's folder for tests.
-fn new_folder() -> PathBuf {
+fn new_folder() -> Folder {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
-    folder
+    Folder(folder)
 }
 
 /// A folder of some of the repository's models.
-pub(crate) fn only(names: &[&str]) -> PathBuf {
+pub(crate) fn only(names: &[&str]) -> Folder {
     let folder = new_folder();
     for name in names {
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name), &folder.join(name));
@@ -48,24 +65,20 @@ fn copy(from: &Path, to: &Path) {
 /// A folder of the repository's models and one identity per kind of input:
 /// `pair` (x: FP32 [batch, 2], n: INT64 [batch, 1], in two versions), `bytes` (UINT8 [batch, 3]), `text` (BYTES [batch]),
 /// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]), `broken` (no model at all).
-pub(crate) fn folder() -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let make = || {
-        let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
-        let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
-        write(&folder, "pair", "1", &pair);
-        write(&folder, "pair", "2", &pair);
-        fs::write(folder.join("pair/model.toml"), "versions = \"all\"\nmax_batch_rows = 4\n").unwrap();
-        write(&folder, "bytes", "1", &[("b", UINT8, &[3])]);
-        write(&folder, "text", "1", &[("s", STRING, &[])]);
-        write(&folder, "flags", "1", &[("f", BOOL, &[2])]);
-        write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
-        write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
-        fs::create_dir_all(folder.join("broken/1")).unwrap();
-        fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
-        folder
-    };
-    FOLDER.get_or_init(make).clone()
+pub(crate) fn folder() -> Folder {
+    let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
+    let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
+    write(&folder, "pair", "1", &pair);
+    write(&folder, "pair", "2", &pair);
+    fs::write(folder.join("pair/model.toml"), "versions = \"all\"\nmax_batch_rows = 4\n").unwrap();
+    write(&folder, "bytes", "1", &[("b", UINT8, &[3])]);
+    write(&folder, "text", "1", &[("s", STRING, &[])]);
+    write(&folder, "flags", "1", &[("f", BOOL, &[2])]);
+    write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
+    write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
+    fs::create_dir_all(folder.join("broken/1")).unwrap();
+    fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
+    folder
 }
 
 /// A name, an element type, and the dimensions behind the batch; 0 is a free one.

@@ -1,7 +1,6 @@
 //! A server in this process, stopped when it is dropped.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Once, OnceLock};
 use std::thread::JoinHandle;
@@ -13,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{Level, Metadata, span, subscriber};
 
-use crate::models;
+use crate::models::{self, Folder};
 
 /// A running server.
 #[derive(Debug)]
@@ -25,15 +24,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves the models of `folder`.
-    pub(crate) fn start(folder: &Path, limits: Limits, options: ServerOptions) -> Self {
-        Self::with(Options::new(folder), limits, options)
-    }
-
-    pub(crate) fn with(repository: Options, limits: Limits, options: ServerOptions) -> Self {
+    /// Serves the models of `folder`, which is removed once they are loaded.
+    pub(crate) fn start(folder: Folder, limits: Limits, options: ServerOptions) -> Self {
         count_errors();
-        let repository = Arc::new(Repository::open(repository).unwrap());
+        let repository = Arc::new(Repository::open(Options::new(&*folder)).unwrap());
         repository.load(|_, _, _, _| {});
+        drop(folder);
         let app = App::new(Arc::clone(&repository), limits);
         let (stop, stopped) = oneshot::channel();
         let (send_address, address) = std::sync::mpsc::sync_channel(1);
@@ -69,14 +65,14 @@ impl Drop for Server {
 /// The server that most tests share: the models of this repository and the ones made for tests, one of them broken.
 pub(crate) fn shared() -> SocketAddr {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| Server::start(&models::folder(), Limits::default(), ServerOptions::default())).address
+    SERVER.get_or_init(|| Server::start(models::folder(), Limits::default(), ServerOptions::default())).address
 }
 
 /// A server with tight limits and only `two-features`.
 pub(crate) fn strict() -> Server {
     let limits = Limits { max_body_bytes: 10_000, body_timeout: Duration::from_millis(200), ..Limits::default() };
     let options = ServerOptions { max_header_bytes: 8192, drain_timeout: Duration::from_secs(5), ..ServerOptions::default() };
-    Server::start(&models::only(&["two-features"]), limits, options)
+    Server::start(models::only(&["two-features"]), limits, options)
 }
 
 static ERRORS: AtomicUsize = AtomicUsize::new(0);

@@ -32,7 +32,7 @@ impl JsonError {
         Box::new(Self { at, message: message.into(), syntax: true, path: SmallVec::new() })
     }
 
-    /// The value at byte `at` is valid JSON and not what is wanted. `message` continues "x[3] …".
+    /// The value at byte `at` is valid JSON and not what is wanted. `message` continues `x[3] …`.
     #[cold]
     pub fn value(at: usize, message: impl Into<String>) -> Box<Self> {
         Box::new(Self { at, message: message.into(), syntax: false, path: SmallVec::new() })
