@@ -92,14 +92,14 @@ mod tests {
     /// A tensor without elements may still have an axis that nobody could walk along, or allocate for.
     #[test]
     fn huge_axes_of_empty_tensors_cost_nothing() {
-        use super::testing::op;
         use crate::engine::dtype::DType;
         use crate::engine::tensor::Tensor;
+        use testing::op;
         const HUGE: usize = 1 << 40;
         let wide = Tensor::zeros(DType::F32, &[0, HUGE]);
         let tall = Tensor::zeros(DType::F32, &[HUGE, 0]);
         let (one, axis) = (Tensor::scalar(1.0_f32), Tensor::vector(vec![1_i64]));
-        let runs: Vec<(super::testing::Case, Vec<&Tensor>)> = vec![
+        let runs: Vec<(testing::Case, Vec<&Tensor>)> = vec![
             (op("ReduceSum"), vec![&wide, &axis]),
             (op("LayerNormalization"), vec![&wide, &one]),
             (op("Softmax"), vec![&wide]),
