@@ -4,6 +4,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::handle::Handle;
 use super::loading::load_version;
 use super::settings::{Defaults, ModelSettings, Versions};
+use super::worker::panic_text;
 use crate::engine::{LoadOptions, Threads, find_model_file};
 use crate::error::{Error, Kind};
 
@@ -149,9 +151,12 @@ impl Repository {
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
             while let Some((name, version, folder, settings)) = jobs.get(next.fetch_add(1, Relaxed)) {
-                let state = match load_version(name, version, folder, settings.clone(), &self.options) {
-                    Ok(handle) => State::Ready(Arc::new(handle)),
-                    Err(reason) => State::Failed(reason),
+                // A bug that one model brings out must not keep the others from serving.
+                let loaded = catch_unwind(AssertUnwindSafe(|| load_version(name, version, folder, settings.clone(), &self.options)));
+                let state = match loaded {
+                    Ok(Ok(handle)) => State::Ready(Arc::new(handle)),
+                    Ok(Err(reason)) => State::Failed(reason),
+                    Err(panic) => State::Failed(panic_text(&*panic)),
                 };
                 let status = VersionStatus { version: version.clone(), state };
                 self.set(name, status.clone());

@@ -15,9 +15,11 @@ use crate::error::{Error, Kind as ErrorKind};
 /// Doubles its input `[rows, 2]`; a row that starts with −1 is an error, with −2 a panic. While the gate is shut, no run
 /// ends. Remembers the rows of every run.
 #[derive(Clone, Debug, Default)]
-struct Probe {
-    gate: Arc<(Mutex<bool>, Condvar)>,
-    runs: Arc<Mutex<Vec<usize>>>,
+pub(super) struct Probe {
+    /// Adds to each row the rows before it, as a model does whose first dimension is time.
+    pub(super) sums_over_rows: bool,
+    pub(super) gate: Arc<(Mutex<bool>, Condvar)>,
+    pub(super) runs: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Probe {
@@ -58,7 +60,11 @@ impl Op for Probe {
                 _ => {}
             }
         }
-        outputs.at(0)?.array::<f32>()?.assign(&x.mapv(|x| 2.0 * x));
+        let mut y = x.mapv(|x| 2.0 * x);
+        if self.sums_over_rows {
+            y.accumulate_axis_inplace(ndarray::Axis(0), |before, y| *y += *before);
+        }
+        outputs.at(0)?.array::<f32>()?.assign(&y);
         Ok(())
     }
 }
@@ -66,7 +72,7 @@ impl Op for Probe {
 static DEF: OpDef =
     OpDef { name: "Probe", domain: "test", opsets: 1..=1, types: &[], build: |_| Err(OpError::unsupported("only for tests")) };
 
-fn model(probe: &Probe) -> Arc<Model> {
+pub(super) fn model(probe: &Probe) -> Arc<Model> {
     let mut graph = Graph::default();
     let dims = vec![Dim::Free("batch".into()), Dim::Fixed(2)];
     let x = graph.add_value("x", Some(Kind::Tensor(DType::F32)), Some(dims.clone()));
