@@ -105,6 +105,11 @@ impl App {
             response.headers_mut().insert(SERVER_TIMING, server_timing(&phases));
         }
         response.headers_mut().insert(REQUEST_ID, id);
+        if shared.repository.is_draining() {
+            // The client connects anew, elsewhere if the load balancer has noticed, instead of sending its next request into
+            // a connection that is about to be closed.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         shared.metrics.answered(route, response.status().as_u16(), started.elapsed());
         under_way.answered = true;
         response

@@ -234,7 +234,7 @@ impl Repository {
     /// # Errors
     /// Why not.
     pub fn readiness(&self) -> Result<(), String> {
-        if self.draining.load(Relaxed) {
+        if self.is_draining() {
             return Err("the server is draining".to_owned());
         }
         let models = self.list();
@@ -284,6 +284,11 @@ impl Repository {
     /// From now on the server is not ready; requests are still answered.
     pub fn start_draining(&self) {
         self.draining.store(true, Relaxed);
+    }
+
+    /// Whether the server is going down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
     }
 
     /// Answers what waits and ends the workers.

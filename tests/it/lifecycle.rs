@@ -56,6 +56,20 @@ fn shutdown_answers_what_is_under_way_and_then_closes() {
 }
 
 #[test]
+fn a_draining_server_answers_and_asks_the_client_to_connect_anew() {
+    let server = strict();
+    let mut client = Client::connect(server.address);
+    let one = request("POST", "/predict", &[], BODY);
+    assert_eq!(client.send(&one).header("connection"), None);
+    server.repository.start_draining();
+    let answer = client.send(&one);
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(client.closed());
+    assert_eq!(get(server.address, "/readyz").status, 503);
+    assert_eq!(post(server.address, "/predict", BODY).status, 200, "whoever comes is still served");
+}
+
+#[test]
 fn what_is_not_finished_by_the_drain_timeout_is_dropped_and_counted() {
     let options = ServerOptions { drain_timeout: Duration::from_millis(50), ..ServerOptions::default() };
     let server = only_two_features(Limits::default(), options);
