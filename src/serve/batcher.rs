@@ -95,13 +95,13 @@ impl<T> Batcher<T> {
 
     /// Takes out the jobs whose deadline has passed.
     pub fn expire(&mut self, now: Instant) -> Vec<Job<T>> {
-        let mut expired = Vec::new();
-        if self.queue.iter().any(|job| job.deadline.is_some_and(|deadline| deadline <= now)) {
-            for job in std::mem::take(&mut self.queue) {
-                let list_late = job.deadline.is_some_and(|deadline| deadline <= now);
-                if list_late { expired.push(job) } else { self.queue.push_back(job) }
-            }
+        let late = |job: &Job<T>| job.deadline.is_some_and(|deadline| deadline <= now);
+        // Nearly always nothing is late: then the queue stays as it is.
+        if !self.queue.iter().any(late) {
+            return Vec::new();
         }
+        let (expired, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue).into_iter().partition(late);
+        self.queue = waiting.into();
         expired
     }
 
