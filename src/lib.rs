@@ -4,6 +4,7 @@
 //! - [`engine`]: from a model file to answers; synchronous, knows nothing of networks.
 //! - [`serve`]: the model repository, the queue in front of each model and the workers behind it.
 //! - [`api`]: the protocols.
+//! - [`train`]: from data to a model folder.
 //! - [`cli`]: the commands.
 //! - [`config`], [`telemetry`], [`resources`]: settings, logs, and what the process may use.
 //! - [`error`]: the error of a request, as it leaves the engine and the queue.
@@ -18,3 +19,4 @@ pub mod error;
 pub mod resources;
 pub mod serve;
 pub mod telemetry;
+pub mod train;

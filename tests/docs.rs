@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use ndserve::api::METRICS;
-use ndserve::engine::{LATEST_OPSET, operators};
+use ndserve::engine::{LATEST_OPSET, gradient_rules, operators};
 
 fn check(page: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
@@ -36,6 +36,22 @@ fn the_operator_table_is_that_of_the_code() {
         let _ = write!(text, "\n## {domain}\n\n| operator | opsets | element types |\n|---|---|---|\n{}", rows.concat());
     }
     check("operators.md", &text);
+}
+
+#[test]
+fn the_page_of_gradients_is_that_of_the_code() {
+    let mut text = "# Gradients\n\nThe operators that can be differentiated, written from the table of rules by a test. A graph with another one between what is\n\
+                    differentiated and what it is differentiated by is refused by the node's name. How it works:\n\
+                    [decision 9](decisions/0009-gradients-are-rules-beside-operators.md).\n\n"
+        .to_owned();
+    let mut names: Vec<String> = gradient_rules()
+        .map(|rule| if rule.domain.is_empty() { rule.name.to_owned() } else { format!("{}.{}", rule.domain, rule.name) })
+        .collect();
+    names.sort();
+    for name in names {
+        let _ = writeln!(text, "- {name}");
+    }
+    check("gradients.md", &text);
 }
 
 #[test]

@@ -60,10 +60,13 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "model",
         modules: &[
+            "engine::append",
+            "engine::differentiate",
             "engine::evaluate",
             "engine::execute",
             "engine::load",
             "engine::model",
+            "engine::npz",
             "engine::onnx",
             "engine::optimize",
             "engine::plan",
@@ -89,6 +92,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "vocabulary",
         modules: &[
+            "engine::adjoint",
             "engine::attrs",
             "engine::body",
             "engine::dtype",
@@ -108,8 +112,8 @@ const LAYERS: &[Layer] = &[
 const ENGINE: &[&str] = &["engine", "model", "graph", "ops", "vocabulary", "kernels"];
 
 /// The modules below the facade that are public as modules: files of values, and small element types, used by name
-/// (`onnx::read_tensor`, `narrow::I4`).
-const FACADE_MODULES: &[&str] = &["onnx", "narrow"];
+/// (`onnx::read_tensor`, `npz::read`, `narrow::I4`).
+const FACADE_MODULES: &[&str] = &["onnx", "narrow", "npz"];
 
 /// Crates that a part of the tree must not name.
 struct Foreign {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Failure, npz};
+use super::Failure;
+use crate::engine::npz;
 use crate::engine::onnx::{read_value, write_value};
 use crate::engine::{Port, Signature, Tensor, Value};
 

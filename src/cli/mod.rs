@@ -7,11 +7,11 @@ mod bench;
 mod check;
 mod files;
 mod healthcheck;
-mod npz;
 mod predict;
 mod progress;
 mod serve;
 mod target;
+mod train;
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -37,6 +37,7 @@ enum Command {
     Check(check::Args),
     Bench(bench::Args),
     Healthcheck(healthcheck::Args),
+    Train(train::Args),
 }
 
 /// What a command could not do, in words for the person who asked.
@@ -67,6 +68,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::command(args),
         Command::Bench(args) => bench::command(args),
         Command::Healthcheck(args) => healthcheck::command(args),
+        Command::Train(args) => train::command(args),
     };
     outcome.unwrap_or_else(|Failure(message)| {
         eprintln!("error: {message}");

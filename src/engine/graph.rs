@@ -4,19 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+pub use super::adjoint::ValueId;
+use super::attrs::Attr;
 use super::op::{Op, OpDef, OpError};
 use super::tensor::{Kind, Tensor};
-
-/// A value of a [`Graph`]: an index into [`Graph::values`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ValueId(pub u32);
-
-impl ValueId {
-    /// The position in [`Graph::values`].
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
 
 /// A dimension of a declared shape.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +50,8 @@ pub struct Node {
     pub opset: u16,
     /// The operator with its attributes.
     pub op: Arc<dyn Op>,
+    /// The attributes that it was built from, for writing the graph to a file.
+    pub attributes: Arc<BTreeMap<String, Attr>>,
     /// Its operands; an omitted optional one is `None`.
     pub inputs: Vec<Option<ValueId>>,
     /// Its results; one that nobody asked for is `None`.

@@ -3,8 +3,11 @@
 //! `bytes → load → Graph → optimize → Model → plan → Session::run`. Everything outside the engine uses what this module
 //! re-exports and nothing below it.
 
+mod adjoint;
+mod append;
 mod attrs;
 mod body;
+mod differentiate;
 pub(crate) mod dtype;
 mod error;
 mod evaluate;
@@ -14,6 +17,7 @@ pub mod kernels;
 mod load;
 mod model;
 pub mod narrow;
+pub mod npz;
 pub mod onnx;
 mod op;
 mod ops;
@@ -27,16 +31,20 @@ mod tensor;
 mod threads;
 mod view;
 
+pub use adjoint::{Adjoint, Emit, Gradients, Rule};
+pub use append::{APPENDED_OPSET, Appender};
 pub use attrs::{Attr, Attrs};
 pub use body::{Body, Runner};
+pub use differentiate::{extend as append_gradients, gradient};
 pub use dtype::{DType, Element};
 pub use error::{LoadError, RunError, Unsupported};
 pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};
 pub use kernels::isa::Isa;
-pub use load::{FORMATS, Format, Loaded, Metadata, describe, find_model_file};
+pub use load::{FORMATS, Format, Loaded, Metadata, describe, find_model_file, open as read_graph};
 pub use model::{LoadOptions, Model, Summary};
 pub use op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Scratch, Shape};
-pub use ops::{LATEST_OPSET, all as operators};
+pub use ops::dropout::mask::drop_out;
+pub use ops::{LATEST_OPSET, all as operators, rules as gradient_rules};
 pub use optimize::{PASSES, Pass};
 pub use plan::Plan;
 pub use session::Session;

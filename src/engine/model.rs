@@ -86,6 +86,8 @@ impl Model {
         let ports = |ids: &[ValueId], graph: &Graph| -> Vec<Port> { ids.iter().map(|&id| port(graph, id)).collect() };
         let mut signature = Signature { inputs: ports(&graph.inputs, &graph), outputs: ports(&graph.outputs, &graph), batchable: false };
         optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
+        // They are for writing graphs; what runs needs them no more.
+        graph.nodes.iter_mut().for_each(|node| node.attributes = Arc::default());
         optimize::prepack(&mut graph, options.isa);
         graph.verify().map_err(|error| invalid("after prepacking", error))?;
 

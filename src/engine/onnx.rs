@@ -3,8 +3,9 @@
 use prost::Message;
 
 use super::error::LoadError;
+use super::graph::Graph;
 use super::load::proto::{MapProto, OptionalProto, SequenceProto, TensorProto, optional_proto, sequence_proto};
-use super::load::{self, decode_tensor, encode_tensor};
+use super::load::{self, Metadata, decode_tensor, encode_tensor};
 use super::model::{LoadOptions, Model};
 use super::tensor::{Kind, Tensor, Value};
 use super::view::Slice;
@@ -15,6 +16,14 @@ use super::view::Slice;
 /// As [`Model::load`].
 pub fn read_model(bytes: &[u8], options: &LoadOptions) -> Result<Model, LoadError> {
     Model::build(load::parse_onnx(bytes, options)?, options)
+}
+
+/// A serialised `ModelProto` of a graph that is as it was read or built, not optimised.
+///
+/// # Errors
+/// The node that a file cannot hold, and why.
+pub fn write_model(graph: &Graph, metadata: &Metadata) -> Result<Vec<u8>, String> {
+    load::write_onnx(graph, metadata)
 }
 
 /// The name and tensor of a serialised `TensorProto`; it may take at most `limit` bytes.

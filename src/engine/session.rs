@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::error::RunError;
 use super::execute::{Given, Limits, Memory, Run, execute};
+use super::graph::ValueId;
 use super::model::Model;
 use super::op::Shape;
 use super::signature::{Mismatch, Port};
@@ -45,6 +46,19 @@ impl Session {
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|tensor| Given::View(tensor.view())).collect();
         let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
         Ok(run.outputs(&self.memory))
+    }
+
+    /// Runs the model on one view per input and lets `f` look at its outputs, in order, where they lie: nothing is copied.
+    ///
+    /// # Errors
+    /// As [`Session::run`], and if an output is no tensor.
+    pub fn run_views<T>(&mut self, inputs: &[View<'_>], f: impl FnOnce(&[View<'_>]) -> T) -> Result<T, RunError> {
+        self.model.signature().check_views(inputs)?;
+        let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|view| Given::View(*view)).collect();
+        let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let view = |id: &ValueId| run.view(&self.memory, *id).ok_or_else(|| Mismatch("an output is no tensor".into()));
+        let outputs: SmallVec<[View<'_>; 4]> = self.model.graph().outputs.iter().map(view).collect::<Result<_, _>>()?;
+        Ok(f(&outputs))
     }
 
     /// Runs the model on one value per input: [`Session::run`] for models whose inputs are not all tensors.

@@ -2,6 +2,7 @@
 
 use super::graph::Dim;
 use super::tensor::{Kind, Tensor, Value};
+use super::view::View;
 
 /// One input or output of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Signature {
         }
         let mut free: Vec<(&str, usize, &str)> = Vec::new();
         for (port, tensor) in self.inputs.iter().zip(inputs) {
-            port.check(tensor)?;
+            port.check(tensor.view())?;
             let Some(dims) = &port.dims else { continue };
             for (axis, (dim, &size)) in dims.iter().zip(tensor.shape()).enumerate() {
                 let Dim::Free(name) = dim else { continue };
@@ -102,12 +103,23 @@ impl Signature {
         }
         for (port, value) in self.inputs.iter().zip(inputs) {
             match value {
-                Value::Tensor(tensor) => port.check(tensor)?,
+                Value::Tensor(tensor) => port.check(tensor.view())?,
                 other if other.is(&port.kind) => {}
                 _ => return Err(Mismatch(format!("input `{}` wants a {}, got another kind of value", port.name, port.kind))),
             }
         }
         Ok(())
+    }
+
+    /// Checks one view per input, in order, each for itself.
+    ///
+    /// # Errors
+    /// The first input that does not fit.
+    pub fn check_views(&self, inputs: &[View<'_>]) -> Result<(), Mismatch> {
+        if inputs.len() != self.inputs.len() {
+            return Err(Mismatch(format!("{} inputs are wanted, {} are given", self.inputs.len(), inputs.len())));
+        }
+        self.inputs.iter().zip(inputs).try_for_each(|(port, view)| port.check(*view))
     }
 
     /// The number of rows of a request: dimension 0 of its inputs. `None` if they differ; 1 if the model is not batchable.
@@ -122,7 +134,7 @@ impl Signature {
 }
 
 impl Port {
-    fn check(&self, tensor: &Tensor) -> Result<(), Mismatch> {
+    fn check(&self, tensor: View<'_>) -> Result<(), Mismatch> {
         let name = &self.name;
         if self.kind != Kind::Tensor(tensor.dtype()) {
             return Err(Mismatch(format!("input `{name}` wants element type {}, got {}", self.kind, tensor.dtype())));

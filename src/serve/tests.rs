@@ -78,7 +78,15 @@ pub(super) fn model(probe: &Probe) -> Arc<Model> {
     let x = graph.add_value("x", Some(Kind::Tensor(DType::F32)), Some(dims.clone()));
     let y = graph.add_value("y", Some(Kind::Tensor(DType::F32)), Some(dims));
     let op = Arc::new(probe.clone());
-    graph.nodes.push(Node { name: "probe".into(), def: &DEF, opset: 1, op, inputs: vec![Some(x)], outputs: vec![Some(y)] });
+    graph.nodes.push(Node {
+        name: "probe".into(),
+        def: &DEF,
+        opset: 1,
+        op,
+        attributes: Default::default(),
+        inputs: vec![Some(x)],
+        outputs: vec![Some(y)],
+    });
     (graph.inputs, graph.outputs) = (vec![x], vec![y]);
     Arc::new(Model::build(Loaded { graph, metadata: Metadata::default() }, &LoadOptions::default()).unwrap())
 }

@@ -35,7 +35,7 @@ fn page(cases: &[Case<'_>], results: &BTreeMap<String, Option<String>>, excluded
         results.len(),
         operators.len()
     );
-    text.push_str("| case | why |\n|---|---|\n");
+    text.push_str(if excluded.is_empty() { "Nothing.\n" } else { "| case | why |\n|---|---|\n" });
     for (name, reason) in excluded {
         let _ = writeln!(text, "| {name} | {reason} |");
     }

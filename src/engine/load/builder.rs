@@ -1,6 +1,7 @@
 //! Graphs without a file of nodes: operators appended by name, as a description of a network asks for them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::engine::attrs::{Attr, Attrs};
 use crate::engine::dtype::DType;
@@ -69,6 +70,7 @@ impl Builder {
         };
         let def = ops::find("", op, OPSET).map_err(refused)?;
         let values: BTreeMap<String, Attr> = attrs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let attributes = Arc::new(values.clone());
         let attrs = Attrs::new(values, OPSET, vec![true; inputs.len()], vec![true; results]);
         let op = (def.build)(&attrs).map_err(|error| refused(error.to_string()))?;
         if let [unread, ..] = attrs.unread()[..] {
@@ -81,6 +83,7 @@ impl Builder {
             def,
             opset: OPSET,
             op: op.into(),
+            attributes,
             inputs: inputs.iter().copied().map(Some).collect(),
             outputs: outputs.iter().copied().map(Some).collect(),
         });

@@ -19,7 +19,7 @@ use super::graph::Graph;
 use super::model::LoadOptions;
 use super::signature::Signature;
 
-pub(crate) use onnx::parse as parse_onnx;
+pub(crate) use onnx::{parse as parse_onnx, writer::write as write_onnx};
 pub(crate) use tensor_proto::{decode_tensor, encode_tensor};
 
 /// A graph as read, with what the file says about itself.
@@ -96,8 +96,11 @@ pub fn describe(path: &Path) -> Option<(Metadata, Signature)> {
     (format(path)?.describe)(path)
 }
 
-/// Reads the model at `path`; the extension tells the format.
-pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+/// Reads the model at `path` as it is, before anything optimises it; the extension tells the format.
+///
+/// # Errors
+/// As [`Model::load`](super::model::Model::load).
+pub fn open(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let Some(format) = format(path) else {
         let known = FORMATS.iter().map(|format| format!(".{}", format.extension)).collect::<Vec<_>>().join(", ");
         return Err(LoadError::format(format!("unknown kind of model file; known are {known}")));

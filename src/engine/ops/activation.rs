@@ -1,5 +1,7 @@
 //! Activations: elementwise functions with parameters, in place where the plan allows it.
 
+pub(crate) mod gradient;
+
 use std::f64::consts::FRAC_1_SQRT_2;
 
 use super::ANY;

@@ -1,5 +1,7 @@
 //! Arithmetic of two or more operands with broadcasting: Add, Sub, Mul, Div, Pow, Mod, and the variadic Min, Max, Sum, Mean.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{require, same_type};
 use super::broadcast::{self, Broadcast, map, zip};

@@ -1,5 +1,7 @@
 //! BatchNormalization in all its versions: as it serves, and as it trains.
 
+pub(crate) mod gradient;
+
 use smallvec::{SmallVec, smallvec};
 
 use super::ANY;

@@ -2,6 +2,8 @@
 //!
 //! Floats to integers truncate and saturate, NaN to zero; integers to narrower ones wrap, as numpy has it.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::require;
 use super::number::Number;

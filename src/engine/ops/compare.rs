@@ -1,5 +1,7 @@
 //! Comparison, logic and choice with broadcasting: Equal, Less, …, And, Or, Xor, the bitwise operators, Where.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{require, same_type};
 use super::broadcast::{self, Broadcast, zip};

@@ -2,6 +2,8 @@
 //!
 //! One and two dimensions have a kernel of their own; more go through `columns.rs`.
 
+pub(crate) mod gradient;
+
 use smallvec::smallvec;
 
 use super::ANY;

@@ -1,5 +1,7 @@
 //! CumSum and CumProd: each element joined with all that come before it along an axis.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{around, axis, ints, require, same_type};
 use super::number::Number;

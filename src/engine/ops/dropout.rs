@@ -2,6 +2,9 @@
 //!
 //! With a seed the mask is the one of the reference evaluator: that of numpy's `RandomState`, a Mersenne Twister.
 
+pub(crate) mod gradient;
+pub(crate) mod mask;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,7 @@
 //! Elements picked by index: Gather, GatherElements, GatherND, Slice.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{Axes, around, axes, axis, ints, require, same_type, strides};
 use super::layout::copy_strided;
@@ -171,7 +173,7 @@ impl Op for GatherElements {
 }
 
 /// Where a slice begins and ends along some axes, as the model says it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Bounds {
     starts: Vec<i64>,
     ends: Vec<i64>,

@@ -3,6 +3,8 @@
 //! `c` broadcasts to the output. The sum `alpha * x + beta * c` is rounded in one way whatever the shape of `c`, so that a
 //! row's bits do not depend on how many rows there are.
 
+pub(crate) mod gradient;
+
 use smallvec::smallvec;
 
 use super::ANY;

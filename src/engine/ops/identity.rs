@@ -1,5 +1,7 @@
 //! Identity, whose output is its input.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Value;

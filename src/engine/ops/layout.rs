@@ -1,5 +1,7 @@
 //! Operators that put elements elsewhere along axes: Transpose, Concat, Split, Expand, Tile.
 
+pub(crate) mod gradient;
+
 use smallvec::SmallVec;
 
 use super::ANY;

@@ -2,6 +2,8 @@
 //!
 //! Both sum in f64 and round once, to the type of the scores.
 
+pub(crate) mod gradient;
+
 use smallvec::smallvec;
 
 use super::ANY;

@@ -3,6 +3,8 @@
 //! A constant right matrix is packed once. A following Add of a constant row and an activation may be fused into it
 //! (`optimize/fuse_activation.rs`); the added row is then input 2.
 
+pub(crate) mod gradient;
+
 use smallvec::smallvec;
 
 use super::ANY;

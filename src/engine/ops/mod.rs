@@ -1,6 +1,8 @@
 //! The operator table. One file per family: each operator's struct, its `impl Op`, its row in `DEFS`, its tests.
 
-use super::op::OpDef;
+use super::adjoint::Rule;
+use super::dtype::DType;
+use super::op::{OpDef, OpError};
 
 /// The newest opset of `ai.onnx` that the table knows.
 pub const LATEST_OPSET: u16 = 28;
@@ -18,6 +20,7 @@ macro_rules! families {
 
 mod axes;
 mod broadcast;
+mod chain;
 mod columns;
 mod legacy;
 mod ml_scores;
@@ -26,6 +29,8 @@ mod product;
 mod qlinear;
 mod qlinear_scaling;
 mod real;
+mod scalar;
+mod sum_to;
 mod window;
 
 #[cfg(test)]
@@ -109,6 +114,52 @@ families![
     unique,
     unpool,
 ];
+
+/// The gradients of a family stand beside its operators, in the module `gradient` of its file.
+macro_rules! differentiable {
+    ($($family:ident),* $(,)?) => {
+        const RULES: &[&[Rule]] = &[$($family::gradient::RULES),*];
+    };
+}
+
+differentiable![
+    activation,
+    arithmetic,
+    batch_norm,
+    cast,
+    compare,
+    conv,
+    cumulative,
+    dropout,
+    gather,
+    gemm,
+    identity,
+    layout,
+    loss,
+    matmul,
+    normalization,
+    pad,
+    pool,
+    recurrent,
+    reduce,
+    reshape,
+    softmax,
+    unary,
+];
+
+/// Every row of the table of gradients.
+pub fn rules() -> impl Iterator<Item = &'static Rule> {
+    RULES.iter().copied().flatten()
+}
+
+/// The domain of the operators that only rules of gradients emit: no file can name them, so they are not in the table.
+pub(crate) const OWN: &str = "ndserve";
+
+/// What names an operator of the engine's own. It computes in f32 or f64, as input 0 has it.
+pub(crate) const fn own(name: &'static str) -> OpDef {
+    const TYPES: &[DType] = &[DType::F32, DType::F64];
+    OpDef { name, domain: OWN, opsets: 1..=1, types: TYPES, build: |_| Err(OpError::Unsupported(String::new())) }
+}
 
 /// Every row of the operator table.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {

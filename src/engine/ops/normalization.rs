@@ -1,5 +1,7 @@
 //! Normalisation of rows: LayerNormalization, InstanceNormalization, GroupNormalization and LRN.
 
+pub(crate) mod gradient;
+
 use smallvec::smallvec;
 
 use super::ANY;

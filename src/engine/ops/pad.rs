@@ -1,5 +1,7 @@
 //! Pad: elements added, or with negative numbers taken away, at both ends of each axis.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{axes, ints, offsets, require, same_type, strides};
 use super::cast::convert;

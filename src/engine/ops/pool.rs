@@ -3,6 +3,8 @@
 //! A window's elements are taken in row-major order, whatever the size of the batch. A row of outputs is computed by one pass
 //! over it per kernel tap, which is a loop that the compiler vectorises.
 
+pub(crate) mod gradient;
+
 use smallvec::smallvec;
 
 use super::ANY;

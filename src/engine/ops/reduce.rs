@@ -3,6 +3,8 @@
 //! The elements of each reduction are first laid out as a row, in row-major order, so that a result depends on their
 //! sequence alone and not on where they lie.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{Axes, axes, ints, offsets, same_type, strides};
 use super::number::Number;

@@ -1,5 +1,7 @@
 //! Operators that give the same elements another shape: Reshape, Flatten, Squeeze, Unsqueeze. The plan elides them.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{axes, product, require, size};
 use crate::engine::attrs::Attrs;

@@ -1,5 +1,7 @@
 //! Softmax, LogSoftmax and Hardmax along an axis; before opset 13 over everything from the axis on.
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{Axes, around, axis, same_type};
 use super::number::{Number, through_f32, with_float};

@@ -1,6 +1,8 @@
 //! Elementwise functions without parameters: signs, roundings, roots, exponentials, trigonometry, and the tests of a
 //! number or a truth value (Not, IsNaN, IsInf).
 
+pub(crate) mod gradient;
+
 use super::ANY;
 use super::axes::{require, same_type};
 use super::number::{Number, erf, through_f32, with_float};

@@ -63,7 +63,15 @@ impl Builder {
         let op = (def.build)(&attrs).unwrap_or_else(|error| panic!("{op}: {error}"));
         let inputs = inputs.iter().map(|name| Some(self.id(name))).collect();
         let outputs = vec![Some(self.id(output))];
-        self.graph.nodes.push(Node { name: format!("{output}_node"), def, opset: self.opset, op: op.into(), inputs, outputs });
+        self.graph.nodes.push(Node {
+            name: format!("{output}_node"),
+            def,
+            opset: self.opset,
+            op: op.into(),
+            attributes: Arc::default(),
+            inputs,
+            outputs,
+        });
         self
     }
 

@@ -122,11 +122,18 @@ impl<'m> Importer<'_, 'm> {
         Ok(Ok(attributes))
     }
 
-    fn copy(&mut self, source: Option<ValueId>, target: ValueId, name: &str) {
+    pub(super) fn copy(&mut self, source: Option<ValueId>, target: ValueId, name: &str) {
         let def = ops::find("", "Identity", LATEST_OPSET).expect("Identity is in the table");
         let op = std::sync::Arc::new(ops::identity::Identity);
-        let node =
-            Node { name: format!("{name}/Identity"), def, opset: LATEST_OPSET, op, inputs: vec![source], outputs: vec![Some(target)] };
+        let node = Node {
+            name: format!("{name}/Identity"),
+            def,
+            opset: LATEST_OPSET,
+            op,
+            attributes: Default::default(),
+            inputs: vec![source],
+            outputs: vec![Some(target)],
+        };
         self.graph.nodes.push(node);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::domain;
 use super::functions::Functions;
+use super::gradient;
 use super::kinds::{dims, kind};
 use super::order::topological_order;
 use crate::engine::attrs::{Attr, Attrs};
@@ -163,6 +164,10 @@ impl<'s, 'm> Importer<'s, 'm> {
                 self.inline(function, proto, &name)?;
                 continue;
             }
+            if gradient::is(proto) {
+                self.gradient(proto, &name)?;
+                continue;
+            }
             match self.build(proto, &name)? {
                 Ok(node) => self.graph.nodes.push(node),
                 Err(reason) => {
@@ -206,6 +211,7 @@ impl<'s, 'm> Importer<'s, 'm> {
                 Err(reason) => return Ok(Err(format!("attribute `{}` {reason}", attribute.name()))),
             };
         }
+        let attributes = Arc::new(values.clone());
         let attrs = Attrs::new(values, opset, explicit, given(&outputs));
         let op = match (def.build)(&attrs) {
             Ok(op) => op,
@@ -221,7 +227,7 @@ impl<'s, 'm> Importer<'s, 'm> {
                 *output = Some(self.graph.add_value(format!("{name}:{i}"), None, None));
             }
         }
-        Ok(Ok(Node { name: name.to_owned(), def, opset, op: op.into(), inputs, outputs }))
+        Ok(Ok(Node { name: name.to_owned(), def, opset, op: op.into(), attributes, inputs, outputs }))
     }
 
     /// The value of an attribute; `None` if it refers to an attribute that the function's caller left out. What a body reads

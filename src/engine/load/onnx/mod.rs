@@ -4,12 +4,14 @@
 //! collected over the whole model, so that one load tells all of it.
 
 mod functions;
+mod gradient;
 mod importer;
 mod kinds;
 mod order;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub(crate) mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

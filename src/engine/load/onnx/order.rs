@@ -51,9 +51,10 @@ pub(super) fn topological_order(nodes: &[NodeProto]) -> Result<Vec<usize>, LoadE
     Ok(order)
 }
 
-/// The names that a node reads: its inputs, and what its bodies read from around them.
+/// The names that a node reads: its inputs, what its bodies read from around them, and what Gradient names by attribute.
 fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    names.extend(super::gradient::reads(node));
     for graph in node.attribute.iter().flat_map(graphs) {
         names.extend(free_names(graph));
     }

@@ -5,6 +5,7 @@
 
 mod cell;
 mod function;
+pub(crate) mod gradient;
 mod layer;
 mod quantized;
 

@@ -12,7 +12,9 @@ use ndarray::{ArrayD, IxDyn, ShapeBuilder};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::engine::{DType, Slice, Tensor};
+use super::dtype::DType;
+use super::tensor::Tensor;
+use super::view::Slice;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 /// NumPy's own limit on the length of a header that it trusts (`max_header_size`).
@@ -24,7 +26,7 @@ const RANK_MAX: usize = 64;
 ///
 /// # Errors
 /// What is wrong with the archive, naming the array.
-pub(super) fn read(source: impl Read + Seek, limit: usize) -> Result<BTreeMap<String, Tensor>, String> {
+pub fn read(source: impl Read + Seek, limit: usize) -> Result<BTreeMap<String, Tensor>, String> {
     let mut archive = ZipArchive::new(source).map_err(|error| format!("not an .npz archive: {error}"))?;
     let mut arrays = BTreeMap::new();
     let mut left = limit;
@@ -47,7 +49,7 @@ pub(super) fn read(source: impl Read + Seek, limit: usize) -> Result<BTreeMap<St
 ///
 /// # Errors
 /// If the archive cannot be made.
-pub(super) fn write(arrays: &[(&str, &Tensor)]) -> Result<Vec<u8>, String> {
+pub fn write(arrays: &[(&str, &Tensor)]) -> Result<Vec<u8>, String> {
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, tensor) in arrays {
         let bytes = write_npy(tensor);

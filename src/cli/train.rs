@@ -1,0 +1,83 @@
+//! `ndserve train`: from data to a model folder.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Failure, Outcome, print, progress};
+use crate::config::{Engine, Flags};
+use crate::engine::Threads;
+use crate::telemetry;
+use crate::train::{Config, Controls, Ended, run};
+
+/// Train a network and write a model folder that is ready to serve.
+///
+/// Ctrl-C stops behind the step at work and leaves a checkpoint. Exits with 0 if the model was written.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to train on and how (docs/training.md)
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+    /// The model folder; by default one named as the configuration, beside it
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Go on from the checkpoint in the model folder, to the same bits
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    flags: Flags<Engine>,
+}
+
+pub(super) fn command(args: Args) -> Outcome {
+    let settings = args.flags.settings()?;
+    telemetry::init(&settings)?;
+    let (config, text) = Config::read(&args.config)?;
+    let output = args.output.unwrap_or_else(|| args.config.with_extension(""));
+    let stop = Arc::new(AtomicBool::new(false));
+    interruptible(Arc::clone(&stop))?;
+    let bar = progress::bar("training", 0);
+    let controls = Controls {
+        stop: &stop,
+        resume: args.resume,
+        threads: Arc::new(Threads::new(settings.engine_threads())?),
+        say: &|line| bar.suspend(|| eprintln!("{}", line.trim_end())),
+        step: &|step, of, loss| {
+            bar.set_length(of as u64);
+            bar.set_position(step as u64);
+            bar.set_message(format!("loss {loss:.6}"));
+        },
+    };
+    let ended = run(&config, &text, &output, &controls)?;
+    bar.finish_and_clear();
+    let Ended::Done(report) = ended else {
+        eprintln!("stopped; `--resume` goes on from {}", output.join("checkpoint.npz").display());
+        return Ok(ExitCode::FAILURE);
+    };
+    let test = report.test.map_or(String::new(), |(loss, value)| format!("test: loss {loss:.6}, {} {value:.4}\n", report.metric));
+    let folds = if report.folds.is_empty() {
+        String::new()
+    } else {
+        format!("{} folds: {} {:.4}\n", report.folds.len(), report.metric, report.folds.iter().sum::<f64>() / report.folds.len() as f64)
+    };
+    print(&format!("{folds}training: loss {:.6}, {} {:.4}\n{test}{}\n", report.train.0, report.metric, report.train.1, output.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sets `stop` at the first Ctrl-C; the second one ends the process as usual.
+fn interruptible(stop: Arc<AtomicBool>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                stop.store(true, Ordering::Relaxed);
+                eprintln!("stopping behind this step; once more ends at once");
+            }
+            if tokio::signal::ctrl_c().await.is_ok() {
+                // 128 and the number of the signal, as shells have it.
+                std::process::exit(130);
+            }
+        });
+    })?;
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Operators appended to a graph by name: what gradients, losses and networks without a file are built with.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::adjoint::{Emit, ValueId};
+use super::attrs::{Attr, Attrs};
+use super::graph::{Graph, Node};
+use super::op::{Op, OpDef, OpError};
+use super::ops;
+use super::tensor::{Kind, Tensor};
+
+/// The opset of `ai.onnx` in which operators are appended.
+pub const APPENDED_OPSET: u16 = 21;
+
+/// Appends operators to a graph. The kinds of their results are known at once; their shapes are, as always, a plan's matter.
+#[derive(Debug)]
+pub struct Appender<'g> {
+    /// The graph.
+    pub graph: &'g mut Graph,
+    /// What the names of nodes and values begin with.
+    pub prefix: String,
+}
+
+impl<'g> Appender<'g> {
+    /// Appends to `graph`.
+    pub fn new(graph: &'g mut Graph, prefix: impl Into<String>) -> Self {
+        Self { graph, prefix: prefix.into() }
+    }
+
+    fn name(&self, op: &str) -> String {
+        match self.prefix.as_str() {
+            "" => format!("{op}#{}", self.graph.nodes.len()),
+            prefix => format!("{prefix}/{op}#{}", self.graph.nodes.len()),
+        }
+    }
+
+    fn push(&mut self, node: Node, outputs: usize) -> Result<Vec<ValueId>, OpError> {
+        let kind = |id: &Option<ValueId>| id.and_then(|id| self.graph.values[id.index()].kind.clone());
+        let kinds: Vec<Option<Kind>> = node.inputs.iter().map(kind).collect();
+        if let (Some(Some(Kind::Tensor(dtype))), types @ [_, ..]) = (kinds.first(), node.def.types)
+            && !types.contains(dtype)
+        {
+            return Err(OpError::Type(format!("{} does not take {dtype}", node.op_type())));
+        }
+        let results = node.op.kinds(&kinds)?;
+        if results.len() < outputs {
+            return Err(OpError::unsupported(format!("{} has {} outputs, {outputs} are wanted", node.op_type(), results.len())));
+        }
+        let ids: Vec<ValueId> = results
+            .into_iter()
+            .take(outputs)
+            .enumerate()
+            .map(|(i, kind)| {
+                let name = if i == 0 { node.name.clone() } else { format!("{}:{i}", node.name) };
+                self.graph.add_value(name, Some(kind), None)
+            })
+            .collect();
+        self.graph.nodes.push(Node { outputs: ids.iter().copied().map(Some).collect(), ..node });
+        Ok(ids)
+    }
+}
+
+impl Emit for Appender<'_> {
+    fn call(&mut self, name: &str, attrs: &[(&str, Attr)], inputs: &[Option<ValueId>], outputs: usize) -> Result<Vec<ValueId>, OpError> {
+        let def = ops::find("", name, APPENDED_OPSET).map_err(|reason| OpError::unsupported(format!("{name}: {reason}")))?;
+        let values: BTreeMap<String, Attr> = attrs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let given = Attrs::new(values.clone(), APPENDED_OPSET, inputs.iter().map(Option::is_some).collect(), vec![true; outputs]);
+        let op = (def.build)(&given)?;
+        if let [unread, ..] = given.unread()[..] {
+            return Err(OpError::Attribute(format!("{name} has no attribute `{unread}`")));
+        }
+        let attributes = Arc::new(values);
+        let node = Node {
+            name: self.name(name),
+            def,
+            opset: APPENDED_OPSET,
+            op: op.into(),
+            attributes,
+            inputs: inputs.into(),
+            outputs: Vec::new(),
+        };
+        self.push(node, outputs)
+    }
+
+    fn own(&mut self, def: &'static OpDef, op: Box<dyn Op>, inputs: &[Option<ValueId>], outputs: usize) -> Result<Vec<ValueId>, OpError> {
+        let (name, attributes) = (self.name(def.name), Arc::default());
+        let node = Node { name, def, opset: 1, op: op.into(), attributes, inputs: inputs.into(), outputs: Vec::new() };
+        self.push(node, outputs)
+    }
+
+    fn constant(&mut self, tensor: Tensor) -> ValueId {
+        let name = format!("{}const#{}", self.prefix, self.graph.values.len());
+        let id = self.graph.add_value(name, Some(Kind::Tensor(tensor.dtype())), None);
+        self.graph.constants.insert(id, tensor);
+        id
+    }
+
+    fn kind(&self, value: ValueId) -> Option<&Kind> {
+        self.graph.values.get(value.index())?.kind.as_ref()
+    }
+}

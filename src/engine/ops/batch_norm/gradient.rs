@@ -1,0 +1,106 @@
+//! The gradients of BatchNormalization, as it serves and as it trains.
+
+use smallvec::smallvec;
+
+use super::{BatchNorm, Sizes, Statistical, doubles, statistics, write};
+use crate::engine::adjoint::{Adjoint, Emit, Gradients, Rule};
+use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
+use crate::engine::ops::axes::same_type;
+use crate::engine::ops::own;
+use crate::engine::ops::scalar::{Scalar, with_scalar};
+use crate::engine::tensor::Kind;
+use crate::engine::view::View;
+
+pub(crate) const RULES: &[Rule] = &[Rule::new("BatchNormalization", batch_norm)];
+
+static GRADIENT: OpDef = own("BatchNormalizationGradient");
+
+fn batch_norm(op: &dyn Op, at: &Adjoint<'_>, emit: &mut dyn Emit) -> Result<Gradients, OpError> {
+    let (epsilon, spatial, training) = match (op.downcast::<BatchNorm>(), op.downcast::<Statistical>()) {
+        (Some(norm), _) => (norm.epsilon, true, false),
+        (None, Some(form)) => (form.norm.epsilon, form.spatial, form.training.is_some()),
+        (None, None) => return Err(OpError::unsupported("this form of the operator has no gradient")),
+    };
+    // The running statistics are no function that anything is differentiated by.
+    let inputs = [at.g()?, at.x(0)?, at.x(1)?, at.x(3)?, at.x(4)?].map(Some);
+    let op = BatchNormGradient { epsilon: epsilon.into(), spatial, training };
+    let found = emit.own(&GRADIENT, Box::new(op), &inputs, if training { 3 } else { 5 })?;
+    Ok(found.into_iter().map(Some).collect())
+}
+
+/// Inputs: the gradient of the output, the input, the scale, and the given statistics, which count only if it does not train.
+/// Outputs: the gradients of the input, the scale and the bias, and of the given mean and variance if they count.
+#[derive(Debug)]
+struct BatchNormGradient {
+    epsilon: f64,
+    spatial: bool,
+    training: bool,
+}
+
+/// What each channel adds up: of the gradient, and of the gradient times the distance from the mean.
+fn sums<T: Scalar>(g: &[T], x: &[T], mean: &[f64], sizes: Sizes) -> (Vec<f64>, Vec<f64>) {
+    let (mut plain, mut weighted) = (vec![0.0; sizes.channels], vec![0.0; sizes.channels]);
+    let size = sizes.size.max(1);
+    for (plane, (g, x)) in g.chunks_exact(size).zip(x.chunks_exact(size)).enumerate() {
+        let c = plane % sizes.channels;
+        plain[c] += g.iter().map(|g| g.wide()).sum::<f64>();
+        weighted[c] += g.iter().zip(x).map(|(g, x)| g.wide() * (x.wide() - mean[c])).sum::<f64>();
+    }
+    (plain, weighted)
+}
+
+impl BatchNormGradient {
+    fn run_typed<T: Scalar>(&self, g: View<'_>, inputs: &Inputs<'_>, moments: (Vec<f64>, Vec<f64>), outputs: &mut Outputs<'_, '_>) -> Result<(), OpError> {
+        let x = inputs.at(1)?;
+        let sizes = Sizes::of(x.shape(), self.spatial)?;
+        let (g, x, scale) = (g.slice::<T>()?, x.slice::<T>()?, doubles(inputs.at(2)?)?);
+        let (mean, variance) = moments;
+        let inverse: Vec<f64> = variance.iter().map(|variance| 1.0 / (variance + self.epsilon).sqrt()).collect();
+        let (plain, weighted) = sums(g, x, &mean, sizes);
+        let count = (sizes.samples * sizes.size) as f64;
+        let (factor, size) = (|c: usize| scale[c] * inverse[c], sizes.size.max(1));
+        if let Some(y) = outputs.get(0) {
+            let y = y.slice::<T>()?;
+            for (plane, ((g, x), y)) in g.chunks_exact(size).zip(x.chunks_exact(size)).zip(y.chunks_exact_mut(size)).enumerate() {
+                let c = plane % sizes.channels;
+                let factor = factor(c);
+                // In training the mean and the variance move with the input.
+                let (shift, slope) = if self.training { (plain[c] / count, weighted[c] * inverse[c] * inverse[c] / count) } else { (0.0, 0.0) };
+                for ((y, g), x) in y.iter_mut().zip(g).zip(x) {
+                    *y = T::of(factor * (g.wide() - shift - (x.wide() - mean[c]) * slope));
+                }
+            }
+        }
+        let per_channel = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..sizes.channels).map(f).collect() };
+        write(&per_channel(&|c| weighted[c] * inverse[c]), outputs.get(1))?;
+        write(&plain, outputs.get(2))?;
+        write(&per_channel(&|c| -plain[c] * factor(c)), outputs.get(3))?;
+        write(&per_channel(&|c| -0.5 * weighted[c] * factor(c) * inverse[c] * inverse[c]), outputs.get(4))
+    }
+}
+
+impl Op for BatchNormGradient {
+    fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
+        let x = same_type(inputs, 5, 0..2)?.swap_remove(0);
+        let (scale, statistics) = (same_type(inputs, 5, [2])?.swap_remove(0), same_type(inputs, 5, 3..5)?.swap_remove(0));
+        Ok(smallvec![x, scale.clone(), scale, statistics.clone(), statistics])
+    }
+
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        let scale: Shape = inputs.shape(2)?.into();
+        Ok(vec![inputs.shape(1)?.into(), scale.clone(), scale, inputs.shape(3)?.into(), inputs.shape(4)?.into()])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        let g = inputs.at(0)?;
+        with_scalar!(g.dtype(), T => {
+            let moments = if self.training {
+                let x = inputs.at(1)?;
+                statistics::<T>(x.slice()?, Sizes::of(x.shape(), self.spatial)?)
+            } else {
+                (doubles(inputs.at(3)?)?, doubles(inputs.at(4)?)?)
+            };
+            self.run_typed::<T>(g, inputs, moments, outputs)
+        })
+    }
+}

@@ -1,0 +1,99 @@
+//! Checkpoints: an `.npz` archive with all that a training needs to go on to the same bits.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, Result, in_file};
+use super::fit::{Epoch, State};
+use crate::engine::{Tensor, npz};
+
+/// Writes under a temporary name first and renames then, so that a kill at any moment leaves the old file or the new one, whole.
+///
+/// # Errors
+/// If the file cannot be written; nothing is left behind.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary: PathBuf = path.with_file_name(name);
+    let written = fs::File::create(&temporary).and_then(|mut file| {
+        use std::io::Write as _;
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
+        // That the removal fails too is no news.
+        let _ = fs::remove_file(&temporary);
+        in_file(path, error)
+    })
+}
+
+/// Names of the archive's arrays.
+const HASH: &str = "configuration";
+const HISTORY: &str = "history";
+const STEP: &str = "step";
+const BEST: &str = "best_epoch";
+
+/// Writes the state of a training whose configuration and data have this hash.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save(path: &Path, hash: &str, state: &State) -> Result<()> {
+    let (step, momentums) = state.optimizer.state();
+    let missing = |value: Option<f64>| value.unwrap_or(f64::NAN);
+    let history: Vec<f64> = state.history.iter().flat_map(|e| [e.loss, missing(e.validation), missing(e.metric)]).collect();
+    let mut arrays = vec![
+        (HASH.to_owned(), Tensor::vector(vec![hash.to_owned()])),
+        (HISTORY.to_owned(), Tensor::new(&[state.history.len(), 3], history).expect("three numbers of each epoch")),
+        (STEP.to_owned(), Tensor::scalar(step as i64)),
+        (BEST.to_owned(), Tensor::scalar(state.best.as_ref().map_or(-1, |(epoch, _)| *epoch as i64))),
+    ];
+    let vectors = |kind: &str, list: Vec<&Vec<f32>>| -> Vec<(String, Tensor)> {
+        list.iter().enumerate().map(|(i, values)| (format!("{kind}_{i:04}"), Tensor::vector((*values).clone()))).collect()
+    };
+    arrays.extend(vectors("parameter", state.parameters.iter().map(|p| &p.values).collect()));
+    arrays.extend(vectors("momentum", momentums.collect()));
+    arrays.extend(vectors("best", state.best.iter().flat_map(|(_, values)| values).collect()));
+    let named: Vec<(&str, &Tensor)> = arrays.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    write_whole(path, &npz::write(&named).map_err(|error| in_file(path, error))?)
+}
+
+/// Takes up the state that a file holds.
+///
+/// # Errors
+/// If the file cannot be read, or is of another configuration or other data.
+pub fn load(path: &Path, hash: &str, state: &mut State) -> Result<()> {
+    let file = fs::File::open(path).map_err(|error| in_file(path, error))?;
+    let arrays = npz::read(file, usize::MAX >> 1).map_err(|error| in_file(path, error))?;
+    restore(&arrays, hash, state).map_err(|error| in_file(path, error))
+}
+
+fn restore(arrays: &BTreeMap<String, Tensor>, hash: &str, state: &mut State) -> Result<()> {
+    let array = |name: &str| arrays.get(name).ok_or_else(|| Error(format!("it is no checkpoint: there is no array `{name}`")));
+    if array(HASH)?.slice::<String>().and_then(|texts| texts.first()).map(String::as_str) != Some(hash) {
+        return Err("it is of another configuration or other data; without --resume the training begins anew".into());
+    }
+    let number = |name: &str| Ok::<i64, Error>(array(name)?.slice::<i64>().and_then(|v| v.first().copied()).unwrap_or(-1));
+    let vectors = |kind: &str| -> Vec<Vec<f32>> {
+        let own = arrays
+            .iter()
+            .filter(|(name, _)| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('_') && rest[1..].parse::<u32>().is_ok()));
+        own.filter_map(|(_, tensor)| tensor.slice::<f32>().map(<[f32]>::to_vec)).collect()
+    };
+    let parameters = vectors("parameter");
+    let fits = |values: &[Vec<f32>]| {
+        values.len() == state.parameters.len() && values.iter().zip(&state.parameters).all(|(v, p)| v.len() == p.values.len())
+    };
+    if !fits(&parameters) {
+        return Err("its parameters are not those of the network".into());
+    }
+    let best = vectors("best");
+    let epoch = number(BEST)?;
+    state.best = usize::try_from(epoch).ok().filter(|_| fits(&best)).map(|epoch| (epoch, best));
+    state.optimizer.restore(number(STEP)?.max(0) as u64, vectors("momentum"))?;
+    state.parameters.iter_mut().zip(parameters).for_each(|(p, values)| p.values = values);
+    let some = |v: f64| (!v.is_nan()).then_some(v);
+    let history = array(HISTORY)?.slice::<f64>().unwrap_or_default();
+    state.history = history.chunks_exact(3).map(|e| Epoch { loss: e[0], validation: some(e[1]), metric: some(e[2]) }).collect();
+    Ok(())
+}

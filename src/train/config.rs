@@ -1,0 +1,243 @@
+//! The configuration of a training: a TOML file, every key of which is known.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::error::{Error, Result, in_file};
+use super::loss::Loss;
+use super::network::Layer;
+use super::optimizer::Rule as Optimizer;
+use super::prepare::Rules;
+use super::schedule::Schedule;
+
+/// What is predicted.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// One of several classes: an output of probabilities.
+    Classify,
+    /// Whether something is so: one output, a probability. The target is 0 or 1, or the second of two labels.
+    Binary,
+    /// A number.
+    Regress,
+}
+
+/// Where the data is and how it is parted.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// A .csv, .tsv or .npz file; relative to the configuration's folder.
+    pub path: PathBuf,
+    /// The array of the inputs, if an .npz file has several.
+    pub inputs: Option<String>,
+    /// The column or array that is predicted.
+    pub target: String,
+    /// The columns that are used, in the order of the model's input; all others where none are named.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// What is predicted; without it, classes if the target is text, else numbers.
+    pub task: Option<Task>,
+    /// The names of classes, in order.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// The share of rows that says when to stop.
+    #[serde(default)]
+    pub validation: f64,
+    /// The share of rows that judges the result.
+    #[serde(default)]
+    pub test: f64,
+    /// Whether each part has its share of every class.
+    #[serde(default = "yes")]
+    pub stratify: bool,
+    /// Folds of a cross-validation before the training itself.
+    pub folds: Option<usize>,
+}
+
+/// How classes count.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum ClassWeights {
+    /// All alike.
+    #[default]
+    Equal,
+    /// "balanced": inversely to how often they are.
+    Word(String),
+    /// So, in the order of the labels.
+    Each(Vec<f64>),
+}
+
+/// How images are changed at random in each epoch.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Augment {
+    /// Moved by at most this many pixels along both axes.
+    #[serde(default)]
+    pub shift: usize,
+    /// Mirrored left to right, half of them.
+    #[serde(default)]
+    pub flip: bool,
+    /// Normal noise of this standard deviation, in prepared units; also for tables.
+    #[serde(default)]
+    pub noise: f32,
+    /// A square of this many pixels made empty.
+    #[serde(default)]
+    pub cutout: usize,
+}
+
+/// How the network is trained.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Passes over the rows.
+    pub epochs: usize,
+    /// Rows of a step.
+    #[serde(default = "batch")]
+    pub batch: usize,
+    /// The greatest learning rate.
+    pub learning_rate: f64,
+    /// How parameters follow their gradients.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// How the learning rate moves.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Epochs in which the rate rises from zero.
+    #[serde(default)]
+    pub warmup_epochs: usize,
+    /// What is made small; by the task where it is not said.
+    pub loss: Option<Loss>,
+    /// The factor on weights that is added to their gradients (AdamW: by which they shrink).
+    #[serde(default)]
+    pub l2: f64,
+    /// The number whose sign is a weight's that is added to its gradient.
+    #[serde(default)]
+    pub l1: f64,
+    /// The norm that all gradients together may have.
+    pub clip_norm: Option<f64>,
+    /// Epochs without a better validation loss after which the training ends; the best parameters are kept.
+    pub patience: Option<usize>,
+    /// How classes count.
+    #[serde(default)]
+    pub class_weights: ClassWeights,
+    /// How rows are changed at random.
+    #[serde(default)]
+    pub augment: Augment,
+    /// All randomness follows from it.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// The folder that is made.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// The model's name: that of its folder where none is given.
+    pub name: Option<String>,
+    /// What the model is, for model.toml and the card.
+    #[serde(default)]
+    pub description: String,
+    /// The name of the model's input, if it has one.
+    pub input: Option<String>,
+    /// The name of its output.
+    pub output: Option<String>,
+}
+
+/// A training.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the data is.
+    pub data: Data,
+    /// How inputs are prepared.
+    #[serde(default)]
+    pub prepare: Rules,
+    /// The layers between the inputs and the output layer, which is made by itself.
+    #[serde(default, rename = "layer")]
+    pub layers: Vec<Layer>,
+    /// How the network is trained.
+    pub train: Training,
+    /// The folder that is made.
+    #[serde(default)]
+    pub model: Output,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn batch() -> usize {
+    32
+}
+
+impl Config {
+    /// The configuration of a file, and its text.
+    ///
+    /// # Errors
+    /// The key that is not known or has no value that it can have.
+    pub fn read(path: &Path) -> Result<(Self, String)> {
+        let text = std::fs::read_to_string(path).map_err(|error| in_file(path, error))?;
+        let mut config = Self::parse(&text).map_err(|error| in_file(path, error))?;
+        if config.data.path.is_relative() {
+            config.data.path = path.parent().unwrap_or(Path::new("")).join(&config.data.path);
+        }
+        Ok((config, text))
+    }
+
+    /// The configuration of a text.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| Error(error.to_string().trim_end().to_owned()))?;
+        let train = &config.train;
+        let wrong = |key: &str, value: &dyn std::fmt::Display| Err(Error(format!("`train.{key}` is {value}")));
+        if train.epochs == 0 || train.batch == 0 {
+            return wrong("epochs` or `train.batch", &0);
+        }
+        if !(train.learning_rate > 0.0 && train.learning_rate.is_finite()) {
+            return wrong("learning_rate", &train.learning_rate);
+        }
+        if !(train.l1 >= 0.0 && train.l2 >= 0.0) {
+            return wrong("l1` or `train.l2", &"negative");
+        }
+        if train.patience.is_some() && config.data.validation == 0.0 {
+            return Err("`train.patience` needs rows that say when to stop: `data.validation`".into());
+        }
+        if let ClassWeights::Word(word) = &train.class_weights
+            && word != "balanced"
+        {
+            return Err(Error(format!("`train.class_weights` is {word:?}; \"balanced\" or a list is wanted")));
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "[data]\npath = \"a.csv\"\ntarget = \"y\"\n[train]\nepochs = 1\nlearning_rate = 0.1\n";
+
+    #[test]
+    fn keys_are_known_or_named() {
+        let config =
+            Config::parse(&format!("{LEAST}[[layer]]\nkind = \"dense\"\nunits = 3\nactivation = \"relu\"\n[prepare]\nmissing = 0.5\n"))
+                .unwrap();
+        assert_eq!(config.layers, [Layer::Dense { units: 3, bias: true, activation: Some(super::super::network::Function::Relu) }]);
+        assert_eq!(config.prepare.missing, Some(super::super::prepare::Missing::Constant(0.5)));
+        for (more, part) in [
+            ("epoch = 3\n", "epoch"),
+            ("[[layer]]\nkind = \"dense\"\nunit = 3\n", "unit"),
+            ("[[layer]]\nkind = \"dens\"\n", "dens"),
+            ("optimizer = { kind = \"adam\", beta = 1 }\n", "beta"),
+            ("patience = 3\n", "data.validation"),
+            ("class_weights = \"even\"\n", "balanced"),
+            ("batch = 0\n", "train.batch"),
+        ] {
+            let error = Config::parse(&format!("{LEAST}{more}")).unwrap_err().0;
+            assert!(error.contains(part), "{more}: {error}");
+        }
+        assert!(Config::parse(&LEAST.replace("0.1", "-1.0")).unwrap_err().0.contains("learning_rate"));
+    }
+}

@@ -1,0 +1,296 @@
+//! Data in memory: rows of a table, or of one array, with what is to be predicted of each.
+
+mod read_csv;
+mod read_npz;
+
+use std::path::Path;
+
+use super::error::{Error, Result};
+use crate::engine::Tensor;
+
+pub use read_csv::read_csv;
+
+/// One column of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Column {
+    /// Numbers; a missing one is NaN.
+    Numbers(Vec<f32>),
+    /// Texts; a missing one is empty.
+    Texts(Vec<String>),
+}
+
+impl Column {
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Numbers(values) => values.len(),
+            Self::Texts(values) => values.len(),
+        }
+    }
+
+    /// Whether the value in a row is missing.
+    pub fn missing(&self, row: usize) -> bool {
+        match self {
+            Self::Numbers(values) => values[row].is_nan(),
+            Self::Texts(values) => values[row].is_empty(),
+        }
+    }
+
+    fn pick(&self, rows: &[usize]) -> Self {
+        match self {
+            Self::Numbers(values) => Self::Numbers(rows.iter().map(|&row| values[row]).collect()),
+            Self::Texts(values) => Self::Texts(rows.iter().map(|&row| values[row].clone()).collect()),
+        }
+    }
+}
+
+/// Columns of equal length, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// Their names.
+    pub names: Vec<String>,
+    /// The columns.
+    pub columns: Vec<Column>,
+}
+
+impl Table {
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        self.columns.first().map_or(0, Column::rows)
+    }
+
+    /// Takes a column out.
+    ///
+    /// # Errors
+    /// If there is none of that name: which there are.
+    pub fn take(&mut self, name: &str) -> Result<Column> {
+        let Some(at) = self.names.iter().position(|known| known == name) else {
+            return Err(Error(format!("there is no column `{name}`; there are {}", quoted(&self.names))));
+        };
+        self.names.remove(at);
+        Ok(self.columns.remove(at))
+    }
+
+    /// The named columns in their order.
+    ///
+    /// # Errors
+    /// As [`Table::take`].
+    pub fn select(mut self, names: &[String]) -> Result<Self> {
+        let columns = names.iter().map(|name| self.take(name)).collect::<Result<_>>()?;
+        Ok(Self { names: names.into(), columns })
+    }
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// What is known of each row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inputs {
+    /// Columns.
+    Table(Table),
+    /// An array whose first dimension is the rows.
+    Array {
+        /// Its name.
+        name: String,
+        /// The shape of a row.
+        shape: Vec<usize>,
+        /// All elements.
+        values: Vec<f32>,
+    },
+}
+
+impl Inputs {
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Table(table) => table.rows(),
+            Self::Array { shape, values, .. } => values.len() / shape.iter().product::<usize>().max(1),
+        }
+    }
+
+    /// Some rows, in the order given.
+    pub fn pick(&self, rows: &[usize]) -> Self {
+        match self {
+            Self::Table(table) => {
+                Self::Table(Table { names: table.names.clone(), columns: table.columns.iter().map(|column| column.pick(rows)).collect() })
+            }
+            Self::Array { name, shape, values } => {
+                let size: usize = shape.iter().product();
+                let values = rows.iter().flat_map(|&row| &values[row * size..(row + 1) * size]).copied().collect();
+                Self::Array { name: name.clone(), shape: shape.clone(), values }
+            }
+        }
+    }
+
+    /// The rows as tensors, in the order in which a model of them has its inputs: one of all columns if these are numbers, else
+    /// one for each column.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let rows = self.rows();
+        let tensor = |shape: &[usize], values| Tensor::new(shape, values).expect("as many elements as the shape has");
+        match self {
+            Self::Array { shape, values, .. } => vec![tensor(&[&[rows], &shape[..]].concat(), values.clone())],
+            Self::Table(table) if self.numbers_only() => {
+                let columns: Vec<&Vec<f32>> =
+                    table.columns.iter().filter_map(|c| if let Column::Numbers(v) = c { Some(v) } else { None }).collect();
+                let values = (0..rows).flat_map(|row| columns.iter().map(move |column| column[row])).collect();
+                vec![tensor(&[rows, columns.len()], values)]
+            }
+            Self::Table(table) => {
+                let one = |column: &Column| match column {
+                    Column::Numbers(values) => tensor(&[rows, 1], values.clone()),
+                    Column::Texts(values) => Tensor::new(&[rows, 1], values.clone()).expect("a text for each row"),
+                };
+                table.columns.iter().map(one).collect()
+            }
+        }
+    }
+
+    /// Whether one tensor of numbers holds all.
+    pub fn numbers_only(&self) -> bool {
+        match self {
+            Self::Array { .. } => true,
+            Self::Table(table) => table.columns.iter().all(|column| matches!(column, Column::Numbers(_))),
+        }
+    }
+}
+
+/// What is to be predicted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// One of several classes.
+    Classes {
+        /// Their names.
+        labels: Vec<String>,
+        /// The class of each row.
+        of: Vec<usize>,
+    },
+    /// A number.
+    Numbers(Vec<f32>),
+}
+
+impl Target {
+    /// Some rows, in the order given.
+    pub fn pick(&self, rows: &[usize]) -> Self {
+        match self {
+            Self::Classes { labels, of } => Self::Classes { labels: labels.clone(), of: rows.iter().map(|&row| of[row]).collect() },
+            Self::Numbers(values) => Self::Numbers(rows.iter().map(|&row| values[row]).collect()),
+        }
+    }
+
+    /// Classes of a column of texts, or of whole numbers; the labels are in their order, or in the order given.
+    ///
+    /// # Errors
+    /// The row without a value, or with one that is no class.
+    pub fn classes(column: &Column, order: &[String], name: &str) -> Result<Self> {
+        if let Some(row) = (0..column.rows()).find(|&row| column.missing(row)) {
+            return Err(Error(format!("row {}: the target `{name}` is missing", row + 1)));
+        }
+        match column {
+            Column::Texts(values) => {
+                let mut labels = order.to_vec();
+                if labels.is_empty() {
+                    labels = values.clone();
+                    labels.sort_unstable();
+                    labels.dedup();
+                }
+                let class = |(row, text): (usize, &String)| {
+                    let at = labels.iter().position(|label| label == text);
+                    at.ok_or_else(|| {
+                        Error(format!("row {}: the target `{name}` is {text:?}, which is none of the labels {}", row + 1, quoted(&labels)))
+                    })
+                };
+                let of = values.iter().enumerate().map(class).collect::<Result<_>>()?;
+                Ok(Self::Classes { labels, of })
+            }
+            Column::Numbers(values) => {
+                if let Some((row, value)) = values.iter().enumerate().find(|(_, v)| v.fract() != 0.0) {
+                    return Err(Error(format!("row {}: the target `{name}` is {value}, which is no number of a class", row + 1)));
+                }
+                let mut numbers: Vec<i64> = values.iter().map(|&v| v as i64).collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                // Labels name the classes 0, 1, …; without them the numbers that there are name themselves.
+                if !order.is_empty() {
+                    numbers = (0..order.len() as i64).collect();
+                }
+                let class = |(row, &value): (usize, &f32)| {
+                    let at = numbers.iter().position(|&n| n == value as i64);
+                    at.ok_or_else(|| {
+                        Error(format!(
+                            "row {}: the target `{name}` is {value}; there are labels for 0 to {}",
+                            row + 1,
+                            order.len().saturating_sub(1)
+                        ))
+                    })
+                };
+                let of = values.iter().enumerate().map(class).collect::<Result<_>>()?;
+                let labels = if order.is_empty() { numbers.iter().map(ToString::to_string).collect() } else { order.to_vec() };
+                Ok(Self::Classes { labels, of })
+            }
+        }
+    }
+
+    /// Numbers of a column.
+    ///
+    /// # Errors
+    /// The row without one.
+    pub fn numbers(column: Column, name: &str) -> Result<Self> {
+        match column {
+            Column::Texts(_) => Err(Error(format!("the target `{name}` is text; a number is wanted, or `task = \"classify\"`"))),
+            Column::Numbers(values) => match values.iter().position(|v| !v.is_finite()) {
+                Some(row) => Err(Error(format!("row {}: the target `{name}` is missing or not finite", row + 1))),
+                None => Ok(Self::Numbers(values)),
+            },
+        }
+    }
+}
+
+/// The columns of a file: of a `.csv` its own, of an `.npz` its vectors; and the one array of an `.npz` that is not a vector, if the
+/// inputs are named so.
+///
+/// # Errors
+/// What is wrong with the file, by its row or array.
+pub fn read(path: &Path, inputs: Option<&str>, target: &str, limit: usize) -> Result<(Inputs, Column)> {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    match extension.as_str() {
+        "csv" | "tsv" => {
+            let mut table = read_csv(path)?;
+            let target = table.take(target).map_err(|error| super::error::in_file(path, error))?;
+            Ok((Inputs::Table(table), target))
+        }
+        "npz" => read_npz::read(path, inputs, target, limit).map_err(|error| super::error::in_file(path, error)),
+        _ => Err(super::error::in_file(path, "the kind of data is not known; known are .csv, .tsv and .npz")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(values: &[&str]) -> Column {
+        Column::Texts(values.iter().map(|&v| v.to_owned()).collect())
+    }
+
+    #[test]
+    fn classes_are_texts_or_whole_numbers() {
+        let classes = |column: &Column, order: &[&str]| {
+            let order: Vec<String> = order.iter().map(|&v| v.to_owned()).collect();
+            Target::classes(column, &order, "t")
+                .map(|target| if let Target::Classes { labels, of } = target { (labels.join(" "), of) } else { panic!() })
+        };
+        assert_eq!(classes(&texts(&["b", "a", "b"]), &[]), Ok(("a b".to_owned(), vec![1, 0, 1])));
+        assert_eq!(classes(&texts(&["b", "a"]), &["b", "a"]), Ok(("b a".to_owned(), vec![0, 1])));
+        assert_eq!(classes(&Column::Numbers(vec![5.0, 3.0]), &[]), Ok(("3 5".to_owned(), vec![1, 0])));
+        assert_eq!(classes(&Column::Numbers(vec![1.0, 0.0]), &["no", "yes"]), Ok(("no yes".to_owned(), vec![1, 0])));
+        for (column, order, message) in [
+            (texts(&["a", ""]), &[][..], "row 2: the target `t` is missing"),
+            (texts(&["a", "c"]), &["a", "b"][..], "row 2: the target `t` is \"c\", which is none of the labels `a`, `b`"),
+            (Column::Numbers(vec![0.5]), &[][..], "row 1: the target `t` is 0.5, which is no number of a class"),
+            (Column::Numbers(vec![0.0, 7.0]), &["a", "b"][..], "row 2: the target `t` is 7; there are labels for 0 to 1"),
+        ] {
+            assert_eq!(classes(&column, order), Err(Error(message.to_owned())));
+        }
+    }
+}

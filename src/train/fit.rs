@@ -1,0 +1,419 @@
+//! The loop: batches through a graph of loss and gradients, parameters after their gradients, and what stops it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::config::{Augment, Config, Training};
+use super::error::{Error, Result};
+use super::loss::{Loss, Operands};
+use super::network::{Builder, Mode, Parameter, Role};
+use super::optimizer::{Gradient, Optimizer, clip_factor, norm};
+use super::random::Random;
+use super::schedule::Position;
+use crate::engine::{
+    Appender, DType, Dim, Graph, Kind, LoadOptions, Loaded, Metadata, Model, Session, Slice, Threads, ValueId, View, append_gradients,
+};
+
+/// Prepared rows with their targets and how much each counts.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// The shape of a row of inputs.
+    pub shape: Vec<usize>,
+    /// Inputs, row by row.
+    pub x: Vec<f32>,
+    /// Outputs of a row.
+    pub outputs: usize,
+    /// Targets, row by row.
+    pub y: Vec<f32>,
+    /// A weight for each row.
+    pub weights: Vec<f32>,
+}
+
+impl Rows {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.weights.is_empty()
+    }
+
+    fn size(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What an epoch came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Epoch {
+    /// The mean of the batches' losses while they trained.
+    pub loss: f64,
+    /// The loss of the validation rows behind it.
+    pub validation: Option<f64>,
+    /// The accuracy, or R², of the validation rows.
+    pub metric: Option<f64>,
+}
+
+/// Where a training is: all that a checkpoint holds.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The network's parameters.
+    pub parameters: Vec<Parameter>,
+    /// The optimiser with its momentums.
+    pub optimizer: Optimizer,
+    /// The epochs done.
+    pub history: Vec<Epoch>,
+    /// The parameters with the least validation loss, and the epoch that they are of.
+    pub best: Option<(usize, Vec<Vec<f32>>)>,
+}
+
+/// The graph that trains, ready to run, with room for a batch.
+struct Program {
+    session: Session,
+    /// Positions of the parameters that have gradients, in the order of the outputs behind the loss.
+    trained: Vec<usize>,
+    /// Statistics with new values, behind the gradients.
+    updated: Vec<usize>,
+}
+
+/// A training under way.
+pub struct Trainer<'a> {
+    config: &'a Training,
+    loss: Loss,
+    train: &'a Rows,
+    validation: Option<&'a Rows>,
+    program: Program,
+    evaluation: Session,
+    found: Found,
+    /// See [`State`].
+    pub state: State,
+    /// What stands where an image has nothing.
+    empty: f32,
+}
+
+/// What a training needs to know of everything else.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// What is made small.
+    pub loss: Loss,
+    /// Rows that train.
+    pub train: &'a Rows,
+    /// Rows that say when to stop.
+    pub validation: Option<&'a Rows>,
+    /// What stands where an image has nothing.
+    pub empty: f32,
+    /// Where operators may run side by side.
+    pub threads: &'a Arc<Threads>,
+}
+
+fn input(graph: &mut Graph, name: &str, dtype: DType, dims: Vec<Dim>) -> ValueId {
+    let id = graph.add_value(name, Some(Kind::Tensor(dtype)), Some(dims));
+    graph.inputs.push(id);
+    id
+}
+
+fn rows_of(shape: &[usize]) -> Vec<Dim> {
+    [Dim::Free("batch".into())].into_iter().chain(shape.iter().map(|&n| Dim::Fixed(n))).collect()
+}
+
+fn session(graph: Graph, threads: &Arc<Threads>) -> Result<Session> {
+    // A step may take as long as it takes.
+    let options = LoadOptions { run_limit: None, ..LoadOptions::default() };
+    let model = Model::build(Loaded { graph, metadata: Metadata::default() }, &options)?;
+    Ok(Session::new(Arc::new(model), Arc::clone(threads)))
+}
+
+/// Inputs: seed, rows, targets, weights, then all parameters. Outputs: the loss, the gradients of what is trained, new statistics.
+fn program(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<Program> {
+    let mut graph = Graph::default();
+    let seed = input(&mut graph, "seed", DType::I64, Vec::new());
+    let x = input(&mut graph, "rows", DType::F32, rows_of(&setting.train.shape));
+    let targets = input(&mut graph, "targets", DType::F32, rows_of(&[setting.train.outputs]));
+    let weights = input(&mut graph, "weights", DType::F32, rows_of(&[]));
+    let mut emit = Appender::new(&mut graph, "");
+    let builder = Builder::new(&mut emit, Mode::Train { seed }, parameters, setting.config.train.seed);
+    let built = builder.network(&setting.config.layers, x, &setting.train.shape, setting.train.outputs)?;
+    let loss = setting.loss.emit(&mut emit, Operands { predictions: built.output, targets, weights })?;
+    let trained: Vec<usize> = (0..parameters.len()).filter(|&i| parameters[i].role != Role::Statistic).collect();
+    let wrt: Vec<ValueId> = trained.iter().map(|&i| built.parameters[i]).collect();
+    let gradients = append_gradients(&mut graph, loss, &wrt)?;
+    graph.outputs = vec![loss];
+    graph.outputs.extend(gradients);
+    graph.outputs.extend(built.updates.iter().map(|(_, id)| *id));
+    Ok(Program { session: session(graph, setting.threads)?, trained, updated: built.updates.iter().map(|(at, _)| *at).collect() })
+}
+
+/// Inputs: rows, targets, weights, then all parameters. Outputs: the loss and the predictions.
+fn evaluation(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<Session> {
+    let mut graph = Graph::default();
+    let x = input(&mut graph, "rows", DType::F32, rows_of(&setting.train.shape));
+    let targets = input(&mut graph, "targets", DType::F32, rows_of(&[setting.train.outputs]));
+    let weights = input(&mut graph, "weights", DType::F32, rows_of(&[]));
+    let mut emit = Appender::new(&mut graph, "");
+    let builder = Builder::new(&mut emit, Mode::Evaluate, parameters, setting.config.train.seed);
+    let built = builder.network(&setting.config.layers, x, &setting.train.shape, setting.train.outputs)?;
+    let loss = setting.loss.emit(&mut emit, Operands { predictions: built.output, targets, weights })?;
+    graph.outputs = vec![loss, built.output];
+    session(graph, setting.threads)
+}
+
+impl<'a> Trainer<'a> {
+    /// A training that begins.
+    ///
+    /// # Errors
+    /// The layer that does not fit.
+    pub fn new(setting: &Setting<'a>) -> Result<Self> {
+        let mut parameters = Vec::new();
+        let program = program(setting, &mut parameters)?;
+        let evaluation = evaluation(setting, &mut parameters)?;
+        let lengths: Vec<usize> = parameters.iter().map(|p| p.values.len()).collect();
+        let optimizer = Optimizer::new(setting.config.train.optimizer, &lengths);
+        let state = State { parameters, optimizer, history: Vec::new(), best: None };
+        let Setting { config, loss, train, validation, empty, .. } = *setting;
+        let validation = validation.filter(|rows| !rows.is_empty());
+        Ok(Self { config: &config.train, loss, train, validation, program, evaluation, found: Found::default(), state, empty })
+    }
+
+    /// Steps of an epoch.
+    pub fn steps(&self) -> usize {
+        self.train.len().div_ceil(self.config.batch)
+    }
+
+    /// Whether the training is over: all epochs are done, or none was better for too long.
+    pub fn finished(&self) -> bool {
+        let done = self.state.history.len();
+        let waited = self.state.best.as_ref().map_or(0, |(epoch, _)| done - 1 - epoch);
+        done >= self.config.epochs || self.config.patience.is_some_and(|patience| waited >= patience)
+    }
+
+    /// One pass over the rows. `stop` is looked at after each step; `progress` is told of each. `None` if it was stopped: the
+    /// epoch is then to be begun again from the state that was before it.
+    ///
+    /// # Errors
+    /// If the loss is no number any more.
+    pub fn epoch(&mut self, stop: &AtomicBool, mut progress: impl FnMut(usize, f64)) -> Result<Option<Epoch>> {
+        let epoch = self.state.history.len();
+        let mut random = Random::new(self.config.seed, 0x1000 + epoch as u64);
+        let mut order: Vec<usize> = (0..self.train.len()).collect();
+        random.shuffle(&mut order);
+        let steps = self.steps();
+        let (size, outputs) = (self.train.size(), self.train.outputs);
+        let (mut x, mut y, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let mut total = 0.0;
+        for (step, rows) in order.chunks(self.config.batch).enumerate() {
+            x.clear();
+            y.clear();
+            weights.clear();
+            for &row in rows {
+                x.extend_from_slice(&self.train.x[row * size..(row + 1) * size]);
+                y.extend_from_slice(&self.train.y[row * outputs..(row + 1) * outputs]);
+                weights.push(self.train.weights[row]);
+            }
+            augment(self.config.augment, &self.train.shape, self.empty, &mut x, &mut random);
+            let loss = self.step(epoch * steps + step, (&x, &y, &weights))?;
+            if !loss.is_finite() {
+                return Err(Error(format!(
+                    "the loss is {loss} in step {} of epoch {}: the learning rate may be too great, or an input is not finite",
+                    step + 1,
+                    epoch + 1
+                )));
+            }
+            total += loss * rows.len() as f64;
+            progress(step + 1, loss);
+            if stop.load(Ordering::Relaxed) && step + 1 < steps {
+                return Ok(None);
+            }
+        }
+        let found = self.validation.map(|rows| self.evaluate(rows)).transpose()?;
+        let record = Epoch {
+            loss: total / self.train.len() as f64,
+            validation: found.map(|(loss, _)| loss),
+            metric: found.map(|(_, metric)| metric),
+        };
+        self.keep_best(epoch, record.validation);
+        self.state.history.push(record);
+        Ok(Some(record))
+    }
+
+    fn keep_best(&mut self, epoch: usize, validation: Option<f64>) {
+        let Some(loss) = validation else { return };
+        let least = self.state.best.as_ref().and_then(|(epoch, _)| self.state.history[*epoch].validation);
+        if least.is_none_or(|least| loss < least) {
+            self.state.best = Some((epoch, self.state.parameters.iter().map(|p| p.values.clone()).collect()));
+        }
+    }
+
+    /// One step; returns the loss before it.
+    fn step(&mut self, number: usize, (x, y, weights): (&[f32], &[f32], &[f32])) -> Result<f64> {
+        let rows = weights.len();
+        let at =
+            Position { step: number, steps_per_epoch: self.steps(), epochs: self.config.epochs, warmup_epochs: self.config.warmup_epochs };
+        let rate = self.config.learning_rate * self.config.schedule.factor(at);
+        // The numbers of a seed and a step side by side: no two steps of a training have the same masks.
+        let seed = [(self.config.seed << 32 | number as u64) as i64];
+        let shape: Vec<usize> = [&[rows], &self.train.shape[..]].concat();
+        let State { parameters, optimizer, .. } = &mut self.state;
+        let mut inputs = vec![View::new(Slice::I64(&seed), &[]), View::new(Slice::F32(x), &shape)];
+        let y_shape = [rows, self.train.outputs];
+        let rows_shape = [rows];
+        inputs.push(View::new(Slice::F32(y), &y_shape));
+        inputs.push(View::new(Slice::F32(weights), &rows_shape));
+        let mut values: Vec<Vec<f32>> = parameters.iter_mut().map(|p| std::mem::take(&mut p.values)).collect();
+        let outcome = {
+            let all: Vec<View<'_>> =
+                inputs.into_iter().chain(values.iter().zip(&*parameters).map(|(v, p)| View::new(Slice::F32(v), &p.shape))).collect();
+            let found = &mut self.found;
+            self.program.session.run_views(&all, |outputs| found.take(outputs))
+        };
+        let loss = match outcome {
+            Ok(loss) => loss,
+            Err(error) => {
+                parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
+                return Err(error.into());
+            }
+        };
+        let (gradients, statistics) = self.found.tensors.split_at_mut(self.program.trained.len());
+        let scale = clip_factor(norm(gradients.iter().map(Vec::as_slice)), self.config.clip_norm);
+        optimizer.begin();
+        for (gradient, &at) in gradients.iter().zip(&self.program.trained) {
+            let weight = parameters[at].role == Role::Weight;
+            let regular = |factor: f64| if weight { factor } else { 0.0 };
+            let gradient = Gradient { values: gradient, l2: regular(self.config.l2), l1: regular(self.config.l1) };
+            optimizer.update(at, &mut values[at], gradient, rate, scale);
+        }
+        for (statistic, &at) in statistics.iter_mut().zip(&self.program.updated) {
+            std::mem::swap(statistic, &mut values[at]);
+        }
+        parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
+        Ok(loss)
+    }
+
+    /// The loss of rows, and the accuracy of classes or R² of numbers.
+    ///
+    /// # Errors
+    /// If an operator does not take its operands.
+    pub fn evaluate(&mut self, rows: &Rows) -> Result<(f64, f64)> {
+        let (mut sum, mut total, mut predictions) = (0.0, 0.0, Vec::new());
+        let (size, outputs) = (rows.size(), rows.outputs);
+        /// Rows of a pass: enough to fill the machine, few enough for its caches.
+        const PASS: usize = 256;
+        for start in (0..rows.len()).step_by(PASS) {
+            let end = (start + PASS).min(rows.len());
+            let shape: Vec<usize> = [&[end - start], &rows.shape[..]].concat();
+            let (y_shape, rows_shape) = ([end - start, outputs], [end - start]);
+            let mut inputs = vec![
+                View::new(Slice::F32(&rows.x[start * size..end * size]), &shape),
+                View::new(Slice::F32(&rows.y[start * outputs..end * outputs]), &y_shape),
+                View::new(Slice::F32(&rows.weights[start..end]), &rows_shape),
+            ];
+            inputs.extend(self.state.parameters.iter().map(|p| View::new(Slice::F32(&p.values), &p.shape)));
+            let weight: f64 = rows.weights[start..end].iter().map(|&w| f64::from(w)).sum();
+            self.evaluation.run_views(&inputs, |found| {
+                if let (Ok(&[loss]), Ok(values)) = (found[0].slice::<f32>(), found[1].slice::<f32>()) {
+                    sum += f64::from(loss) * weight;
+                    total += weight;
+                    predictions.extend_from_slice(values);
+                }
+            })?;
+        }
+        Ok((sum / total, metric(self.loss, &predictions, rows)))
+    }
+}
+
+/// Copies of what a step found, in memory that is kept between steps.
+#[derive(Default)]
+struct Found {
+    /// The gradients, then the new statistics.
+    tensors: Vec<Vec<f32>>,
+}
+
+impl Found {
+    /// Takes the outputs over; returns the loss.
+    fn take(&mut self, outputs: &[View<'_>]) -> f64 {
+        let (loss, rest) = outputs.split_first().expect("the loss is an output");
+        self.tensors.resize_with(rest.len(), Vec::new);
+        for (to, from) in self.tensors.iter_mut().zip(rest) {
+            to.clear();
+            to.extend_from_slice(from.slice::<f32>().unwrap_or_default());
+        }
+        loss.slice::<f32>().ok().and_then(|l| l.first()).map_or(f64::NAN, |&l| f64::from(l))
+    }
+}
+
+/// The accuracy of classes and truth values, R² of numbers.
+fn metric(loss: Loss, predictions: &[f32], rows: &Rows) -> f64 {
+    let pairs = || predictions.chunks_exact(rows.outputs).zip(rows.y.chunks_exact(rows.outputs));
+    let greatest = |row: &[f32]| (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+    let right = match loss {
+        Loss::CrossEntropy {} => pairs().filter(|(p, y)| greatest(p) == greatest(y)).count(),
+        Loss::BinaryCrossEntropy {} => pairs().filter(|(p, y)| (p[0] > 0.0) == (y[0] > 0.5)).count(),
+        Loss::MeanSquared {} | Loss::Huber { .. } => {
+            let mean = rows.y.iter().map(|&y| f64::from(y)).sum::<f64>() / rows.y.len() as f64;
+            let off: f64 = predictions.iter().zip(&rows.y).map(|(p, y)| f64::from(p - y).powi(2)).sum();
+            let spread: f64 = rows.y.iter().map(|&y| (f64::from(y) - mean).powi(2)).sum();
+            return 1.0 - off / spread;
+        }
+    };
+    right as f64 / rows.len() as f64
+}
+
+/// Changes the rows of a batch at random.
+fn augment(how: Augment, shape: &[usize], empty: f32, x: &mut [f32], random: &mut Random) {
+    let size: usize = shape.iter().product();
+    if let &[_, height, width] = shape {
+        for row in x.chunks_exact_mut(size) {
+            if how.flip && random.bits() & 1 == 1 {
+                row.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+            }
+            if how.shift > 0 {
+                let mut by = || random.below(2 * how.shift + 1) as isize - how.shift as isize;
+                let (down, right) = (by(), by());
+                row.chunks_exact_mut(height * width).for_each(|plane| shift(plane, width, (down, right), empty));
+            }
+            if how.cutout > 0 {
+                let (top, left) = (random.below(height), random.below(width));
+                for plane in row.chunks_exact_mut(height * width) {
+                    for line in plane.chunks_exact_mut(width).skip(top).take(how.cutout) {
+                        line.iter_mut().skip(left).take(how.cutout).for_each(|v| *v = empty);
+                    }
+                }
+            }
+        }
+    }
+    if how.noise > 0.0 {
+        x.iter_mut().for_each(|v| *v += how.noise * random.normal() as f32);
+    }
+}
+
+fn shift(plane: &mut [f32], width: usize, (down, right): (isize, isize), empty: f32) {
+    let old = plane.to_vec();
+    for (i, to) in plane.iter_mut().enumerate() {
+        let (row, column) = ((i / width) as isize - down, (i % width) as isize - right);
+        let inside = row >= 0 && column >= 0 && (column as usize) < width;
+        let from = if inside { old.get(row as usize * width + column as usize) } else { None };
+        *to = from.copied().unwrap_or(empty);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_move_and_lose_parts() {
+        let mut plane = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        shift(&mut plane, 3, (1, -1), 9.0);
+        assert_eq!(plane, [9.0, 9.0, 9.0, 2.0, 3.0, 9.0]);
+        let mut images = vec![1.0; 2 * 16];
+        augment(Augment { cutout: 2, ..Augment::default() }, &[1, 4, 4], 0.0, &mut images, &mut Random::new(3, 0));
+        let gone: Vec<usize> = images.chunks(16).map(|image| image.iter().filter(|&&v| v == 0.0).count()).collect();
+        assert!(gone.iter().all(|n| (1..=4).contains(n)), "{gone:?}");
+        let mut row = vec![0.0; 8];
+        augment(Augment { noise: 0.5, ..Augment::default() }, &[8], 0.0, &mut row, &mut Random::new(3, 0));
+        assert!(row.iter().all(|&v| v != 0.0));
+    }
+}

@@ -1,0 +1,169 @@
+//! The result of a training: a model folder that a server takes as it is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::chart::{Curve, curves};
+use super::checkpoint::write_whole;
+use super::config::{Config, Task};
+use super::data::Target;
+use super::error::{Error, Result, in_file};
+use super::network::{Builder, Mode, Parameter};
+use super::prepare::Preparation;
+use super::run::{Known, Report, Unit};
+use crate::engine::{Appender, Attr, Dim, Emit, Graph, LoadOptions, Metadata, Session, Threads, Value, ValueId, onnx};
+
+/// Rows of the golden samples.
+const GOLDEN_ROWS: usize = 8;
+
+/// What is exported.
+pub(super) struct Export<'a> {
+    pub(super) config: &'a Config,
+    pub(super) text: &'a str,
+    pub(super) known: &'a Known,
+    pub(super) preparation: &'a Preparation,
+    pub(super) unit: Unit,
+    /// Rows of which the golden samples are taken.
+    pub(super) sample: &'a [usize],
+    pub(super) report: &'a Report,
+}
+
+impl Export<'_> {
+    /// Writes the folder. The model comes last: a folder without it is none.
+    pub(super) fn write(&self, output: &Path, parameters: &mut Vec<Parameter>) -> Result<()> {
+        let graph = self.graph(parameters)?;
+        let properties = BTreeMap::from([("ndserve.train".to_owned(), self.report.hash.clone())]);
+        let metadata = Metadata {
+            graph_name: self.name(output),
+            description: self.config.model.description.clone(),
+            properties,
+            ..Metadata::default()
+        };
+        let bytes = onnx::write_model(&graph, &metadata)?;
+        // What is recorded is what the file answers, read again.
+        let model = onnx::read_model(&bytes, &LoadOptions::default())?;
+        let signature = model.signature().clone();
+        let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
+        let inputs = self.known.inputs.pick(&self.sample[..GOLDEN_ROWS.min(self.sample.len())]).tensors();
+        let outputs = session.run(&inputs)?;
+        let make = |path: &Path| std::fs::create_dir_all(path).map_err(|error| in_file(path, error));
+        let golden = output.join("golden");
+        make(&golden)?;
+        for (i, (port, tensor)) in signature.inputs.iter().zip(&inputs).enumerate() {
+            write_whole(&golden.join(format!("input_{i}.pb")), &onnx::write_value(&port.name, &Value::Tensor(tensor.clone())))?;
+        }
+        for (i, (port, value)) in signature.outputs.iter().zip(&outputs).enumerate() {
+            write_whole(&golden.join(format!("output_{i}.pb")), &onnx::write_value(&port.name, value))?;
+        }
+        write_whole(&output.join("model.toml"), self.settings().as_bytes())?;
+        write_whole(&output.join("train.toml"), self.text.as_bytes())?;
+        write_whole(&output.join("curves.svg"), self.curves().as_bytes())?;
+        write_whole(&output.join("README.md"), self.card(output, &signature, bytes.len()).as_bytes())?;
+        make(&output.join("1"))?;
+        write_whole(&output.join("1/model.onnx"), &bytes)
+    }
+
+    fn name(&self, output: &Path) -> String {
+        let folder = || output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.config.model.name.clone().unwrap_or_else(folder)
+    }
+
+    /// Raw rows in, answers out.
+    fn graph(&self, parameters: &mut Vec<Parameter>) -> Result<Graph> {
+        let mut graph = Graph::default();
+        let mut emit = Appender::new(&mut graph, "");
+        let x = self.preparation.emit(&mut emit, self.config.model.input.as_deref().unwrap_or("x"))?;
+        let outputs = self.known.outputs();
+        let built =
+            Builder::new(&mut emit, Mode::Serve, parameters, 0).network(&self.config.layers, x, &self.preparation.shape(), outputs)?;
+        let y = self.answer(&mut emit, built.output)?;
+        let default = match self.known.task {
+            Task::Classify => "probabilities",
+            Task::Binary => "probability",
+            Task::Regress => "value",
+        };
+        let value = &mut graph.values[y.index()];
+        self.config.model.output.as_deref().unwrap_or(default).clone_into(&mut value.name);
+        value.dims = Some(vec![Dim::Free("batch".into()), Dim::Fixed(outputs)]);
+        graph.outputs.push(y);
+        Ok(graph)
+    }
+
+    /// Probabilities of logits, or a number in the target's own unit.
+    fn answer(&self, emit: &mut dyn Emit, output: ValueId) -> Result<ValueId> {
+        Ok(match self.known.task {
+            Task::Classify => emit.with("Softmax", &[("axis", Attr::Int(1))], &[output])?,
+            Task::Binary => emit.op("Sigmoid", &[output])?,
+            Task::Regress => {
+                let (size, mean) = (emit.number(output, self.unit.size.into())?, emit.number(output, self.unit.mean.into())?);
+                let scaled = emit.op("Mul", &[output, size])?;
+                emit.op("Add", &[scaled, mean])?
+            }
+        })
+    }
+
+    fn settings(&self) -> String {
+        let mut text = String::new();
+        if !self.config.model.description.is_empty() {
+            let _ = writeln!(text, "description = {}", quoted(&self.config.model.description));
+        }
+        if let (Target::Classes { labels, .. }, Task::Classify) = (&self.known.target, self.known.task) {
+            let labels: Vec<String> = labels.iter().map(|label| quoted(label)).collect();
+            let _ = writeln!(text, "labels = [{}]", labels.join(", "));
+        }
+        text
+    }
+
+    fn curves(&self) -> String {
+        let history = &self.report.history;
+        let mut all = vec![Curve { name: "training", colour: "#1f77b4", values: history.iter().map(|e| Some(e.loss)).collect() }];
+        if history.iter().any(|e| e.validation.is_some()) {
+            all.push(Curve { name: "validation", colour: "#d62728", values: history.iter().map(|e| e.validation).collect() });
+        }
+        curves("loss by epoch", &all)
+    }
+
+    /// The model card.
+    fn card(&self, output: &Path, signature: &crate::engine::Signature, bytes: usize) -> String {
+        let Report { history, best, train, test, folds, rows, hash, metric } = self.report;
+        let mut text = format!("# {}\n\n{}\n\n", self.name(output), self.config.model.description);
+        let _ = writeln!(text, "| | name | type | shape |\n|---|---|---|---|");
+        for (what, ports) in [("input", &signature.inputs), ("output", &signature.outputs)] {
+            for port in ports {
+                let _ = writeln!(text, "| {what} | `{}` | {} | {} |", port.name, port.kind, port.dims_text());
+            }
+        }
+        let _ = writeln!(
+            text,
+            "\nMade by `ndserve train train.toml`. The preparation of the inputs is inside: the model takes raw rows.\n\n| | |\n|---|---|"
+        );
+        let path = self.config.data.path.file_name().unwrap_or_default().to_string_lossy();
+        let _ = writeln!(text, "| data | `{path}`, {} rows train, {} say when to stop, {} judge |", rows[0], rows[1], rows[2]);
+        let epochs = best.map_or(String::new(), |best| format!(", the best was {}", best + 1));
+        let _ = writeln!(text, "| epochs | {}{epochs} |", history.len());
+        let _ = writeln!(text, "| training rows | loss {:.6}, {metric} {:.4} |", train.0, train.1);
+        if let Some((loss, value)) = test {
+            let _ = writeln!(text, "| test rows | loss {loss:.6}, {metric} {value:.4} |");
+        }
+        if !folds.is_empty() {
+            let mean = folds.iter().sum::<f64>() / folds.len() as f64;
+            let all: Vec<String> = folds.iter().map(|value| format!("{value:.4}")).collect();
+            let _ = writeln!(text, "| {} folds | {metric} {mean:.4} ({}) |", folds.len(), all.join(", "));
+        }
+        let _ = writeln!(text, "| `1/model.onnx` | {bytes} bytes |\n| configuration and data | `{hash}` |\n\n![loss by epoch](curves.svg)");
+        text
+    }
+}
+
+/// Text as TOML has it.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,24 @@
+//! Training: from data and a configuration to a model folder that serves, on the engine that serves it.
+//!
+//! `data → prepare → network → loss → gradients (a pass of the engine) → optimiser → folder`. Synchronous and offline; everything
+//! random follows from one seed.
+
+pub mod chart;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod fit;
+pub mod folder;
+pub mod loss;
+pub mod network;
+pub mod optimizer;
+pub mod prepare;
+pub mod random;
+pub mod run;
+pub mod schedule;
+pub mod split;
+
+pub use config::Config;
+pub use error::Error;
+pub use run::{Controls, Ended, Report, run};
