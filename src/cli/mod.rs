@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod evaluate;
 mod files;
 mod healthcheck;
 mod predict;
@@ -38,6 +39,7 @@ enum Command {
     Bench(bench::Args),
     Healthcheck(healthcheck::Args),
     Train(train::Args),
+    Evaluate(evaluate::Args),
 }
 
 /// What a command could not do, in words for the person who asked.
@@ -69,6 +71,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Bench(args) => bench::command(args),
         Command::Healthcheck(args) => healthcheck::command(args),
         Command::Train(args) => train::command(args),
+        Command::Evaluate(args) => evaluate::command(args),
     };
     outcome.unwrap_or_else(|Failure(message)| {
         eprintln!("error: {message}");

@@ -74,7 +74,7 @@ enum Source {
 }
 
 /// The names of the classes, for an answer like the server's.
-fn labels(target: &Target, settings: &Settings, own: Vec<String>) -> Result<Vec<String>, Failure> {
+pub(super) fn labels(target: &Target, settings: &Settings, own: Vec<String>) -> Result<Vec<String>, Failure> {
     let Some(folder) = &target.folder else { return Ok(own) };
     let configured = ModelSettings::read(folder, &super::serve::defaults(settings))?.labels;
     Ok(if configured.is_empty() { own } else { configured })

@@ -1,6 +1,6 @@
 //! `ndserve train`: from data to a model folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,8 @@ use crate::train::{Config, Controls, Ended, run};
 pub(super) struct Args {
     /// What to train on and how (docs/training.md)
     #[arg(value_name = "CONFIG.toml")]
-    config: PathBuf,
-    /// The model folder; by default one named as the configuration, beside it
+    training: PathBuf,
+    /// The model folder; by default that of a train.toml, else one named as the configuration beside it
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Go on from the checkpoint in the model folder, to the same bits
@@ -32,8 +32,8 @@ pub(super) struct Args {
 pub(super) fn command(args: Args) -> Outcome {
     let settings = args.flags.settings()?;
     telemetry::init(&settings)?;
-    let (config, text) = Config::read(&args.config)?;
-    let output = args.output.unwrap_or_else(|| args.config.with_extension(""));
+    let (config, text) = Config::read(&args.training)?;
+    let output = args.output.unwrap_or_else(|| beside(&args.training));
     let stop = Arc::new(AtomicBool::new(false));
     interruptible(Arc::clone(&stop))?;
     let bar = progress::bar("training", 0);
@@ -64,18 +64,22 @@ pub(super) fn command(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sets `stop` at the first Ctrl-C; the second one ends the process as usual.
+/// The folder of a `train.toml`, which lies in the model folder that it makes; of another configuration one of its name.
+fn beside(training: &Path) -> PathBuf {
+    if training.file_name().is_some_and(|name| name == "train.toml") {
+        return training.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    }
+    training.with_extension("")
+}
+
+/// Sets `stop` at Ctrl-C; a step is short, so that nothing more is needed.
 fn interruptible(stop: Arc<AtomicBool>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
             if tokio::signal::ctrl_c().await.is_ok() {
                 stop.store(true, Ordering::Relaxed);
-                eprintln!("stopping behind this step; once more ends at once");
-            }
-            if tokio::signal::ctrl_c().await.is_ok() {
-                // 128 and the number of the signal, as shells have it.
-                std::process::exit(130);
+                eprintln!("stopping behind this step");
             }
         });
     })?;

@@ -16,11 +16,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);
-    let written = fs::File::create(&temporary).and_then(|mut file| {
-        use std::io::Write as _;
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
+    let written = fs::write(&temporary, bytes);
     written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
         // That the removal fails too is no news.
         let _ = fs::remove_file(&temporary);

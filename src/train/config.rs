@@ -47,6 +47,8 @@ pub struct Data {
     /// The share of rows that judges the result.
     #[serde(default)]
     pub test: f64,
+    /// A file of rows that judge the result, in the place of a share; relative to the configuration's folder.
+    pub test_path: Option<PathBuf>,
     /// Whether each part has its share of every class.
     #[serde(default = "yes")]
     pub stratify: bool,
@@ -137,6 +139,9 @@ pub struct Output {
     /// What the model is, for model.toml and the card.
     #[serde(default)]
     pub description: String,
+    /// Markdown for the card: where the data is from, what it may be used for.
+    #[serde(default)]
+    pub about: String,
     /// The name of the model's input, if it has one.
     pub input: Option<String>,
     /// The name of its output.
@@ -178,8 +183,9 @@ impl Config {
     pub fn read(path: &Path) -> Result<(Self, String)> {
         let text = std::fs::read_to_string(path).map_err(|error| in_file(path, error))?;
         let mut config = Self::parse(&text).map_err(|error| in_file(path, error))?;
-        if config.data.path.is_relative() {
-            config.data.path = path.parent().unwrap_or(Path::new("")).join(&config.data.path);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for file in [Some(&mut config.data.path), config.data.test_path.as_mut()].into_iter().flatten().filter(|file| file.is_relative()) {
+            *file = folder.join(&*file);
         }
         Ok((config, text))
     }
@@ -200,6 +206,9 @@ impl Config {
         }
         if !(train.l1 >= 0.0 && train.l2 >= 0.0) {
             return wrong("l1` or `train.l2", &"negative");
+        }
+        if config.data.test_path.is_some() && config.data.test != 0.0 {
+            return Err("`data.test` and `data.test_path` exclude each other".into());
         }
         if train.patience.is_some() && config.data.validation == 0.0 {
             return Err("`train.patience` needs rows that say when to stop: `data.validation`".into());

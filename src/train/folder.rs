@@ -129,6 +129,9 @@ impl Export<'_> {
     fn card(&self, output: &Path, signature: &crate::engine::Signature, bytes: usize) -> String {
         let Report { history, best, train, test, folds, rows, hash, metric } = self.report;
         let mut text = format!("# {}\n\n{}\n\n", self.name(output), self.config.model.description);
+        if !self.config.model.about.is_empty() {
+            let _ = writeln!(text, "{}\n", self.config.model.about.trim());
+        }
         let _ = writeln!(text, "| | name | type | shape |\n|---|---|---|---|");
         for (what, ports) in [("input", &signature.inputs), ("output", &signature.outputs)] {
             for port in ports {

@@ -11,6 +11,7 @@ pub mod error;
 pub mod fit;
 pub mod folder;
 pub mod loss;
+pub mod metrics;
 pub mod network;
 pub mod optimizer;
 pub mod prepare;

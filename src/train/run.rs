@@ -65,18 +65,27 @@ pub(super) struct Known {
     pub(super) target: Target,
     pub(super) task: Task,
     pub(super) loss: Loss,
+    /// How many rows are to be parted; those behind them judge.
+    own: usize,
 }
 
 impl Known {
     fn read(config: &Config) -> Result<Self> {
         let data = &config.data;
-        let (inputs, target) = data::read(&data.path, data.inputs.as_deref(), &data.target, usize::MAX >> 1)?;
+        let (mut inputs, mut target) = data::read(&data.path, data.inputs.as_deref(), &data.target, usize::MAX >> 1)?;
+        let own = inputs.rows();
+        if let Some(path) = &data.test_path {
+            let (more, of_more) = data::read(path, data.inputs.as_deref(), &data.target, usize::MAX >> 1)?;
+            let said = |error: Error| super::error::in_file(path, error);
+            (inputs, target) = (inputs.join(more).map_err(said)?, target.join(of_more).map_err(said)?);
+        }
         let inputs = match inputs {
             Inputs::Table(table) if !data.features.is_empty() => Inputs::Table(table.select(&data.features)?),
             Inputs::Array { .. } if !data.features.is_empty() => return Err("`data.features` are columns of a table".into()),
             other => other,
         };
         let rows = config.prepare.rows(&inputs)?;
+        let own = rows.iter().filter(|&&row| row < own).count();
         let whole = rows.len() == inputs.rows();
         let text = matches!(target, Column::Texts(_));
         let task = data.task.unwrap_or(if text || !data.labels.is_empty() { Task::Classify } else { Task::Regress });
@@ -96,7 +105,16 @@ impl Known {
             Task::Regress => Loss::MeanSquared {},
         });
         let (inputs, target) = if whole { (inputs, target) } else { (inputs.pick(&rows), target.pick(&rows)) };
-        Ok(Self { inputs, target, task, loss })
+        Ok(Self { inputs, target, task, loss, own })
+    }
+
+    /// Which rows train, say when to stop, and judge.
+    fn split(&self, config: &Config) -> Result<Split> {
+        let own: Vec<usize> = (0..self.own).collect();
+        let shares = (config.data.validation, config.data.test);
+        let mut parts = split(&self.target.pick(&own), self.own, shares, config.data.stratify, config.train.seed)?;
+        parts.test.extend(self.own..self.inputs.rows());
+        Ok(parts)
     }
 
     /// Columns of the output.
@@ -210,8 +228,7 @@ pub fn run(config: &Config, text: &str, output: &Path, controls: &Controls<'_>) 
     let known = Known::read(config)?;
     let hash = hash(text, &known);
     describe(&known, config, controls.say);
-    let parts =
-        split(&known.target, known.inputs.rows(), (config.data.validation, config.data.test), config.data.stratify, config.train.seed)?;
+    let parts = known.split(config)?;
     let fitted = Fitted::new(config, &known, &parts)?;
     (controls.say)(&fitted.preparation.report());
     let mut report = Report {
@@ -234,30 +251,20 @@ pub fn run(config: &Config, text: &str, output: &Path, controls: &Controls<'_>) 
         (controls.say)(&format!("resumed behind epoch {}", trainer.state.history.len()));
     }
     let steps = trainer.steps();
-    let mut last = std::time::Instant::now();
     while !trainer.finished() {
-        // An epoch that is stopped begins anew: its state is that of the checkpoint.
-        let before = controls.stop.load(std::sync::atomic::Ordering::Relaxed);
-        let base = trainer.state.history.len() * steps;
-        let found = if before {
-            None
-        } else {
-            trainer.epoch(controls.stop, |step, loss| (controls.step)(base + step, config.train.epochs * steps, loss))?
-        };
+        // An epoch that is stopped begins anew, from the state that was before it.
+        let before = trainer.state.clone();
+        let base = before.history.len() * steps;
+        let stopped = controls.stop.load(std::sync::atomic::Ordering::Relaxed);
+        let step = |step, loss| (controls.step)(base + step, config.train.epochs * steps, loss);
+        let found = if stopped { None } else { trainer.epoch(controls.stop, step)? };
         let Some(epoch) = found else {
-            if before {
-                checkpoint::save(&saved, &hash, &trainer.state)?;
-            }
+            checkpoint::save(&saved, &hash, &before)?;
             return Ok(Ended::Stopped);
         };
         let number = trainer.state.history.len();
         let over = trainer.finished();
-        /// Between two checkpoints: writing one takes milliseconds for small networks.
-        const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
-        if over || last.elapsed() > PAUSE || controls.stop.load(std::sync::atomic::Ordering::Relaxed) {
-            checkpoint::save(&saved, &hash, &trainer.state)?;
-            last = std::time::Instant::now();
-        }
+        checkpoint::save(&saved, &hash, &trainer.state)?;
         if over || number.is_multiple_of((config.train.epochs / 20).max(1)) {
             (controls.say)(&line(number, &epoch, report.metric));
         }

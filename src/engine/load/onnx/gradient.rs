@@ -117,7 +117,7 @@ impl Importer<'_, '_> {
             node.inputs.iter_mut().flatten().for_each(|id| *id = given.get(id).copied().unwrap_or(*id));
             for output in node.outputs.iter_mut().flatten() {
                 let mut info = self.graph.values[output.index()].clone();
-                info.name.push_str("'");
+                info.name.push('\'');
                 let copy = self.graph.add_value(info.name, info.kind, info.dims);
                 given.insert(std::mem::replace(output, copy), copy);
             }
