@@ -192,7 +192,7 @@ mod tests {
             ("inverse", std::f32::consts::FRAC_1_SQRT_2),
             ("cubic", 0.044_715),
             ("three", 3.0),
-            ("slope", 0.797_884_56),
+            ("slope", 0.797_884_6),
         ];
         let start = graph().input("x", DType::F32, &[-1, 3]);
         numbers.into_iter().fold(start, |graph, (name, number)| graph.constant(name, Tensor::scalar(number)))

@@ -106,6 +106,7 @@ impl PackedConv {
     /// Packs `weights`, `[c_out, c_in_per_group, kernel_h, kernel_w]`, at a precision. With one input channel per group, and
     /// where sums are short, it is f32 in any case. Panics unless the length fits, `groups` divides `c_out`
     /// and the instruction set is available.
+    #[expect(clippy::too_many_arguments, reason = "the sizes of the weights")]
     pub fn pack(
         precision: Precision,
         isa: Isa,
