@@ -168,7 +168,7 @@ fn measured_peak(isa: Isa) -> f64 {
     const ROUNDS: usize = 1_000_000;
     let seconds = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => fastest(|| x86::chains_512(ROUNDS)),
+        Isa::Avx512 | Isa::Amx => fastest(|| x86::chains_512(ROUNDS)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => fastest(|| x86::chains_256(ROUNDS)),
         _ => fastest(|| {
@@ -182,7 +182,7 @@ fn measured_peak(isa: Isa) -> f64 {
     let lanes = match isa {
         Isa::Scalar => 4,
         Isa::Avx2 => 8,
-        Isa::Avx512 => 16,
+        Isa::Avx512 | Isa::Amx => 16,
     };
     (2 * 12 * lanes * ROUNDS) as f64 / seconds / 1e9
 }
