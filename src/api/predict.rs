@@ -73,7 +73,7 @@ async fn infer(shared: &Shared, handle: &Handle, request: Request) -> Result<Res
     let parsed = Instant::now();
     // The numbers are in the tensors: the body's memory is not held while the request waits.
     drop(bytes);
-    let response = handle.infer(InferRequest { inputs, deadline: None }).await?;
+    let response = handle.infer(InferRequest::new(inputs)).await?;
     let computed = Instant::now();
     let body = encode(&response.outputs, signature, &handle.settings().labels, form)?;
     let phases =

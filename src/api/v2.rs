@@ -140,7 +140,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let parsed = Instant::now();
     drop(bytes);
     let deadline = timeout.and_then(|timeout| parsed.checked_add(timeout.min(shared.limits.max_timeout)));
-    let response = handle.infer(InferRequest { inputs, deadline }).await?;
+    let response = handle.infer(InferRequest { deadline, ..InferRequest::new(inputs) }).await?;
     let computed = Instant::now();
     // Clients exist that need an id; the request's is as good as any.
     let id = id.as_deref().unwrap_or_else(|| id_of(&parts.headers));
