@@ -49,7 +49,7 @@ metrics! {
     INLINE = "counter" "ndserve_inline_passes_total" ["model", "version"] "Forward passes that ran on the thread of their request, without the queue";
     QUEUE = "gauge" "ndserve_queue_depth" ["model", "version"] "Requests that wait for a worker";
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
-    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";

@@ -22,7 +22,7 @@ use super::metrics::Phases;
 use super::path::{ModelPath, wrong_method};
 use super::{Shared, body};
 use crate::error::{Error, Kind};
-use crate::serve::{Handle, InferRequest, State as ModelState, VersionStatus};
+use crate::serve::{InferRequest, Servable, State as ModelState, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
 pub use encode::encode;
@@ -64,11 +64,11 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
     response
 }
 
-async fn infer(shared: &Shared, handle: &Handle, request: Request) -> Result<Response, Failure> {
+async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
     let started = Instant::now();
-    let signature = handle.model().signature();
+    let signature = handle.signature();
     let Decoded { inputs, form } = decode(&bytes, signature)?;
     let parsed = Instant::now();
     // The numbers are in the tensors: the body's memory is not held while the request waits.
@@ -111,6 +111,8 @@ fn version_status(writer: &mut Writer, status: &VersionStatus) {
         ModelState::Loading => ("LOADING", "OK", ""),
         ModelState::Ready(_) => ("AVAILABLE", "OK", ""),
         ModelState::Failed(reason) => ("END", "UNKNOWN", reason.as_str()),
+        ModelState::Unloading => ("UNLOADING", "OK", ""),
+        ModelState::Unloaded => ("END", "OK", ""),
     };
     writer.raw("{\"version\":").string(&status.version).raw(",\"state\":\"").raw(state);
     writer.raw("\",\"status\":{\"error_code\":\"").raw(code).raw("\",\"error_message\":").string(message).raw("}}");

@@ -55,8 +55,8 @@ async fn server(State(shared): State<Arc<Shared>>) -> Response {
     writer.list(versions, |writer, (name, version)| {
         writer.raw("{\"name\":").string(&name).raw(",\"version\":").string(&version.version);
         writer.raw(",\"state\":\"").raw(version.state.name()).raw("\"");
-        if let ModelState::Failed(reason) = &version.state {
-            writer.raw(",\"reason\":").string(reason);
+        if !version.reason().is_empty() {
+            writer.raw(",\"reason\":").string(version.reason());
         }
         writer.raw("}");
     });
@@ -84,7 +84,7 @@ async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<
         .filter(|version| matches!(version.state, ModelState::Ready(_)))
         .map(|version| version.version)
         .collect();
-    let (signature, settings, file) = (handle.model().signature(), handle.settings(), handle.model().metadata());
+    let (signature, settings, file) = (handle.signature(), handle.settings(), handle.metadata());
     let mut writer = Writer::default();
     writer.raw("{\"name\":").string(handle.name()).raw(",\"versions\":[").list(versions, |writer, version| {
         writer.string(&version);
@@ -134,7 +134,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     }
     let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
     let started = Instant::now();
-    let signature = handle.model().signature();
+    let signature = handle.signature();
     let Decoded { id, inputs, outputs, timeout } = decode::decode(&bytes, signature)
         .map_err(|error| Error::new(error.kind(), format!("model `{}`: {}", path.model, error.message())))?;
     let parsed = Instant::now();
