@@ -38,6 +38,15 @@ pub struct Unload {
     pub dependents: bool,
 }
 
+/// What a change brought.
+#[derive(Debug, Default)]
+struct Changed {
+    /// Versions that failed, and why.
+    failures: Vec<(String, String)>,
+    /// What served before and does not any more.
+    retired: Vec<(String, Servable)>,
+}
+
 /// What became of one version.
 type Loaded = (String, Result<Servable, String>);
 
@@ -98,7 +107,7 @@ impl Repository {
             self.fail(name, &reason);
             Error::invalid(format!("model `{name}`: {reason}"))
         })?;
-        let (failures, retired) = self.apply(name, found, Pace::Background, &|_| {});
+        let Changed { failures, retired } = self.apply(name, found, Pace::Background, &|_| {});
         drop(scratch);
         self.drain_later(name, retired);
         match failures.first() {
@@ -157,20 +166,14 @@ impl Repository {
         match found {
             Err(reason) => self.fail(name, &reason),
             Ok(found) => {
-                let (_, retired) = self.apply(name, found, Pace::Startup, &progress);
+                let Changed { retired, .. } = self.apply(name, found, Pace::Startup, &progress);
                 self.drain(name, retired);
             }
         }
     }
 
-    /// Loads the wanted versions and exchanges them for what served. Returns what failed, and what serves no more.
-    fn apply(
-        &self,
-        name: &str,
-        found: Found,
-        pace: Pace,
-        progress: &dyn Fn(&VersionStatus),
-    ) -> (Vec<(String, String)>, Vec<(String, Servable)>) {
+    /// Loads the wanted versions and exchanges them for what served.
+    fn apply(&self, name: &str, found: Found, pace: Pace, progress: &dyn Fn(&VersionStatus)) -> Changed {
         let serves = {
             let mut entries = self.write();
             let entry = entries.get_mut(name).expect("the gate made it");
@@ -251,8 +254,8 @@ impl Repository {
     }
 
     /// Puts what was loaded into service and takes out what is not wanted any more.
-    fn exchange(&self, name: &str, found: Found, loaded: Vec<Loaded>) -> (Vec<(String, String)>, Vec<(String, Servable)>) {
-        let (mut failures, mut retired) = (Vec::new(), Vec::new());
+    fn exchange(&self, name: &str, found: Found, loaded: Vec<Loaded>) -> Changed {
+        let Changed { mut failures, mut retired } = Changed::default();
         let mut entries = self.write();
         let entry = entries.get_mut(name).expect("the gate made it");
         let kept: Vec<String> = loaded.iter().map(|(version, _)| version.clone()).collect();
@@ -289,7 +292,7 @@ impl Repository {
             }
         });
         entry.settings = found.settings;
-        (failures, retired)
+        Changed { failures, retired }
     }
 
     /// Notes why a model as a whole could not be loaded; what serves goes on.
