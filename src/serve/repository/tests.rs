@@ -35,7 +35,7 @@ fn reason(repository: &Repository, name: &str, version: &str) -> String {
 
 async fn answers(servable: &Servable) -> bool {
     let input = Tensor::new(&[1, 2], vec![1.0_f32, 2.0]).unwrap();
-    servable.infer(InferRequest { inputs: vec![input], deadline: None }).await.is_ok()
+    servable.infer(InferRequest::new(vec![input])).await.is_ok()
 }
 
 /// Waits until nothing is being unloaded any more.
