@@ -51,7 +51,7 @@ metrics! {
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
     DISPATCHED = "counter" "ndserve_batches_dispatched_total" ["model", "version", "reason"] "Forward passes by the reason they began then: full, idle, delay, deadline, inline";
     REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
-    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
