@@ -15,14 +15,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderValue, header};
 
+use super::Shared;
+use super::body::{self, Payload};
 use super::error::Failure;
+use super::infer::{self, Parameters, off_thread};
 use super::json::Writer;
-use super::layers::{Measured, answer, json_response};
-use super::metrics::Phases;
+use super::layers::json_response;
 use super::path::{ModelPath, wrong_method};
-use super::{Shared, body};
 use crate::error::{Error, Kind};
-use crate::serve::{Handle, InferRequest, State as ModelState, VersionStatus};
+use crate::serve::{Servable, State as ModelState, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
 pub use encode::encode;
@@ -64,21 +65,28 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
     response
 }
 
-async fn infer(shared: &Shared, handle: &Handle, request: Request) -> Result<Response, Failure> {
+async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
+    let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
-    let signature = handle.model().signature();
-    let Decoded { inputs, form } = decode(&bytes, signature)?;
-    let parsed = Instant::now();
-    // The numbers are in the tensors: the body's memory is not held while the request waits.
-    drop(bytes);
-    let response = handle.infer(InferRequest { inputs, deadline: None }).await?;
-    let computed = Instant::now();
-    let body = encode(&response.outputs, signature, &handle.settings().labels, form)?;
-    let phases =
-        Phases { parse: parsed - started, queue: response.timing.queue, compute: response.timing.compute, serialize: computed.elapsed() };
-    Ok(answer(body, Measured { phases, metrics: shared.metrics.model(handle.name(), handle.version()) }))
+    let decoded = {
+        let handle = handle.clone();
+        // The numbers are in the tensors then: the body's memory is not held while the request waits.
+        off_thread(bytes.len(), move || decode(&bytes, handle.signature())).await?
+    };
+    let Decoded { inputs, form } = decoded;
+    let executed = infer::execute(shared, handle, inputs, &Parameters::default(), started).await?;
+    let measured = executed.clock();
+    let payload = {
+        let (handle, non_finite) = (handle.clone(), shared.limits.non_finite);
+        body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
+            let (signature, labels) = (handle.signature(), &handle.settings().labels);
+            let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
+            Ok(Payload::new("application/json", vec![body.into()], coding))
+        })
+        .await?
+    };
+    Ok(measured.answer(payload, shared, handle))
 }
 
 /// `{"models":[…]}`, every configured one.
@@ -111,6 +119,8 @@ fn version_status(writer: &mut Writer, status: &VersionStatus) {
         ModelState::Loading => ("LOADING", "OK", ""),
         ModelState::Ready(_) => ("AVAILABLE", "OK", ""),
         ModelState::Failed(reason) => ("END", "UNKNOWN", reason.as_str()),
+        ModelState::Unloading => ("UNLOADING", "OK", ""),
+        ModelState::Unloaded => ("END", "OK", ""),
     };
     writer.raw("{\"version\":").string(&status.version).raw(",\"state\":\"").raw(state);
     writer.raw("\",\"status\":{\"error_code\":\"").raw(code).raw("\",\"error_message\":").string(message).raw("}}");

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
-pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, Period, Value};
+pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Value};
 
-use crate::engine::{Isa, LoadOptions, PASSES};
+use crate::engine::{Isa, LoadOptions, PASSES, Precision};
 use crate::resources;
 
 /// The file that is read if no other is named and it exists.
@@ -172,6 +172,15 @@ settings! {
     /// the time, the engine does the work.
     http_threads: Count = "auto";
 
+    #![group = "Answers"]
+    /// What JSON answers say for NaN and infinities, which JSON does not have: `token` writes `NaN`, `Infinity` and `-Infinity`
+    /// bare, as Triton and TensorFlow Serving do; `null` suits clients whose parsers know JSON only; `error` refuses the request
+    /// with 400. Binary tensors are always exact.
+    json_non_finite: NonFinite = "token";
+    /// Compress answers for clients that accept it (`Accept-Encoding: gzip` or `deflate`). Turn it off where the network is
+    /// faster than the compression: many HTTP libraries accept by default.
+    compress_answers: bool = "true";
+
     #![group = "Batching"]
     /// Most rows of one run of a model, and so of one request. `max_batch_rows` of a model's `model.toml` goes before it;
     /// raise it if clients send larger batches, or if batches of this size are usual under load and memory allows.
@@ -196,6 +205,10 @@ settings! {
     /// Instruction set of the kernels. Lower it to compare results between machines: with the same one they are equal to
     /// the bit.
     isa: IsaChoice = "auto";
+    /// Arithmetic of products with constant weights. `bf16` rounds their operands to 8 bits of mantissa: half the memory of
+    /// the weights, and several times the speed where the machine multiplies bf16 (instruction set `amx`). `ndserve check`
+    /// tells how far golden samples are then from what was recorded; a model that leaves its tolerance is not served.
+    precision: Precision = "f32";
     /// Optimiser passes to leave out, by name. For finding out which pass changed a result.
     disable_pass: Names = "";
 
@@ -244,6 +257,7 @@ impl Settings {
         };
         LoadOptions {
             isa,
+            precision: self.precision,
             memory_limit: self.memory_limit.0,
             run_limit: Some(self.run_limit.0),
             disabled_passes: self.disable_pass.0.clone(),

@@ -13,7 +13,7 @@ use clap::Arg;
 use clap::builder::BoolishValueParser;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-use crate::engine::Isa;
+use crate::engine::{Isa, Precision};
 
 /// A type of settings.
 pub trait Value: Clone + Send + Sync + 'static {
@@ -111,7 +111,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, Bytes, Count, IsaChoice, LogFormat);
+deserialize_as_text!(Period, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
@@ -236,14 +236,22 @@ pub enum IsaChoice {
     Fixed(Isa),
 }
 
+impl Value for Precision {
+    const NAME: &'static str = "f32|bf16";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
 impl Value for IsaChoice {
-    const NAME: &'static str = "auto|scalar|avx2|avx512";
+    const NAME: &'static str = "auto|scalar|avx2|avx512|amx";
 
     fn parse(text: &str) -> Result<Self, String> {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let isa: Isa = text.parse().map_err(|_| format!("`{text}` is none of auto, scalar, avx2, avx512"))?;
+        let isa: Isa = text.parse().map_err(|_| format!("`{text}` is none of auto, scalar, avx2, avx512, amx"))?;
         if isa.is_available() { Ok(Self::Fixed(isa)) } else { Err(format!("this machine does not have the instruction set `{isa}`")) }
     }
 }
@@ -265,6 +273,31 @@ impl Value for LogFormat {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             _ => Err(format!("`{text}` is neither text nor json")),
+        }
+    }
+}
+
+/// What JSON answers say for NaN and the infinities, for which JSON has no form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// The bare tokens `NaN`, `Infinity` and `-Infinity`.
+    #[default]
+    Token,
+    /// `null`.
+    Null,
+    /// The request is refused.
+    Error,
+}
+
+impl Value for NonFinite {
+    const NAME: &'static str = "token|null|error";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "token" => Ok(Self::Token),
+            "null" => Ok(Self::Null),
+            "error" => Ok(Self::Error),
+            _ => Err(format!("`{text}` is none of token, null, error")),
         }
     }
 }
@@ -320,6 +353,8 @@ mod tests {
         assert!(Count::parse("0").is_err() && Count::parse("-1").is_err());
         assert_eq!(IsaChoice::parse("scalar"), Ok(IsaChoice::Fixed(Isa::Scalar)));
         assert!(IsaChoice::parse("sse9").is_err());
+        assert_eq!(NonFinite::parse("null"), Ok(NonFinite::Null));
+        assert!(NonFinite::parse("nan").is_err());
         assert_eq!(Names::parse("a, b,,"), Ok(Names(vec!["a".into(), "b".into()])));
     }
 }
