@@ -1,9 +1,14 @@
 //! The service through its sockets: a server in this process on a free port, and a client that writes raw bytes.
 
 mod acceptance;
+mod access;
 mod bad_input;
 mod client;
 mod contract;
 mod lifecycle;
+mod listeners;
 mod models;
+mod secure;
 mod server;
+mod traces;
+mod wire;
