@@ -260,6 +260,9 @@ impl Metrics {
     }
 }
 
+/// A family whose samples have the labels of a version, and where a sample is read.
+type Row<T> = (&'static Metric, fn(&T) -> f64);
+
 /// A family with Triton's name; Triton's labels of a model are `model` and `version` too.
 const fn triton(name: &'static str, kind: &'static str, help: &'static str) -> Metric {
     Metric { name, kind, labels: &["model", "version"], help }
@@ -270,7 +273,7 @@ fn micros(seconds: f64) -> f64 {
 }
 
 /// Triton's counters of answered requests. Its units stay: microseconds.
-const TRITON_REQUESTS: &[(&Metric, fn(&ModelMetrics) -> f64)] = &[
+const TRITON_REQUESTS: &[Row<ModelMetrics>] = &[
     (&triton("nv_inference_request_success", "counter", "Answered inferences"), |model| model.serialize.get_sample_count() as f64),
     (&triton("nv_inference_request_duration_us", "counter", "Time of answered inferences: all phases"), |model| {
         let phases = [&model.parse, &model.queue, &model.compute, &model.serialize];
@@ -287,7 +290,7 @@ const TRITON_REQUESTS: &[(&Metric, fn(&ModelMetrics) -> f64)] = &[
 ];
 
 /// Triton's counters of forward passes.
-const TRITON_PASSES: &[(&Metric, fn(&StatsSnapshot) -> f64)] = &[
+const TRITON_PASSES: &[Row<StatsSnapshot>] = &[
     (&triton("nv_inference_count", "counter", "Rows of forward passes"), |stats| stats.rows as f64),
     (&triton("nv_inference_exec_count", "counter", "Forward passes"), |stats| stats.batches() as f64),
     (&triton("nv_inference_pending_request_count", "gauge", "Requests that wait for a worker"), |stats| stats.waiting as f64),
@@ -299,7 +302,7 @@ pub fn triton_metrics() -> impl Iterator<Item = &'static Metric> {
 }
 
 /// Counters and gauges that each version has.
-const VERSION_ROWS: &[(&Metric, fn(&StatsSnapshot) -> f64)] = &[
+const VERSION_ROWS: &[Row<StatsSnapshot>] = &[
     (&COMPUTE, |stats| stats.compute.as_secs_f64()),
     (&INLINE, |stats| stats.inline as f64),
     (&QUEUE, |stats| stats.waiting as f64),

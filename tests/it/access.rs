@@ -73,7 +73,8 @@ fn the_admin_listener_has_its_own_key() {
     let (infer, one) = new_key("app", Role::Infer, None).unwrap();
     let (admin, two) = new_key("operator", Role::Admin, None).unwrap();
     let (infer, admin) = (format!("x-api-key: {infer}"), format!("x-api-key: {admin}"));
-    let access = Access { keys: Some(watched(&folder, &(one + &two))), keyless: Keyless { probes: true, metrics: true }, ..Access::default() };
+    let access =
+        Access { keys: Some(watched(&folder, &(one + &two))), keyless: Keyless { probes: true, metrics: true }, ..Access::default() };
     let server = start(access, &[Surface::Public, Surface::Admin]);
     assert_eq!(ask(&server, 0, "POST", "/predict", &[&infer]).status, 200);
     assert_eq!(ask(&server, 1, "POST", "/predict", &[&infer]).status, 403);

@@ -170,7 +170,9 @@ fn a_collector_that_is_busy_is_asked_again_and_one_that_refuses_is_not() {
         std::thread::yield_now();
     }
     let page = get(server.address, "/metrics").body;
-    assert!(page.contains("ndserve_spans_total{outcome=\"exported\"} 1\n") && page.contains("ndserve_spans_total{outcome=\"dropped\"} 1\n"));
+    assert!(
+        page.contains("ndserve_spans_total{outcome=\"exported\"} 1\n") && page.contains("ndserve_spans_total{outcome=\"dropped\"} 1\n")
+    );
 }
 
 #[test]

@@ -39,10 +39,15 @@ impl Cors {
             }
             // A browser sends scheme, host and port, never a path: with one it would silently match nothing.
             let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-            let valid = rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '*', ' '])) && !origin.contains(char::is_uppercase);
+            let valid =
+                rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '*', ' '])) && !origin.contains(char::is_uppercase);
             match HeaderValue::from_str(origin) {
                 Ok(value) if valid => cors.origins.push(value),
-                _ => return Err(format!("`{origin}` is neither `*` nor an origin such as https://example.com, in lower case and without a path")),
+                _ => {
+                    return Err(format!(
+                        "`{origin}` is neither `*` nor an origin such as https://example.com, in lower case and without a path"
+                    ));
+                }
             }
         }
         Ok(cors)

@@ -131,7 +131,8 @@ impl KeyRing {
         /// 128 bits in hexadecimal digits.
         const MIN_BYTES: usize = 32;
         for (i, part) in text.split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate() {
-            let (name, key) = part.split_once('=').map_or((format!("{kind}-{}", i + 1), part), |(name, key)| (name.trim().to_owned(), key.trim()));
+            let (name, key) =
+                part.split_once('=').map_or((format!("{kind}-{}", i + 1), part), |(name, key)| (name.trim().to_owned(), key.trim()));
             if key.len() < MIN_BYTES || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(format!("key `{name}`: it must have {MIN_BYTES} visible ASCII characters or more; `ndserve key` makes one"));
             }

@@ -177,7 +177,8 @@ impl Access {
 
 fn limited(key: &Key, wait: Duration) -> Refusal {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    let mut refusal = Refusal::new(Kind::RateLimited, format!("the API key `{}` has used up its rate; try again in {seconds} s", key.name()));
+    let mut refusal =
+        Refusal::new(Kind::RateLimited, format!("the API key `{}` has used up its rate; try again in {seconds} s", key.name()));
     refusal.header = Some((header::RETRY_AFTER, seconds.into()));
     refusal
 }
@@ -232,7 +233,8 @@ mod tests {
         assert_eq!(Guard::of("/predict", true), Guard::Admin, "a profile tells about the model");
     }
 
-    const KEY: [&str; 3] = ["infer-0123456789abcdef0123456789abcdef", "metrics-0123456789abcdef0123456789", "admin-0123456789abcdef0123456789abcd"];
+    const KEY: [&str; 3] =
+        ["infer-0123456789abcdef0123456789abcdef", "metrics-0123456789abcdef0123456789", "admin-0123456789abcdef0123456789abcd"];
 
     fn access(roles: &[Role], keyless: Keyless) -> Access {
         let mut ring = KeyRing::default();
@@ -292,7 +294,9 @@ mod tests {
             refused(&access, Surface::Whole, Guard::Model, &headers)
         };
         let key = KEY[0];
-        for (name, value) in [("x-api-key", key.to_owned()), ("authorization", format!("bearer  {key}")), ("authorization", format!("BEARER {key} "))] {
+        for (name, value) in
+            [("x-api-key", key.to_owned()), ("authorization", format!("bearer  {key}")), ("authorization", format!("BEARER {key} "))]
+        {
             assert_eq!(with(name, &value), None, "{name}: {value}");
         }
         for (name, value) in [

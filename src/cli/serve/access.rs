@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::api::access::{Cors, Keyless, KeyRing, Role};
+use crate::api::access::{Cors, KeyRing, Keyless, Role};
 use crate::api::{Access, Collector, Listener, Listeners, Surface, Tls, TlsFiles, Watched, export, open_tls};
 use crate::config::{Endpoint, Settings};
 use crate::trace::Tracer;
@@ -72,16 +72,23 @@ pub(super) fn openness(settings: &Settings, access: &Access) -> Vec<String> {
     let keys = access.keys.as_ref().map(Watched::get);
     let has_admin = keys.as_ref().is_some_and(|keys| keys.has_admin());
     // A client certificate is asked for over TLS alone.
-    let open = |endpoint: &&Endpoint| !endpoint.is_local() && !(matches!(endpoint, Endpoint::Https(_)) && settings.tls_client_ca.is_some());
+    let asks = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Https(_)) && settings.tls_client_ca.is_some();
+    let open = |endpoint: &&Endpoint| !(endpoint.is_local() || asks(endpoint));
     let mut warnings = Vec::new();
-    if keys.is_none() && let Some(endpoint) = settings.listen.0.iter().find(open) {
+    if keys.is_none()
+        && let Some(endpoint) = settings.listen.0.iter().find(open)
+    {
         let what = if settings.admin_listen.0.is_empty() { "may use, load and unload every model" } else { "may use every model" };
         warnings.push(format!("whoever reaches {endpoint} {what}; set keys-file, tls-client-ca, or listen on 127.0.0.1"));
     }
     if !has_admin && let Some(endpoint) = settings.admin_listen.0.iter().find(open) {
-        warnings.push(format!("whoever reaches {endpoint} may load and unload every model; make a key with the role admin, or listen on 127.0.0.1"));
+        warnings.push(format!(
+            "whoever reaches {endpoint} may load and unload every model; make a key with the role admin, or listen on 127.0.0.1"
+        ));
     }
-    if keys.is_some() && let Some(endpoint) = settings.listen.0.iter().find(|endpoint| !endpoint.is_local() && matches!(endpoint, Endpoint::Http(_))) {
+    if keys.is_some()
+        && let Some(endpoint) = settings.listen.0.iter().find(|endpoint| !endpoint.is_local() && matches!(endpoint, Endpoint::Http(_)))
+    {
         warnings.push(format!("keys sent to {endpoint} can be read on the way; use https://, or a proxy that does"));
     }
     warnings
