@@ -26,7 +26,7 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 fn collector(statuses: &'static [u16]) -> (SocketAddr, mpsc::Receiver<ExportTraceServiceRequest>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (send, messages) = mpsc::channel();
+    let (send, messages) = mpsc::sync_channel(1000);
     std::thread::spawn(move || {
         for (i, stream) in listener.incoming().enumerate() {
             let mut stream = stream.unwrap();
