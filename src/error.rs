@@ -23,6 +23,8 @@ pub enum Kind {
     MethodNotAllowed,
     /// The body exceeds the limit.
     TooLarge,
+    /// The body is encoded in a way that the server does not read.
+    UnsupportedEncoding,
     /// A header exceeds the limit.
     HeadersTooLarge,
     /// The body did not arrive in time.
@@ -49,6 +51,7 @@ impl Kind {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::TooLarge,
+        Self::UnsupportedEncoding,
         Self::HeadersTooLarge,
         Self::Timeout,
         Self::Unavailable,
@@ -68,6 +71,7 @@ impl Kind {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TooLarge => "too_large",
+            Self::UnsupportedEncoding => "unsupported_encoding",
             Self::HeadersTooLarge => "headers_too_large",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",

@@ -3,8 +3,10 @@
 mod acceptance;
 mod access;
 mod bad_input;
+mod binary;
 mod client;
 mod contract;
+mod equality;
 mod lifecycle;
 mod listeners;
 mod models;

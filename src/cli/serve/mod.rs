@@ -156,6 +156,8 @@ fn limits(settings: &Settings) -> Limits {
         body_timeout: settings.body_read_timeout.0,
         max_in_flight: settings.max_in_flight,
         max_timeout: settings.request_timeout_max.0,
+        non_finite: settings.json_non_finite,
+        compress: settings.compress_answers,
     }
 }
 
