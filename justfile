@@ -77,6 +77,10 @@ full-size *NAMES:
 bench-kernels *ARGS:
     cargo bench --locked --bench kernels -- {{ARGS}}
 
+# the engine beside ONNX Runtime and OpenVINO on exported models (installs both and PyTorch into .venv-peers)
+bench-peers *ARGS:
+    scripts/peers/run.sh {{ARGS}}
+
 # the server under load beside a hand-written handler (needs wrk)
 bench-serve *ARGS:
     scripts/bench_serve.py {{ARGS}}
