@@ -4,6 +4,7 @@
 //! come out as `{"outputs": …}`. No content type is asked for. Where KServe and TensorFlow Serving answer the same path
 //! differently, the answer has the members of both.
 
+mod cloud_event;
 mod decode;
 mod encode;
 mod messages;
@@ -20,12 +21,13 @@ use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::infer::{self, Parameters, off_thread};
-use super::layers::json;
+use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
 use crate::error::{Error, Kind};
 use crate::serve::{self, Handle, State as ModelState};
 
+use cloud_event::{Event, STRUCTURED};
 use messages::{Alive, Metadata, ModelStatus, Models, PredictRequest, PredictResponse, StatusCode, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
@@ -56,7 +58,12 @@ pub(super) fn routes() -> Routes {
 }
 
 fn predicts(summary: &'static str) -> Doc {
-    Doc::new(summary).takes::<PredictRequest>().json::<PredictResponse>().example(Example::Instances)
+    Doc::new(summary)
+        .takes::<PredictRequest>()
+        .json::<PredictResponse>()
+        .takes_bytes(STRUCTURED)
+        .bytes(STRUCTURED)
+        .example(Example::Instances)
 }
 
 async fn alive() -> Result<Response, Failure> {
@@ -87,26 +94,31 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
 
 async fn infer(shared: &Shared, handle: &Arc<Handle>, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
+    let event = Event::of(&parts.headers);
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let decoded = {
         let handle = Arc::clone(handle);
         // The numbers are in the tensors then: the body's memory is not held while the request waits.
-        off_thread(bytes.len(), move || decode(&bytes, handle.model().signature())).await?
+        off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.model().signature())).await?
     };
     let Decoded { inputs, form } = decoded;
     let executed = infer::execute(shared, handle, inputs, &Parameters::default(), started).await?;
-    let measured = executed.clock();
+    let clock = executed.clock();
+    let id = id_of(&parts.headers);
     let payload = {
-        let (handle, non_finite) = (Arc::clone(handle), shared.limits.non_finite);
+        let (handle, non_finite, id) = (Arc::clone(handle), shared.limits.non_finite, id.to_owned());
         body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
             let (signature, labels) = (handle.model().signature(), &handle.settings().labels);
             let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
-            Ok(Payload::new("application/json", vec![body.into()], coding))
+            let (content_type, pieces) = event.wrap(body, handle.name(), &id);
+            Ok(Payload::new(content_type, pieces, coding))
         })
         .await?
     };
-    Ok(measured.answer(payload, shared, handle))
+    let mut response = clock.answer(payload, shared, handle);
+    event.answer(&mut response, handle.name(), id);
+    Ok(response)
 }
 
 /// Every configured model.
