@@ -1,7 +1,6 @@
 //! What a path says: which model, which version, which verb. And the answers to paths that say nothing known.
 
 use std::future::{Ready, ready};
-use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
@@ -9,7 +8,7 @@ use http::{Method, Uri};
 
 use super::error::Failure;
 use crate::error::{Error, Kind};
-use crate::serve::{Handle, Repository};
+use crate::serve::{Choice, Repository, Servable};
 
 /// The model that a path names: the parameters `model`, `version` and `label`, percent-decoded once.
 #[derive(Debug)]
@@ -35,8 +34,11 @@ impl ModelPath {
     ///
     /// # Errors
     /// As [`Repository::get`].
-    pub(super) fn find(&self, repository: &Repository) -> Result<Arc<Handle>, Error> {
-        repository.get(&self.model, self.label.as_deref().or(self.version.as_deref()))
+    pub(super) fn find(&self, repository: &Repository) -> Result<Servable, Error> {
+        match &self.label {
+            Some(label) => repository.get(&self.model, Choice::Label(label)),
+            None => repository.get(&self.model, self.version.as_deref()),
+        }
     }
 
     /// The last part of the path: the model's name, or a version or label of it.

@@ -25,7 +25,7 @@ use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
 use crate::error::{Error, Kind};
-use crate::serve::{self, Handle, State as ModelState};
+use crate::serve::{self, Servable, State as ModelState};
 
 use cloud_event::{Event, STRUCTURED};
 use messages::{Alive, Metadata, ModelStatus, Models, PredictRequest, PredictResponse, StatusCode, VersionStatus};
@@ -92,24 +92,24 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
     response
 }
 
-async fn infer(shared: &Shared, handle: &Arc<Handle>, request: Request) -> Result<Response, Failure> {
+async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let event = Event::of(&parts.headers);
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let decoded = {
-        let handle = Arc::clone(handle);
+        let handle = handle.clone();
         // The numbers are in the tensors then: the body's memory is not held while the request waits.
-        off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.model().signature())).await?
+        off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.signature())).await?
     };
     let Decoded { inputs, form } = decoded;
     let executed = infer::execute(shared, handle, inputs, &Parameters::default(), started).await?;
     let clock = executed.clock();
     let id = id_of(&parts.headers);
     let payload = {
-        let (handle, non_finite, id) = (Arc::clone(handle), shared.limits.non_finite, id.to_owned());
+        let (handle, non_finite, id) = (handle.clone(), shared.limits.non_finite, id.to_owned());
         body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
-            let (signature, labels) = (handle.model().signature(), &handle.settings().labels);
+            let (signature, labels) = (handle.signature(), &handle.settings().labels);
             let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
             let (content_type, pieces) = event.wrap(body, handle.name(), &id);
             Ok(Payload::new(content_type, pieces, coding))
@@ -143,6 +143,8 @@ fn version_status(status: serve::VersionStatus) -> VersionStatus {
         ModelState::Loading => ("LOADING", "OK", String::new()),
         ModelState::Ready(_) => ("AVAILABLE", "OK", String::new()),
         ModelState::Failed(reason) => ("END", "UNKNOWN", reason),
+        ModelState::Unloading => ("UNLOADING", "OK", String::new()),
+        ModelState::Unloaded => ("END", "OK", String::new()),
     };
     VersionStatus { version: status.version, state, status: StatusCode { error_code, error_message } }
 }

@@ -71,8 +71,7 @@ async fn server(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> 
         model.versions.into_iter().map(move |version| (name.clone(), version))
     });
     let state = |(name, version): (String, VersionStatus)| {
-        let state = version.state.name();
-        let reason = if let ModelState::Failed(reason) = version.state { reason } else { String::new() };
+        let (state, reason) = (version.state.name(), version.reason().to_owned());
         VersionState { name, version: version.version, state, reason }
     };
     let models = versions.map(state).collect();
@@ -90,7 +89,7 @@ async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<
     let handle = path.find(&shared.repository)?;
     let of_model = shared.repository.list().into_iter().filter(|model| model.name == path.model).flat_map(|model| model.versions);
     let answering = of_model.filter(|version| matches!(version.state, ModelState::Ready(_)));
-    let (signature, settings, file) = (handle.model().signature(), handle.settings(), handle.model().metadata());
+    let (signature, settings, file) = (handle.signature(), handle.settings(), handle.metadata());
     let description = if settings.description.is_empty() { &file.description } else { &settings.description };
     let properties = [("description", description.clone()), ("labels", settings.labels.join(",")), ("producer", file.producer.clone())];
     let message = ModelMetadata {
@@ -124,10 +123,10 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let received = Instant::now();
     let prepared = {
-        let handle = Arc::clone(&handle);
+        let handle = handle.clone();
         // The body's memory is not held while the request waits.
         off_thread(bytes.len(), move || {
-            let envelope = decode::decode(&bytes, header, handle.model().signature()).map_err(|error| of_model(&handle, error))?;
+            let envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(&handle, error))?;
             prepare(envelope, &handle)
         })
         .await?
@@ -136,7 +135,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
     let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
-    let (non_finite, same) = (shared.limits.non_finite, Arc::clone(&handle));
+    let (non_finite, same) = (shared.limits.non_finite, handle.clone());
     let (json_bytes, payload) = body::encode(&parts.headers, &shared.limits, answer.bytes(), move |coding| {
         let head = Head { model: same.name(), version: same.version(), id: &id };
         let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;

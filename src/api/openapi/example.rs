@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::Example;
 use crate::engine::{DType, Dim, Port};
-use crate::serve::Repository;
+use crate::serve::{Repository, Servable};
 
 /// Longer tensors make no example that a person would read.
 const ELEMENTS_MAX: usize = 4096;
@@ -12,8 +12,8 @@ const ELEMENTS_MAX: usize = 4096;
 /// A request in the form of `example`, for the model whose name comes first, which is also the first example of the path's
 /// parameter; without a name in the path for the model that answers then.
 pub(super) fn of(example: Example, named: bool, repository: &Repository) -> Option<Value> {
-    let handle = if named { repository.ready().into_iter().next() } else { repository.default_model().ok() }?;
-    let inputs = &handle.model().signature().inputs;
+    let handle = if named { repository.ready().into_iter().next().map(Servable::from) } else { repository.default_model().ok() }?;
+    let inputs = &handle.signature().inputs;
     match example {
         Example::Tensors => Some(json!({"inputs": inputs.iter().map(tensor).collect::<Option<Vec<_>>>()?})),
         Example::Instances => {

@@ -16,7 +16,7 @@ use crate::engine::{DType, Dim, Port};
 
 pub(super) async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Response, Failure> {
     let handle = path.find(&shared.repository)?;
-    let signature = handle.model().signature();
+    let signature = handle.signature();
     let named = |ports: &[Port]| ports.iter().filter_map(|port| Some((port.name.clone(), tensor(port)?))).collect();
     let (inputs, outputs) = (named(&signature.inputs), named(&signature.outputs));
     let definition = SignatureDef { inputs, outputs, method_name: "tensorflow/serving/predict" };
