@@ -2,14 +2,14 @@
 # Requests made from the server's own OpenAPI document, valid and not, against a running server with the repository's models: no
 # answer may be a 5xx, and none may be one that the document does not have.
 #
-#   [EXAMPLES=60] [PORT=18089] scripts/schemathesis.sh BINARY
+#   [EXAMPLES=15] [PORT=18089] scripts/schemathesis.sh BINARY
 #
 # Needs python3 with venv; schemathesis is installed into target/schemathesis-venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 binary=$1
-examples=${EXAMPLES:-60}
+examples=${EXAMPLES:-15}
 port=${PORT:-18089}
 venv=target/schemathesis-venv
 address=http://127.0.0.1:$port

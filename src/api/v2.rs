@@ -71,7 +71,7 @@ async fn server(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> 
         model.versions.into_iter().map(move |version| (name.clone(), version))
     });
     let state = |(name, version): (String, VersionStatus)| {
-        let (state, reason) = (version.state.name(), version.reason().to_owned());
+        let (state, reason) = (version.state.name(), Some(version.reason().to_owned()).filter(|reason| !reason.is_empty()));
         VersionState { name, version: version.version, state, reason }
     };
     let models = versions.map(state).collect();

@@ -25,8 +25,8 @@ pub(super) struct VersionState {
     /// `loading`, `ready`, `failed` …
     pub(super) state: &'static str,
     /// Why it is in this state.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
 }
 
 /// Whether a model answers.
