@@ -41,6 +41,10 @@ isa:
 smoke:
     scripts/smoke.sh "$(scripts/static-build.sh)"
 
+# requests made from the OpenAPI document, valid and not, against the binary (installs schemathesis into target/)
+schemathesis:
+    scripts/schemathesis.sh "$(scripts/static-build.sh)"
+
 # the files in deploy/ against Dockerfile, settings and routes
 deploy:
     scripts/deploy-check.sh
