@@ -1,6 +1,6 @@
 //! The protocols: the only place that knows HTTP.
 //!
-//! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an envelope and the answer into a body,
+//! A protocol is one file with `routes()`, merged in [`App::new`], which has the routes' descriptions for OpenAPI too; it turns a body into an envelope and the answer into a body,
 //! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;
 //! nothing outside [`error`] knows a status code.
 
@@ -15,6 +15,7 @@ pub mod json;
 mod layers;
 mod listen;
 mod metrics;
+mod openapi;
 mod otlp;
 mod path;
 pub mod predict;
@@ -28,8 +29,6 @@ mod v2;
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use axum::Router;
 
 use crate::config::NonFinite;
 use crate::serve::Repository;
@@ -122,10 +121,10 @@ impl App {
         let AppOptions { limits, access, tls, tracer, triton_metrics } = options.into();
         let metrics = metrics::Metrics::new(triton_metrics);
         let shared = Arc::new(Shared { repository, metrics, limits, counts: layers::Counts::default(), access, tls, tracer });
-        let router = Router::new()
+        let router = v2::routes()
             .merge(predict::routes())
-            .merge(v2::routes())
             .merge(health::routes())
+            .into_router()
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));

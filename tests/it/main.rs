@@ -10,6 +10,7 @@ mod equality;
 mod lifecycle;
 mod listeners;
 mod models;
+mod openapi;
 mod profile;
 mod secure;
 mod server;
