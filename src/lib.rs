@@ -6,6 +6,7 @@
 //! - [`api`]: the protocols.
 //! - [`train`]: from data to a model folder.
 //! - [`cli`]: the commands.
+//! - [`trace`]: traces and profiles of requests.
 //! - [`config`], [`telemetry`], [`resources`]: settings, logs, and what the process may use.
 //! - [`error`]: the error of a request, as it leaves the engine and the queue.
 //!
@@ -19,4 +20,5 @@ pub mod error;
 pub mod resources;
 pub mod serve;
 pub mod telemetry;
+pub mod trace;
 pub mod train;

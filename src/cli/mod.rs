@@ -8,6 +8,7 @@ mod check;
 mod evaluate;
 mod files;
 mod healthcheck;
+mod key;
 mod predict;
 mod progress;
 mod serve;
@@ -40,6 +41,7 @@ enum Command {
     Healthcheck(healthcheck::Args),
     Train(train::Args),
     Evaluate(evaluate::Args),
+    Key(key::Args),
 }
 
 /// What a command could not do, in words for the person who asked.
@@ -72,6 +74,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Healthcheck(args) => healthcheck::command(args),
         Command::Train(args) => train::command(args),
         Command::Evaluate(args) => evaluate::command(args),
+        Command::Key(args) => key::command(args),
     };
     outcome.unwrap_or_else(|Failure(message)| {
         eprintln!("error: {message}");
