@@ -49,7 +49,8 @@ fn services() -> Result<(), Box<dyn Error>> {
     for oneof in ["ModelVersionPolicy.policy_choice", "ModelConfig.scheduling_choice"] {
         builder = builder
             .type_attribute(format!(".inference.{oneof}"), "#[serde(rename_all = \"snake_case\")]")
-            .field_attribute(format!(".inference.{oneof}"), "#[serde(flatten)]");
+            // Without a dot in front the path is the field's alone and not its variants'.
+            .field_attribute(oneof, "#[serde(flatten)]");
     }
     for (field, name) in
         [("ModelInput.data_type", "data_type"), ("ModelOutput.data_type", "data_type"), ("ModelInstanceGroup.kind", "kind")]

@@ -41,7 +41,7 @@ pub(super) async fn infer(
     let answer = prepared.run(shared, &handle, received).await?;
     let of = Arc::clone(&handle);
     let (response, answer) = off_thread(answer.bytes(), move || Ok((response(&answer, &of, form), answer))).await?;
-    Ok((response, answer.measured(shared, &handle)))
+    Ok((response, answer.clock().measured(shared, &handle)))
 }
 
 /// About how many bytes the inputs take.

@@ -16,7 +16,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::any_service;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};

@@ -34,14 +34,10 @@ fn tensor(port: &Port) -> TensorMetadata {
     TensorMetadata { name: port.name.clone(), datatype: describe::datatype(port).to_owned(), shape: describe::shape(port) }
 }
 
-/// Shared memory would let a client name memory of the server's machine; every one of these calls says so.
-macro_rules! unsupported {
-    ($($method:ident($request:ident) -> $response:ident),* $(,)?) => {
-        $(async fn $method(&self, _: Request<$request>) -> Answer<$response> {
-            let message = concat!(stringify!($method), " is not offered: this server has no shared memory; send and take the tensors themselves");
-            Err(status_of(Error::new(Kind::Unsupported, message)))
-        })*
-    };
+/// Shared memory would let a client name memory of the server's machine.
+fn no_shared_memory<T>(method: &str) -> Answer<T> {
+    let message = format!("{method} is not offered: this server has no shared memory; send and take the tensors themselves");
+    Err(status_of(Error::new(Kind::Unsupported, message)))
 }
 
 impl Inference {
@@ -178,13 +174,28 @@ impl GrpcInferenceService for Inference {
         ok(now.map(|now| LogSettingsResponse { settings: now.into_iter().map(told).collect() }))
     }
 
-    unsupported! {
-        system_shared_memory_status(SystemSharedMemoryStatusRequest) -> SystemSharedMemoryStatusResponse,
-        system_shared_memory_register(SystemSharedMemoryRegisterRequest) -> SystemSharedMemoryRegisterResponse,
-        system_shared_memory_unregister(SystemSharedMemoryUnregisterRequest) -> SystemSharedMemoryUnregisterResponse,
-        cuda_shared_memory_status(CudaSharedMemoryStatusRequest) -> CudaSharedMemoryStatusResponse,
-        cuda_shared_memory_register(CudaSharedMemoryRegisterRequest) -> CudaSharedMemoryRegisterResponse,
-        cuda_shared_memory_unregister(CudaSharedMemoryUnregisterRequest) -> CudaSharedMemoryUnregisterResponse,
+    async fn system_shared_memory_status(&self, _: Request<SystemSharedMemoryStatusRequest>) -> Answer<SystemSharedMemoryStatusResponse> {
+        no_shared_memory("SystemSharedMemoryStatus")
+    }
+
+    async fn system_shared_memory_register(&self, _: Request<SystemSharedMemoryRegisterRequest>) -> Answer<SystemSharedMemoryRegisterResponse> {
+        no_shared_memory("SystemSharedMemoryRegister")
+    }
+
+    async fn system_shared_memory_unregister(&self, _: Request<SystemSharedMemoryUnregisterRequest>) -> Answer<SystemSharedMemoryUnregisterResponse> {
+        no_shared_memory("SystemSharedMemoryUnregister")
+    }
+
+    async fn cuda_shared_memory_status(&self, _: Request<CudaSharedMemoryStatusRequest>) -> Answer<CudaSharedMemoryStatusResponse> {
+        no_shared_memory("CudaSharedMemoryStatus")
+    }
+
+    async fn cuda_shared_memory_register(&self, _: Request<CudaSharedMemoryRegisterRequest>) -> Answer<CudaSharedMemoryRegisterResponse> {
+        no_shared_memory("CudaSharedMemoryRegister")
+    }
+
+    async fn cuda_shared_memory_unregister(&self, _: Request<CudaSharedMemoryUnregisterRequest>) -> Answer<CudaSharedMemoryUnregisterResponse> {
+        no_shared_memory("CudaSharedMemoryUnregister")
     }
 }
 
