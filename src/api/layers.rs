@@ -3,7 +3,8 @@
 //! 1. **counts**: accepted, answered, dropped, under way;
 //! 2. **request id**: `x-request-id` of the client if it is sane, else a new one; on the answer and in the log;
 //! 3. **metrics**: duration by route, requests by status, errors by kind, phases by model;
-//! 4. **errors**: a failed answer gets its JSON body, also the framework's own; it is logged at debug, a bug at error;
+//! 4. **errors**: a failed answer gets its JSON body, or its gRPC status, also the framework's own; it is logged at debug, a bug
+//!    at error;
 //! 5. **`Server-Timing`** on answers of a model: parse, queue, compute, serialize;
 //! 6. **concurrency limit**: beyond it requests are refused at once, because a queue in front of the model's queue would only
 //!    add delay; probes pass;
@@ -28,7 +29,7 @@ use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 use super::error::{self, Failure, kind_of};
 use super::metrics::{ModelMetrics, Phases};
 use super::route::Route;
-use super::{App, Shared};
+use super::{App, Shared, grpc};
 use crate::error::{Error, Kind};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -54,7 +55,7 @@ pub(super) struct Measured {
 }
 
 /// A request under way. One that is dropped without an answer lost its client.
-struct InFlight<'a> {
+pub(super) struct InFlight<'a> {
     counts: &'a Counts,
     number: usize,
     answered: bool,
@@ -66,6 +67,45 @@ impl<'a> InFlight<'a> {
         let number = counts.in_flight.fetch_add(1, Relaxed) + 1;
         Self { counts, number, answered: false }
     }
+}
+
+impl InFlight<'_> {
+    /// It has its answer.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Measured {
+    /// Counts the phases.
+    pub(super) fn observe(&self) {
+        self.metrics.observe(&self.phases);
+    }
+}
+
+impl Shared {
+    /// A place for a request that comes by a stream, beside those that [`App::answer`] counts.
+    ///
+    /// # Errors
+    /// `Overloaded` if there is none.
+    pub(super) fn admit(&self) -> Result<InFlight<'_>, Error> {
+        let under_way = InFlight::enter(&self.counts);
+        if under_way.number <= self.limits.max_in_flight {
+            return Ok(under_way);
+        }
+        under_way.answered();
+        Err(overloaded(self.limits.max_in_flight))
+    }
+
+    /// Counts the failure of a request that came by a stream.
+    pub(super) fn refused(&self, error: &Error) {
+        self.metrics.failed(error.kind());
+        tracing::debug!(kind = error.kind().name(), error = error.message(), "request of a stream refused");
+    }
+}
+
+fn overloaded(limit: usize) -> Error {
+    Error::new(Kind::Overloaded, format!("the server has {limit} requests under way, which is its limit"))
 }
 
 impl Drop for InFlight<'_> {
@@ -88,18 +128,20 @@ impl App {
         let mut under_way = InFlight::enter(&shared.counts);
         let route = Route::of(request.uri().path());
         let id = request_id(request.headers_mut());
+        let call = grpc::is_grpc(request.headers());
 
         let mut response = if under_way.number > shared.limits.max_in_flight && !route.is_probe() {
-            let message = format!("the server has {} requests under way, which is its limit", shared.limits.max_in_flight);
-            Failure::from(Error::new(Kind::Overloaded, message)).into_response()
+            Failure::from(overloaded(shared.limits.max_in_flight)).into_response()
         } else {
             // The service is cheap to clone (one reference count) and a call wants `&mut`.
             let Ok(response) = self.service.clone().call(request).await;
             response.map(Body::new)
         };
 
-        if !response.status().is_success() {
-            finish_failure(&mut response, shared, route, &id);
+        let failed = if call { finish_call(&mut response, shared) } else { finish_failure(&mut response) };
+        let status = failed.as_ref().map_or(response.status(), |error| error::codes(error.kind()).http);
+        if let Some(error) = failed {
+            note_failure(&error, shared, route, &id);
         } else if let Some(Measured { phases, metrics }) = response.extensions_mut().remove::<Measured>() {
             metrics.observe(&phases);
             response.headers_mut().insert(SERVER_TIMING, server_timing(&phases));
@@ -110,36 +152,53 @@ impl App {
             // a connection that is about to be closed.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        shared.metrics.answered(route, response.status().as_u16(), started.elapsed());
+        shared.metrics.answered(route, status.as_u16(), started.elapsed());
         under_way.answered = true;
         response
     }
 }
 
-/// Gives a failed answer its body; counts and logs it.
-#[cold]
-fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &HeaderValue) {
-    let error = match response.extensions_mut().remove::<Failure>() {
+/// The error behind an answer that failed.
+fn error_of(response: &mut Response) -> Option<Arc<Error>> {
+    let status = response.status();
+    if status.is_success() {
+        return None;
+    }
+    Some(match response.extensions_mut().remove::<Failure>() {
         Some(Failure(error)) => error,
         // The framework's own answer.
-        None => {
-            let status = response.status();
-            Arc::new(Error::new(kind_of(status), status.canonical_reason().unwrap_or("the request failed")))
-        }
-    };
-    let kind = error.kind();
+        None => Arc::new(Error::new(kind_of(status), status.canonical_reason().unwrap_or("the request failed"))),
+    })
+}
+
+/// Gives a failed answer its body, and tells its error.
+fn finish_failure(response: &mut Response) -> Option<Arc<Error>> {
+    let error = error_of(response)?;
     let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
     match allowed {
         Some(allowed) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
             let message = format!("{}; allowed: {allowed}", error.message());
-            error::render(response, kind, &message);
+            error::render(response, error.kind(), &message);
         }
-        _ => error::render(response, kind, error.message()),
+        _ => error::render(response, error.kind(), error.message()),
     }
+    Some(error)
+}
+
+/// The same for a gRPC call, whose failed answers are successes to HTTP.
+fn finish_call(response: &mut Response, shared: &Shared) -> Option<Arc<Error>> {
+    let refused = error_of(response);
+    grpc::settle(response, refused, shared.limits.max_body_bytes)
+}
+
+/// Counts and logs a failure.
+#[cold]
+fn note_failure(error: &Error, shared: &Shared, route: Route, id: &HeaderValue) {
+    let kind = error.kind();
     shared.metrics.failed(kind);
     let (id, route) = (id.to_str().unwrap_or_default(), route.name());
     if kind == Kind::Internal {
-        let source = std::error::Error::source(&*error).map(tracing::field::display);
+        let source = std::error::Error::source(error).map(tracing::field::display);
         tracing::error!(request_id = id, route, error = error.message(), source, "request failed");
     } else {
         tracing::debug!(request_id = id, route, kind = kind.name(), error = error.message(), "request refused");
@@ -222,13 +281,6 @@ fn push_millis(text: &mut Vec<u8>, duration: Duration) {
         rest /= 10;
     }
     text.extend_from_slice(&digits[at..]);
-}
-
-/// An answer of a model.
-pub(super) fn answer(body: Vec<u8>, measured: Measured) -> Response {
-    let mut response = json_response(body);
-    response.extensions_mut().insert(measured);
-    response
 }
 
 /// A JSON answer.

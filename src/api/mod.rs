@@ -1,13 +1,17 @@
 //! The protocols: the only place that knows HTTP.
 //!
-//! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an
-//! [`InferRequest`](crate::serve::InferRequest) and the response into a body. What is common to all (limits, request ids,
-//! metrics, errors) is in `layers`; nothing outside [`error`] knows a status code.
+//! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an envelope and the answer into a body,
+//! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;
+//! nothing outside [`error`] knows a status code.
 
 mod body;
+mod coding;
 mod connection;
+mod describe;
 pub mod error;
+pub mod grpc;
 mod health;
+mod infer;
 pub mod json;
 mod layers;
 mod metrics;
@@ -15,20 +19,23 @@ mod path;
 pub mod predict;
 mod route;
 mod server;
+pub mod triton;
 mod v2;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use tokio::sync::watch;
 
+use crate::config::NonFinite;
 use crate::serve::Repository;
 
 pub use metrics::{METRICS, Metric};
 pub use route::Route;
 pub use server::{ServerOptions, Stats, serve};
 
-/// Limits of one request.
+/// Limits of one request, and how it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most bytes of a body.
@@ -39,12 +46,23 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Longest deadline that a request may set for itself; more is cut to it.
     pub max_timeout: Duration,
+    /// What JSON answers say for NaN and the infinities.
+    pub non_finite: NonFinite,
+    /// Whether answers are compressed for clients that accept it.
+    pub compress: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         // 64 MiB is what Triton takes; the others are far beyond what a healthy client and a CPU need.
-        Self { max_body_bytes: 64 << 20, body_timeout: Duration::from_secs(30), max_in_flight: 1024, max_timeout: Duration::from_secs(300) }
+        Self {
+            max_body_bytes: 64 << 20,
+            body_timeout: Duration::from_secs(30),
+            max_in_flight: 1024,
+            max_timeout: Duration::from_secs(300),
+            non_finite: NonFinite::Token,
+            compress: true,
+        }
     }
 }
 
@@ -55,6 +73,18 @@ struct Shared {
     metrics: metrics::Metrics,
     limits: Limits,
     counts: layers::Counts,
+    traces: triton::trace::Traces,
+    closing: watch::Sender<bool>,
+}
+
+impl Shared {
+    /// Resolves when the server has stopped accepting connections: what would last for ever ends then.
+    fn stopping(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut closing = self.closing.subscribe();
+        async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        }
+    }
 }
 
 /// The HTTP service: all routes under all layers. Cloning shares it.
@@ -67,11 +97,13 @@ pub struct App {
 impl App {
     /// The service for the models of `repository`.
     pub fn new(repository: Arc<Repository>, limits: Limits) -> Self {
-        let shared = Arc::new(Shared { repository, metrics: metrics::Metrics::new(), limits, counts: layers::Counts::default() });
+        let shared = Arc::new(Shared { repository, metrics: metrics::Metrics::new(), limits, counts: layers::Counts::default(), traces: Default::default(), closing: watch::Sender::new(false) });
         let router = Router::new()
             .merge(predict::routes())
             .merge(v2::routes())
             .merge(health::routes())
+            .merge(triton::routes())
+            .merge(grpc::routes(&shared))
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));

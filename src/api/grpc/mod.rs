@@ -26,7 +26,7 @@ use super::Shared;
 use proto::health::health_server::HealthServer;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 
-pub(super) use status::{is_grpc, refusal, settle};
+pub(super) use status::{is_grpc, settle};
 
 /// One route per service.
 pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {

@@ -67,7 +67,7 @@ pub(in super::super) fn settle(response: &mut Response, refused: Option<Arc<Erro
 }
 
 /// The answer that says `error`.
-pub(in super::super) fn refusal(error: &Error) -> Response {
+fn refusal(error: &Error) -> Response {
     let mut response: Response = Status::new(Code::from(codes(error.kind()).grpc), error.message()).into_http();
     *response.status_mut() = StatusCode::OK;
     response.extensions_mut().remove::<Status>();

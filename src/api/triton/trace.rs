@@ -68,7 +68,7 @@ impl Traces {
     }
 
     /// Writes the line of an answered request, if it is one of those to be traced.
-    pub(in super::super) fn record(&self, handle: &Handle, id: Option<&str>, phases: &Phases) {
+    pub(in super::super) fn record(&self, handle: &Handle, phases: &Phases) {
         if !self.any.load(Relaxed) || !self.sampled(handle.name()) {
             return;
         }
@@ -77,7 +77,6 @@ impl Traces {
             target: "ndserve::trace",
             model = handle.name(),
             version = handle.version(),
-            id,
             parse_ns = ns(phases.parse),
             queue_ns = ns(phases.queue),
             compute_ns = ns(phases.compute),
