@@ -46,9 +46,9 @@ fn configuration(handle: &Handle) -> ModelConfig {
     let rows = if signature.batchable { i32::try_from(settings.max_batch_rows).unwrap_or(i32::MAX) } else { 0 };
     // Where a batch is declared, its dimension is not among the sizes.
     let dims = |port: &Port| describe::shape(port).split_off(usize::from(signature.batchable));
-    let input = |port| ModelInput { name: port.name.clone(), data_type: of_port(port).into(), dims: dims(port), optional: false };
+    let input = |port: &Port| ModelInput { name: port.name.clone(), data_type: of_port(port).into(), dims: dims(port), optional: false };
     let output =
-        |port| ModelOutput { name: port.name.clone(), data_type: of_port(port).into(), dims: dims(port), label_filename: String::new() };
+        |port: &Port| ModelOutput { name: port.name.clone(), data_type: of_port(port).into(), dims: dims(port), label_filename: String::new() };
     let group = ModelInstanceGroup {
         name: format!("{}_0", handle.name()),
         count: i32::try_from(settings.instances).unwrap_or(i32::MAX),

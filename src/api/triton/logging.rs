@@ -1,5 +1,6 @@
 //! The logging extension: what is logged, changed while the server runs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -57,7 +58,7 @@ async fn write(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body
 }
 
 fn answer(settings: Settings) -> Result<Response, Failure> {
-    Ok(json(&settings.into_iter().collect::<serde_json::Map<_, _>>())?)
+    Ok(json(&settings.into_iter().collect::<BTreeMap<_, _>>())?)
 }
 
 /// Takes the settings that are given and tells all.
