@@ -16,10 +16,10 @@ use axum::routing::{get, post};
 use http::{HeaderValue, header};
 
 use super::Shared;
-use super::error::Failure;
-use super::json::Writer;
 use super::body::{self, Payload};
+use super::error::Failure;
 use super::infer::{self, Parameters, off_thread};
+use super::json::Writer;
 use super::layers::json_response;
 use super::path::{ModelPath, wrong_method};
 use crate::error::{Error, Kind};

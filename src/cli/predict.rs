@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::target::Target;
 use super::{Failure, Outcome, files, print};
 use crate::api::predict::{Decoded, decode, encode};
-use crate::config::{NonFinite, Engine, Flags, Settings};
+use crate::config::{Engine, Flags, NonFinite, Settings};
 use crate::engine::{Session, Threads, Value};
 use crate::error::Error;
 use crate::serve::ModelSettings;

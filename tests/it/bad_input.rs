@@ -140,11 +140,21 @@ fn infer_rows() -> Vec<Row> {
             &["the batch is empty"],
         ),
         infer("batch over the limit", five, 400, &["5 rows are more than the limit of 4"]),
-        infer("unknown input", &x(good).replace(r#""name":"n""#, r#""name":"m""#), 400, &["model `pair`: input `m` is not known; the inputs are `x`, `n`"]),
+        infer(
+            "unknown input",
+            &x(good).replace(r#""name":"n""#, r#""name":"m""#),
+            400,
+            &["model `pair`: input `m` is not known; the inputs are `x`, `n`"],
+        ),
         infer("missing input", r#"{"inputs":[]}"#, 400, &["input `x` is missing; the inputs are `x`, `n`"]),
         infer("no inputs", "{}", 400, &["input `x` is missing"]),
         infer("duplicate input", &x(good).replace(r#""name":"n""#, r#""name":"x""#), 400, &["model `pair`: input `x` is given twice"]),
-        infer("unknown output", &outputs(r#"[{"name":"z"}]"#), 400, &["model `pair`: output `z` is not known; the outputs are `x_out`, `n_out`"]),
+        infer(
+            "unknown output",
+            &outputs(r#"[{"name":"z"}]"#),
+            400,
+            &["model `pair`: output `z` is not known; the outputs are `x_out`, `n_out`"],
+        ),
         infer(
             "binary input without its bytes",
             &x(r#""shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}"#),

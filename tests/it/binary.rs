@@ -192,13 +192,12 @@ fn outputs_are_classified() {
     let image = vec![0.0_f32; 2 * 64];
     let input = json!({"name": "image", "shape": [2, 1, 8, 8], "datatype": "FP32", "parameters": {"binary_data_size": 512}});
     let name = &crate::client::get(shared(), "/v2/models/digits").json()["outputs"][0]["name"];
-    let request = |classes: usize, binary: bool| {
-        json!({"inputs": [input], "outputs": [{"name": name, "parameters": {"classification": classes, "binary_data": binary}}]})
-    };
+    let request = |classes: usize, binary: bool| json!({"inputs": [input], "outputs": [{"name": name, "parameters": {"classification": classes, "binary_data": binary}}]});
     let answer = send("digits", &request(3, false), &floats(&image), &[]).json();
     let output = &answer["outputs"][0];
     assert_eq!((&output["datatype"], &output["shape"]), (&json!("BYTES"), &json!([2, 3])));
-    let classes: Vec<Vec<&str>> = output["data"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().split(':').collect()).collect();
+    let classes: Vec<Vec<&str>> =
+        output["data"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().split(':').collect()).collect();
     let scores: Vec<f32> = classes.iter().map(|class| class[0].parse().unwrap()).collect();
     assert!(scores[..3].is_sorted_by(|a, b| a >= b) && scores[..3] == scores[3..], "{answer}");
     // The labels of the digits are the digits.
@@ -207,8 +206,13 @@ fn outputs_are_classified() {
     let (json, binary) = parts(&all);
     assert_eq!(json["outputs"][0]["shape"], json!([2, 10]));
     assert_eq!(binary.len(), json["outputs"][0]["parameters"]["binary_data_size"].as_u64().unwrap() as usize);
-    let wrong = send("text", &json!({"inputs": [{"name": "s", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
-                                     "outputs": [{"name": "s_out", "parameters": {"classification": 1}}]}), b"", &[]);
+    let wrong = send(
+        "text",
+        &json!({"inputs": [{"name": "s", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+                                     "outputs": [{"name": "s_out", "parameters": {"classification": 1}}]}),
+        b"",
+        &[],
+    );
     assert_eq!((wrong.status, wrong.error().contains("output `s_out` is BYTES, which has no classes")), (400, true), "{wrong:?}");
 }
 
@@ -225,7 +229,9 @@ fn what_is_not_finite_is_written_as_the_setting_says() {
             let answer = client.send(&request_of("POST", path, &[], body.as_bytes()));
             match want {
                 Some(want) => assert!(answer.status == 200 && answer.body.contains(want), "{answer:?}"),
-                None => assert!(answer.status == 400 && answer.error().contains("2 of the answer's values are NaN or infinite"), "{answer:?}"),
+                None => {
+                    assert!(answer.status == 400 && answer.error().contains("2 of the answer's values are NaN or infinite"), "{answer:?}")
+                }
             }
         };
         let input = r#"{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,-Infinity]}"#;

@@ -116,7 +116,7 @@ proptest! {
     #[test]
     fn a_network_has_the_same_bits_in_json_and_in_binary(rows in 1..5_usize, values in prop::collection::vec(-3.0_f32..3.0, 40)) {
         let values = &values[..rows * 10];
-        let inputs = [input("x", rows, values, |value| value.to_le_bytes().to_vec())];
+        let inputs = [input("features", rows, values, |value| value.to_le_bytes().to_vec())];
         let mut client = Client::connect(shared());
         let (json, bytes) = infer(&mut client, "diabetes", &inputs, 0, true);
         let want = split(&json, &bytes);

@@ -18,13 +18,7 @@ use crate::error::Error;
 ///
 /// # Errors
 /// If rows are wanted and an output does not have one value per row, or a value is not finite and `non_finite` refuses that.
-pub fn encode(
-    outputs: &[Value],
-    signature: &Signature,
-    labels: &[String],
-    form: Form,
-    non_finite: NonFinite,
-) -> Result<Vec<u8>, Error> {
+pub fn encode(outputs: &[Value], signature: &Signature, labels: &[String], form: Form, non_finite: NonFinite) -> Result<Vec<u8>, Error> {
     let answer = Answer { outputs, ports: &signature.outputs, labels, classes: classes(outputs, labels) };
     let numbers: usize = outputs.iter().filter_map(Value::tensor).map(Tensor::len).sum();
     // About what a float32 takes, and the label's share.

@@ -74,10 +74,7 @@ fn what_is_wrong_is_named() {
         (x(r#""shape":[1,2],"datatype":"FP32","data":[[1],[2]]"#), "shape [1, 2] wants 2 values, data has 2, nested as [2, 1]"),
         (x(r#""shape":[-1,2],"datatype":"FP32","data":[]"#), "inputs[0].shape[0] is -1, out of range of uint64"),
         (x(r#""shape":[4294967296,4294967296],"datatype":"FP32","data":[]"#), "inputs[0].shape causes the total element count to exceed"),
-        (
-            x(r#""shape":[0,9223372036854775807,9],"datatype":"FP32","data":[]"#),
-            "inputs[0].shape causes the total element count to exceed",
-        ),
+        (x(r#""shape":[0,9223372036854775807,9],"datatype":"FP32","data":[]"#), "inputs[0].shape causes the total element count to exceed"),
         (x(r#""shape":[1,2],"datatype":"FP31","data":[]"#), "inputs[0].datatype is `FP31`; known are FP32, FP64"),
         (x(r#""shape":[1,2],"datatype":"FP16","data":[]"#), "receiving FP16 data via JSON is not supported. Please use the binary"),
         (x(r#""data":[],"shape":[1,2],"datatype":"BF16""#), "data format for input `x`"),
@@ -98,7 +95,10 @@ fn what_is_wrong_is_named() {
             r#"{"outputs":[{"name":"p","parameters":{"binary_data":1}}]}"#.to_owned(),
             "outputs[0].parameters.binary_data is 1 where true or false is wanted",
         ),
-        (r#"{"parameters":{"timeout":"soon"}}"#.to_owned(), "parameters.timeout is \"soon\" where a whole number of microseconds is wanted"),
+        (
+            r#"{"parameters":{"timeout":"soon"}}"#.to_owned(),
+            "parameters.timeout is \"soon\" where a whole number of microseconds is wanted",
+        ),
         (r#"{"parameters":{"triton_x":1}}"#.to_owned(), "parameters.triton_x is reserved"),
         (r#"{"id":7}"#.to_owned(), "id is a number where a string is wanted"),
         ("[]".to_owned(), "the body is an array where an object is wanted"),
