@@ -41,7 +41,11 @@ isa:
 smoke:
     scripts/smoke.sh "$(scripts/static-build.sh)"
 
-# the files in deploy/ against Dockerfile, settings and routes
+# clients of Triton and KServe, unmodified, against the binary (installs them into target/)
+clients:
+    tests/clients/run.py "$(scripts/static-build.sh)"
+
+# the files in deploy/ against Kubernetes' schemas, Dockerfile, settings and routes
 deploy:
     scripts/deploy-check.sh
 

@@ -1,4 +1,4 @@
-//! The protocols: the only place that knows HTTP.
+//! The protocols: the only place that knows HTTP and gRPC.
 //!
 //! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an envelope and the answer into a body,
 //! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;

@@ -6,6 +6,7 @@ mod binary;
 mod client;
 mod contract;
 mod equality;
+mod grpc;
 mod lifecycle;
 mod models;
 mod server;
