@@ -2,14 +2,19 @@
 //!
 //! [`METRICS`] is the one list: the families are made from it, `/metrics` shows exactly it, and the documentation is written
 //! from it. Handles are made once per model and route, so that a request only adds to atomics.
+//!
+//! To add a family: a row in [`METRICS`], and where it is read: [`server_metrics`] for the server, [`VERSION_ROWS`] for a counter
+//! or gauge of each version.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
+use super::Shared;
 use super::route::Route;
 use crate::error::Kind;
 use crate::resources;
@@ -50,6 +55,11 @@ metrics! {
     QUEUE = "gauge" "ndserve_queue_depth" ["model", "version"] "Requests that wait for a worker";
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
     MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    KEYS = "counter" "ndserve_key_requests_total" ["key", "outcome"] "Requests that brought a known API key with a role that is enough, by its name: admitted, or limited by its rate";
+    HANDSHAKES = "counter" "ndserve_tls_handshakes_failed_total" [] "Connections whose TLS handshake failed";
+    EXPIRY = "gauge" "ndserve_tls_certificate_expiry_time_seconds" [] "When the server's certificate ends, in seconds since 1970";
+    RELOADS = "counter" "ndserve_reloads_failed_total" [] "Changed files of API keys or certificates that were not valid and changed nothing";
+    SPANS = "counter" "ndserve_spans_total" ["outcome"] "Spans by what became of them: exported, or dropped because the collector was away or slow";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
@@ -103,6 +113,8 @@ pub(super) struct Metrics {
     phases: HistogramVec,
     models: RwLock<HashMap<String, Versions>>,
     started: SystemTime,
+    /// Whether the page has Triton's names too.
+    triton: bool,
 }
 
 fn histogram(registry: &Registry, metric: &Metric) -> HistogramVec {
@@ -119,7 +131,7 @@ fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(triton: bool) -> Self {
         let registry = Registry::new();
         let requests = counter(&registry, &REQUESTS);
         let errors = counter(&registry, &ERRORS);
@@ -136,6 +148,7 @@ impl Metrics {
             phases,
             models: RwLock::default(),
             started: SystemTime::now(),
+            triton,
             registry,
         }
     }
@@ -173,24 +186,128 @@ impl Metrics {
         self.errors.with_label_values(&[kind.name()]).inc();
     }
 
-    /// Everything in the text format. What the repository counts is read now.
-    pub(super) fn text(&self, repository: &Repository, in_flight: usize, dropped: u64) -> String {
+    /// Everything in the text format. What others count is read now.
+    pub(super) fn text(&self, shared: &Shared) -> String {
         let mut text = String::new();
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("METRICS has valid names");
         let mut page = Page(text);
-        page.family(&IN_FLIGHT).sample(&IN_FLIGHT, "", &[], in_flight as f64);
-        page.family(&DROPPED).sample(&DROPPED, "", &[], dropped as f64);
-        repository_metrics(&mut page, repository);
-        page.family(&INFO).sample(&INFO, "", &[env!("CARGO_PKG_VERSION")], 1.0);
-        let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        page.family(&START).sample(&START, "", &[], started.as_secs_f64());
-        let bytes = resources::resident_bytes();
-        if bytes > 0 {
-            page.family(&RESIDENT).sample(&RESIDENT, "", &[], bytes as f64);
+        self.server_metrics(&mut page, shared);
+        repository_metrics(&mut page, &shared.repository);
+        if self.triton {
+            self.triton_metrics(&mut page, &shared.repository);
         }
         page.0
     }
+
+    fn server_metrics(&self, page: &mut Page, shared: &Shared) {
+        let counts = &shared.counts;
+        let rows = [
+            (&IN_FLIGHT, counts.in_flight.load(Relaxed) as f64),
+            (&DROPPED, counts.dropped.load(Relaxed) as f64),
+            (&HANDSHAKES, counts.handshakes_failed.load(Relaxed) as f64),
+            (&RELOADS, counts.reloads_failed.load(Relaxed) as f64),
+            (&START, self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()),
+        ];
+        for (metric, value) in rows {
+            page.family(metric).sample(metric, "", &[], value);
+        }
+        page.family(&INFO).sample(&INFO, "", &[env!("CARGO_PKG_VERSION")], 1.0);
+        page.family(&KEYS);
+        if let Some(keys) = shared.access.keys() {
+            for key in keys.get().iter() {
+                page.sample(&KEYS, "", &[key.name(), "admitted"], key.admitted.load(Relaxed) as f64);
+                page.sample(&KEYS, "", &[key.name(), "limited"], key.limited.load(Relaxed) as f64);
+            }
+        }
+        let expiry = shared.tls.as_ref().and_then(|tls| tls.get().expiry);
+        page.family(&EXPIRY);
+        if let Some(expiry) = expiry.and_then(|expiry| expiry.duration_since(SystemTime::UNIX_EPOCH).ok()) {
+            page.sample(&EXPIRY, "", &[], expiry.as_secs_f64());
+        }
+        page.family(&SPANS);
+        if let Some(tracer) = &shared.tracer {
+            let (exported, dropped) = tracer.counts();
+            page.sample(&SPANS, "", &["exported"], exported as f64).sample(&SPANS, "", &["dropped"], dropped as f64);
+        }
+        // The system may not tell.
+        let bytes = resources::resident_bytes();
+        page.family(&RESIDENT);
+        if bytes > 0 {
+            page.sample(&RESIDENT, "", &[], bytes as f64);
+        }
+    }
+
+    fn triton_metrics(&self, page: &mut Page, repository: &Repository) {
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let mut versions: Vec<(&str, &str, &ModelMetrics)> = Vec::new();
+        for (name, known) in &*models {
+            versions.extend(known.iter().map(|(version, handles)| (name.as_str(), version.as_str(), &**handles)));
+        }
+        versions.sort_unstable_by_key(|(name, version, _)| (*name, *version));
+        for (metric, read) in TRITON_REQUESTS {
+            page.family(metric);
+            for (name, version, handles) in &versions {
+                page.sample(metric, "", &[name, version], read(handles));
+            }
+        }
+        let handles: Vec<_> = repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
+        for (metric, read) in TRITON_PASSES {
+            page.family(metric);
+            for (stats, handle) in &handles {
+                page.sample(metric, "", &[handle.name(), handle.version()], read(stats));
+            }
+        }
+    }
 }
+
+/// A family whose samples have the labels of a version, and where a sample is read.
+type Row<T> = (&'static Metric, fn(&T) -> f64);
+
+/// A family with Triton's name; Triton's labels of a model are `model` and `version` too.
+const fn triton(name: &'static str, kind: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind, labels: &["model", "version"], help }
+}
+
+fn micros(seconds: f64) -> f64 {
+    (seconds * 1e6).round()
+}
+
+/// Triton's counters of answered requests. Its units stay: microseconds.
+const TRITON_REQUESTS: &[Row<ModelMetrics>] = &[
+    (&triton("nv_inference_request_success", "counter", "Answered inferences"), |model| model.serialize.get_sample_count() as f64),
+    (&triton("nv_inference_request_duration_us", "counter", "Time of answered inferences: all phases"), |model| {
+        let phases = [&model.parse, &model.queue, &model.compute, &model.serialize];
+        micros(phases.iter().map(|phase| phase.get_sample_sum()).sum())
+    }),
+    (&triton("nv_inference_queue_duration_us", "counter", "Time in the queue"), |model| micros(model.queue.get_sample_sum())),
+    (&triton("nv_inference_compute_input_duration_us", "counter", "Time of reading inputs"), |model| micros(model.parse.get_sample_sum())),
+    (&triton("nv_inference_compute_infer_duration_us", "counter", "Time of forward passes, counted for each request"), |model| {
+        micros(model.compute.get_sample_sum())
+    }),
+    (&triton("nv_inference_compute_output_duration_us", "counter", "Time of writing outputs"), |model| {
+        micros(model.serialize.get_sample_sum())
+    }),
+];
+
+/// Triton's counters of forward passes.
+const TRITON_PASSES: &[Row<StatsSnapshot>] = &[
+    (&triton("nv_inference_count", "counter", "Rows of forward passes"), |stats| stats.rows as f64),
+    (&triton("nv_inference_exec_count", "counter", "Forward passes"), |stats| stats.batches() as f64),
+    (&triton("nv_inference_pending_request_count", "gauge", "Requests that wait for a worker"), |stats| stats.waiting as f64),
+];
+
+/// The families that `triton-metrics` adds.
+pub fn triton_metrics() -> impl Iterator<Item = &'static Metric> {
+    TRITON_REQUESTS.iter().map(|(metric, _)| *metric).chain(TRITON_PASSES.iter().map(|(metric, _)| *metric))
+}
+
+/// Counters and gauges that each version has.
+const VERSION_ROWS: &[Row<StatsSnapshot>] = &[
+    (&COMPUTE, |stats| stats.compute.as_secs_f64()),
+    (&INLINE, |stats| stats.inline as f64),
+    (&QUEUE, |stats| stats.waiting as f64),
+    (&CANCELLED, |stats| stats.cancelled as f64),
+];
 
 fn repository_metrics(page: &mut Page, repository: &Repository) {
     page.family(&MODEL);
@@ -212,14 +329,7 @@ fn repository_metrics(page: &mut Page, repository: &Repository) {
         page.sample(&BATCH_ROWS, "_sum", &labels, stats.rows as f64);
         page.sample(&BATCH_ROWS, "_count", &labels, stats.batches() as f64);
     }
-    type Read = fn(&StatsSnapshot) -> f64;
-    let values: [(&Metric, Read); 4] = [
-        (&COMPUTE, |stats| stats.compute.as_secs_f64()),
-        (&INLINE, |stats| stats.inline as f64),
-        (&QUEUE, |stats| stats.waiting as f64),
-        (&CANCELLED, |stats| stats.cancelled as f64),
-    ];
-    for (metric, value) in values {
+    for (metric, value) in VERSION_ROWS {
         page.family(metric);
         for (stats, handle) in &handles {
             page.sample(metric, "", &[handle.name(), handle.version()], value(stats));
@@ -237,8 +347,9 @@ impl Page {
         self
     }
 
-    fn sample(&mut self, metric: &Metric, suffix: &str, values: &[&str], value: f64) {
+    fn sample(&mut self, metric: &Metric, suffix: &str, values: &[&str], value: f64) -> &mut Self {
         self.labelled(metric, suffix, values, None, value);
+        self
     }
 
     fn bucket(&mut self, metric: &Metric, values: &[&str], bound: &str, count: u64) {

@@ -15,6 +15,7 @@ use super::stats::{Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
+use crate::trace::PassNote;
 
 /// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
 const INLINE_ALWAYS: Duration = Duration::from_micros(15);
@@ -128,10 +129,15 @@ impl Handle {
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
         let rows = self.validate(&request.inputs)?;
         let _in_flight = InFlight::enter(&self.in_flight);
+        let note = PassNote::current(&self.name, &self.version);
         if self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
+                let started = Instant::now();
                 let outcome = runner.run_one(&request.inputs, rows);
+                if let Some(note) = note {
+                    note.ran((started, Instant::now()), rows, None);
+                }
                 self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
                 return outcome;
             }
@@ -139,7 +145,7 @@ impl Handle {
         let deadline = request.deadline.or_else(|| self.settings.timeout.map(|timeout| Instant::now() + timeout));
         let ticket = Ticket { rows, class: shape_class(&request.inputs, self.model.signature().batchable), deadline };
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(ticket, Payload { inputs: request.inputs, reply })?;
+        let id = self.queue.push(ticket, Payload { inputs: request.inputs, note, reply })?;
         let mut place = Place { queue: &self.queue, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {

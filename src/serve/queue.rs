@@ -10,11 +10,14 @@ use super::request::InferResponse;
 use super::stats::Stats;
 use crate::engine::Tensor;
 use crate::error::{Error, Kind};
+use crate::trace::PassNote;
 
 /// A request in the queue.
 #[derive(Debug)]
 pub(super) struct Payload {
     pub(super) inputs: Vec<Tensor>,
+    /// Where to note the pass, if somebody looks.
+    pub(super) note: Option<PassNote>,
     pub(super) reply: oneshot::Sender<Result<InferResponse, Error>>,
 }
 
@@ -155,7 +158,7 @@ mod tests {
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Error>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], reply }, answer)
+        (Payload { inputs: vec![], note: None, reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { rows: 1, class: 0, deadline: None };

@@ -12,6 +12,7 @@ use super::request::{InferResponse, Timing};
 use super::stats::Stats;
 use crate::engine::{Model, RunError, Session, Tensor, Threads, Value};
 use crate::error::Error;
+use crate::trace::batch_ran;
 
 /// A session that survives a panic of the engine.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ impl Runner {
         let batch_rows = batch.iter().map(|job| job.rows).sum();
         let (outcome, compute) = self.run(&inputs, batch_rows, false);
         drop(inputs);
+        batch_ran(batch.iter().filter_map(|job| job.payload.note.as_ref()), (started, started + compute), batch_rows);
         match outcome {
             Ok(results) => {
                 for (job, outputs) in batch.into_iter().zip(results) {

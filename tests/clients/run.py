@@ -48,10 +48,11 @@ class Server:
         until = time.monotonic() + 60
         while True:
             text = log.read_text()
-            http = re.search(r"listens on http://([0-9.:]+)", text)
-            grpc = re.search(r"gRPC on (?:http://)?([0-9.:]+)", text)
-            if http and grpc:
-                self.http, self.grpc = http.group(1), grpc.group(1)
+            # The first is where HTTP is, the second the port of its own for gRPC.
+            line = re.search(r"listens on (.*)", text)
+            addresses = re.findall(r"http://([0-9.:]+)", line.group(1)) if line else []
+            if len(addresses) == 2:
+                self.http, self.grpc = addresses
                 probe = [str(binary), "healthcheck", "--url", f"http://{self.http}/readyz"]
                 if subprocess.run(probe, capture_output=True).returncode == 0:
                     return

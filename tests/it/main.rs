@@ -1,6 +1,7 @@
 //! The service through its sockets: a server in this process on a free port, and a client that writes raw bytes.
 
 mod acceptance;
+mod access;
 mod bad_input;
 mod binary;
 mod client;
@@ -8,5 +9,9 @@ mod contract;
 mod equality;
 mod grpc;
 mod lifecycle;
+mod listeners;
 mod models;
+mod secure;
 mod server;
+mod traces;
+mod wire;
