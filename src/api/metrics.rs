@@ -18,7 +18,7 @@ use super::Shared;
 use super::route::Route;
 use crate::error::Kind;
 use crate::resources;
-use crate::serve::{ROWS_BUCKETS, Repository, StatsSnapshot};
+use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, StatsSnapshot};
 
 /// One family of metrics.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ metrics! {
     INLINE = "counter" "ndserve_inline_passes_total" ["model", "version"] "Forward passes that ran on the thread of their request, without the queue";
     QUEUE = "gauge" "ndserve_queue_depth" ["model", "version"] "Requests that wait for a worker";
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
+    DISPATCHED = "counter" "ndserve_batches_dispatched_total" ["model", "version", "reason"] "Forward passes by the reason they began then: full, idle, delay, deadline, inline";
+    REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
     MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
     KEYS = "counter" "ndserve_key_requests_total" ["key", "outcome"] "Requests that brought a known API key with a role that is enough, by its name: admitted, or limited by its rate";
     HANDSHAKES = "counter" "ndserve_tls_handshakes_failed_total" [] "Connections whose TLS handshake failed";
@@ -192,9 +194,10 @@ impl Metrics {
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("METRICS has valid names");
         let mut page = Page(text);
         self.server_metrics(&mut page, shared);
-        repository_metrics(&mut page, &shared.repository);
+        let handles: Vec<_> = shared.repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
+        repository_metrics(&mut page, &shared.repository, &handles);
         if self.triton {
-            self.triton_metrics(&mut page, &shared.repository);
+            triton_page(&mut page, &handles);
         }
         page.0
     }
@@ -236,26 +239,20 @@ impl Metrics {
             page.sample(&RESIDENT, "", &[], bytes as f64);
         }
     }
+}
 
-    fn triton_metrics(&self, page: &mut Page, repository: &Repository) {
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let mut versions: Vec<(&str, &str, &ModelMetrics)> = Vec::new();
-        for (name, known) in &*models {
-            versions.extend(known.iter().map(|(version, handles)| (name.as_str(), version.as_str(), &**handles)));
+/// The counters of every ready version under Triton's names.
+fn triton_page(page: &mut Page, handles: &[(StatsSnapshot, Arc<Handle>)]) {
+    for (metric, read) in TRITON_ROWS {
+        page.family(metric);
+        for (stats, handle) in handles {
+            page.sample(metric, "", &[handle.name(), handle.version()], read(stats));
         }
-        versions.sort_unstable_by_key(|(name, version, _)| (*name, *version));
-        for (metric, read) in TRITON_REQUESTS {
-            page.family(metric);
-            for (name, version, handles) in &versions {
-                page.sample(metric, "", &[name, version], read(handles));
-            }
-        }
-        let handles: Vec<_> = repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
-        for (metric, read) in TRITON_PASSES {
-            page.family(metric);
-            for (stats, handle) in &handles {
-                page.sample(metric, "", &[handle.name(), handle.version()], read(stats));
-            }
+    }
+    page.family(&TRITON_FAILURE);
+    for (stats, handle) in handles {
+        for reason in FailReason::ALL {
+            page.sample(&TRITON_FAILURE, "", &[handle.name(), handle.version(), reason.name()], stats.failed(reason) as f64);
         }
     }
 }
@@ -268,57 +265,59 @@ const fn triton(name: &'static str, kind: &'static str, help: &'static str) -> M
     Metric { name, kind, labels: &["model", "version"], help }
 }
 
-fn micros(seconds: f64) -> f64 {
-    (seconds * 1e6).round()
+fn micros(time: Duration) -> f64 {
+    time.as_micros() as f64
 }
 
-/// Triton's counters of answered requests. Its units stay: microseconds.
-const TRITON_REQUESTS: &[Row<ModelMetrics>] = &[
-    (&triton("nv_inference_request_success", "counter", "Answered inferences"), |model| model.serialize.get_sample_count() as f64),
-    (&triton("nv_inference_request_duration_us", "counter", "Time of answered inferences: all phases"), |model| {
-        let phases = [&model.parse, &model.queue, &model.compute, &model.serialize];
-        micros(phases.iter().map(|phase| phase.get_sample_sum()).sum())
+/// Triton's counters, each with where it is read. Its units stay: microseconds.
+const TRITON_ROWS: &[Row<StatsSnapshot>] = &[
+    (&triton("nv_inference_request_success", "counter", "Answered inferences"), |stats| stats.success.count as f64),
+    (&triton("nv_inference_count", "counter", "Rows that were answered"), |stats| stats.inference_count as f64),
+    (&triton("nv_inference_exec_count", "counter", "Forward passes that did not fail"), |stats| stats.execution_count as f64),
+    (&triton("nv_inference_pending_request_count", "gauge", "Requests that wait for a worker"), |stats| stats.waiting as f64),
+    (
+        &triton("nv_inference_request_duration_us", "counter", "Time of answered inferences, from entering the queue to the answer"),
+        |stats| micros(stats.success.time),
+    ),
+    (&triton("nv_inference_queue_duration_us", "counter", "Time in the queue"), |stats| micros(stats.queue.time)),
+    (&triton("nv_inference_compute_input_duration_us", "counter", "Time of gathering inputs"), |stats| micros(stats.compute.input.time)),
+    (&triton("nv_inference_compute_infer_duration_us", "counter", "Time of the operators, counted for each request"), |stats| {
+        micros(stats.compute.infer.time)
     }),
-    (&triton("nv_inference_queue_duration_us", "counter", "Time in the queue"), |model| micros(model.queue.get_sample_sum())),
-    (&triton("nv_inference_compute_input_duration_us", "counter", "Time of reading inputs"), |model| micros(model.parse.get_sample_sum())),
-    (&triton("nv_inference_compute_infer_duration_us", "counter", "Time of forward passes, counted for each request"), |model| {
-        micros(model.compute.get_sample_sum())
-    }),
-    (&triton("nv_inference_compute_output_duration_us", "counter", "Time of writing outputs"), |model| {
-        micros(model.serialize.get_sample_sum())
+    (&triton("nv_inference_compute_output_duration_us", "counter", "Time of taking outputs apart"), |stats| {
+        micros(stats.compute.output.time)
     }),
 ];
 
-/// Triton's counters of forward passes.
-const TRITON_PASSES: &[Row<StatsSnapshot>] = &[
-    (&triton("nv_inference_count", "counter", "Rows of forward passes"), |stats| stats.rows as f64),
-    (&triton("nv_inference_exec_count", "counter", "Forward passes"), |stats| stats.batches() as f64),
-    (&triton("nv_inference_pending_request_count", "gauge", "Requests that wait for a worker"), |stats| stats.waiting as f64),
-];
+const TRITON_FAILURE: Metric = Metric {
+    name: "nv_inference_request_failure",
+    kind: "counter",
+    labels: &["model", "version", "reason"],
+    help: "Failed inferences by reason: REJECTED, CANCELED, BACKEND, OTHER",
+};
 
 /// The families that `triton-metrics` adds.
 pub fn triton_metrics() -> impl Iterator<Item = &'static Metric> {
-    TRITON_REQUESTS.iter().map(|(metric, _)| *metric).chain(TRITON_PASSES.iter().map(|(metric, _)| *metric))
+    TRITON_ROWS.iter().map(|(metric, _)| *metric).chain([&TRITON_FAILURE])
 }
 
 /// Counters and gauges that each version has.
 const VERSION_ROWS: &[Row<StatsSnapshot>] = &[
-    (&COMPUTE, |stats| stats.compute.as_secs_f64()),
+    (&COMPUTE, |stats| stats.compute_time.as_secs_f64()),
     (&INLINE, |stats| stats.inline as f64),
     (&QUEUE, |stats| stats.waiting as f64),
-    (&CANCELLED, |stats| stats.cancelled as f64),
+    (&CANCELLED, |stats| (stats.cancelled + stats.expired) as f64),
 ];
 
-fn repository_metrics(page: &mut Page, repository: &Repository) {
+fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(StatsSnapshot, Arc<Handle>)]) {
     page.family(&MODEL);
     for model in repository.list() {
         for version in &model.versions {
             page.sample(&MODEL, "", &[&model.name, &version.version, version.state.name()], 1.0);
         }
     }
-    let handles: Vec<_> = repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
     page.family(&BATCH_ROWS);
-    for (stats, handle) in &handles {
+    for (stats, handle) in handles {
         let labels = [handle.name(), handle.version()];
         let mut below = 0;
         for (bound, count) in ROWS_BUCKETS.iter().zip(stats.batches_by_rows) {
@@ -331,8 +330,20 @@ fn repository_metrics(page: &mut Page, repository: &Repository) {
     }
     for (metric, value) in VERSION_ROWS {
         page.family(metric);
-        for (stats, handle) in &handles {
+        for (stats, handle) in handles {
             page.sample(metric, "", &[handle.name(), handle.version()], value(stats));
+        }
+    }
+    page.family(&DISPATCHED);
+    for (stats, handle) in handles {
+        for reason in Reason::ALL {
+            page.sample(&DISPATCHED, "", &[handle.name(), handle.version(), reason.name()], stats.dispatched(reason) as f64);
+        }
+    }
+    page.family(&REFUSED);
+    for (stats, handle) in handles {
+        for (reason, count) in [("full", stats.refused_full), ("late", stats.refused_late)] {
+            page.sample(&REFUSED, "", &[handle.name(), handle.version(), reason], count as f64);
         }
     }
 }

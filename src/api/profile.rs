@@ -78,10 +78,10 @@ fn write(passes: &[Pass]) -> Bytes {
         writer.raw(",\"queue_ms\":").raw(&millis(from.saturating_duration_since(pass.queued)));
         writer.raw(",\"compute_ms\":").raw(&millis(to.saturating_duration_since(from)));
         let mut operators = pass.operators.clone().unwrap_or_default();
-        operators.sort_by_key(|operator| std::cmp::Reverse(operator.took));
+        operators.sort_by_key(|operator| std::cmp::Reverse(operator.time));
         writer.raw(",\"operators\":[").list(operators, |writer, operator| {
             writer.raw("{\"node\":").string(&operator.node).raw(",\"operator\":").string(&operator.operator);
-            writer.raw(",\"ms\":").raw(&millis(operator.took)).raw("}");
+            writer.raw(",\"ms\":").raw(&millis(operator.time)).raw("}");
         });
         writer.raw("]}");
     });

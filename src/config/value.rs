@@ -364,10 +364,10 @@ mod tests {
         assert!(Count::parse("0").is_err() && Count::parse("-1").is_err());
         assert_eq!(IsaChoice::parse("scalar"), Ok(IsaChoice::Fixed(Isa::Scalar)));
         assert!(IsaChoice::parse("sse9").is_err());
-        assert_eq!(NonFinite::parse("null"), Ok(NonFinite::Null));
-        assert!(NonFinite::parse("nan").is_err());
         assert_eq!(Ratio::parse("0.25"), Ok(Ratio(0.25)));
         assert!(["-0.1", "1.1", "NaN", "half"].iter().all(|text| Ratio::parse(text).is_err()));
+        assert_eq!(NonFinite::parse("null"), Ok(NonFinite::Null));
+        assert!(NonFinite::parse("nan").is_err());
         assert_eq!(Names::parse("a, b,,"), Ok(Names(vec!["a".into(), "b".into()])));
     }
 }

@@ -1,6 +1,6 @@
 //! One loaded version of a model: what a request talks to.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::batcher::Limits;
-use super::queue::{Payload, Queue, Ticket, expired_error};
+use super::queue::{Failed, Payload, Queue, Ticket, expired};
 use super::request::{InferRequest, InferResponse};
 use super::settings::ModelSettings;
-use super::stats::{Stats, StatsSnapshot};
+use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
@@ -38,6 +38,8 @@ pub struct Handle {
     /// Time of a forward pass of one row, measured while warming up; `None` if that was not possible.
     row_cost: Option<Duration>,
     in_flight: AtomicUsize,
+    /// What tells the next request that runs alone from all others.
+    alone: AtomicU64,
 }
 
 /// What [`Handle::start`] needs beside the model.
@@ -81,7 +83,19 @@ impl Handle {
         let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
         let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats))).collect();
         let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
-        Ok(Self { name, version, model, settings, queue, stats, workers, inline, row_cost, in_flight: AtomicUsize::new(0) })
+        Ok(Self {
+            name,
+            version,
+            model,
+            settings,
+            queue,
+            stats,
+            workers,
+            inline,
+            row_cost,
+            in_flight: AtomicUsize::new(0),
+            alone: AtomicU64::new(1),
+        })
     }
 
     /// The model's name.
@@ -127,33 +141,57 @@ impl Handle {
     /// - `DeadlineExceeded`: the deadline passed first;
     /// - `Internal`: the engine failed.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        let rows = self.validate(&request.inputs)?;
+        let arrived = Instant::now();
+        self.answer(request, arrived).await.map_err(|Failed { reason, error }| {
+            self.stats.fail(reason, arrived.elapsed());
+            error
+        })
+    }
+
+    async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, Failed> {
+        let InferRequest { inputs, deadline, profile, .. } = request;
+        let rows = self.validate(&inputs).map_err(Failed::because(FailReason::Other))?;
         let _in_flight = InFlight::enter(&self.in_flight);
         let note = PassNote::current(&self.name, &self.version);
+        let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
         if self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
-                let started = Instant::now();
-                let outcome = runner.run_one(&request.inputs, rows);
-                if let Some(note) = note {
-                    note.ran((started, Instant::now()), rows, None);
+                let outcome = runner.run_one(&inputs, rows, profile);
+                if let (Some(note), Ok(response)) = (note, &outcome) {
+                    note.ran((response.timing.started, Instant::now()), rows, None);
+                    note.profiled(response.profile.clone());
                 }
                 self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
-                return outcome;
+                return outcome.map_err(Failed::because(FailReason::Backend));
             }
         }
-        let deadline = request.deadline.or_else(|| self.settings.timeout.map(|timeout| Instant::now() + timeout));
-        let ticket = Ticket { rows, class: shape_class(&request.inputs, self.model.signature().batchable), deadline };
+        let deadline = deadline.or_else(|| self.settings.timeout.map(|timeout| arrived + timeout));
+        // A profile is that of one request: it shares its pass with no other.
+        let class = shape_class(&inputs, self.model.signature().batchable) ^ if profile { self.alone.fetch_add(1, Relaxed) } else { 0 };
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(ticket, Payload { inputs: request.inputs, note, reply })?;
-        let mut place = Place { queue: &self.queue, id: Some(id) };
+        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, profile, note: note.clone(), reply })?;
+        let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| expired_error())?,
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    place.id = None;
+                    self.queue.cancel(id, true);
+                    return Err(expired());
+                }
+            },
             None => answer.await,
         };
         place.id = None;
-        answer.unwrap_or_else(|_| Err(Error::internal("the request was lost", "a worker dropped a request without an answer")))
+        if let (Some(note), Ok(Ok(response))) = (note, &answer) {
+            note.profiled(response.profile.clone());
+        }
+        answer.unwrap_or_else(|_| {
+            let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
+            Err(Failed { reason: FailReason::Backend, error })
+        })
     }
 
     /// Checks a request; returns its rows.
@@ -215,13 +253,16 @@ impl Drop for InFlight<'_> {
 /// A request's place in the queue, given up when its client goes away.
 struct Place<'a> {
     queue: &'a Queue,
+    stats: &'a Stats,
+    arrived: Instant,
     id: Option<u64>,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.queue.cancel(id);
+            self.queue.cancel(id, false);
+            self.stats.fail(FailReason::Canceled, self.arrived.elapsed());
         }
     }
 }

@@ -18,10 +18,11 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use batcher::Reason;
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
 pub use repository::{ModelStatus, Options, Repository, State, VersionStatus, is_model_name, model_files, versions};
-pub use request::{InferRequest, InferResponse, Timing};
-pub use settings::{Defaults, ModelSettings, Versions};
-pub use stats::{ROWS_BUCKETS, Stats, StatsSnapshot};
+pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
+pub use settings::{Defaults, LevelPolicy, ModelSettings, Versions};
+pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};

@@ -134,12 +134,12 @@ impl Tracer {
 /// Time that one operator took.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorTime {
-    /// The node's name in the model.
+    /// The node's name.
     pub node: String,
-    /// The operator.
+    /// The operator's name, with its domain if that is not ONNX's own.
     pub operator: String,
-    /// How long it ran.
-    pub took: Duration,
+    /// Time of all its runs in the forward pass.
+    pub time: Duration,
 }
 
 /// A forward pass, as one of its requests saw it.
@@ -240,10 +240,10 @@ impl PassNote {
         }
     }
 
-    /// How long each operator of the pass took.
-    pub fn profiled(&self, operators: Vec<OperatorTime>) {
+    /// How long each operator of the pass took, if it was timed.
+    pub fn profiled(&self, operators: Option<Vec<OperatorTime>>) {
         if let Some(pass) = self.probe.passes().get_mut(self.index) {
-            pass.operators = Some(operators);
+            pass.operators = operators;
         }
     }
 }

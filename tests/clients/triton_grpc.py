@@ -331,10 +331,11 @@ def plain_stubs():
             invalid("300", request)
 
         def deadline():
-            array = np.zeros((1, 3), np.float32)
+            # So large that it is not even sent within the time.
+            array = np.zeros((1, 10_000_000), np.float32)
             request = service_pb2.ModelInferRequest(model_name="identity_fp32", raw_input_contents=[array.tobytes()])
             request.inputs.add(name="x", datatype="FP32", shape=array.shape)
-            error = raises(grpc.RpcError, "", lambda: stub.ModelInfer(request, timeout=1e-6))
+            error = raises(grpc.RpcError, "", lambda: stub.ModelInfer(request, timeout=0.001))
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
 
         report.check("error: contents and raw", both)

@@ -26,7 +26,7 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 fn collector(statuses: &'static [u16]) -> (SocketAddr, mpsc::Receiver<ExportTraceServiceRequest>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (send, messages) = mpsc::channel();
+    let (send, messages) = mpsc::sync_channel(1000);
     std::thread::spawn(move || {
         for (i, stream) in listener.incoming().enumerate() {
             let mut stream = stream.unwrap();
@@ -153,7 +153,7 @@ fn what_a_client_does_not_keep_makes_no_spans() {
     assert!(spans(&messages, 6).iter().all(|span| hex(&span.trace_id) == trace || span.name == "batch"));
     // The server's fault is the span's, the client's is not.
     let wrong = Client::connect(server.address).send(&request("POST", "/predict", &[], "{"));
-    assert_eq!(wrong.status, 404);
+    assert!((400..500).contains(&wrong.status));
     assert!(spans(&messages, 1)[0].status.is_none());
 }
 
@@ -180,8 +180,10 @@ fn without_a_collector_requests_go_on_and_spans_are_counted_as_dropped() {
     // A port that nobody listens at.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (server, tracer) = start(nobody, 1.0, 4);
-    for _ in 0..50 {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while tracer.counts().1 < 10 {
+        assert!(std::time::Instant::now() < end, "{:?}", tracer.counts());
         assert_eq!(get(server.address, "/livez").status, 200);
     }
-    assert!(tracer.counts().1 >= 1, "the queue has four places: {:?}", tracer.counts());
+    assert_eq!(tracer.counts().0, 0);
 }

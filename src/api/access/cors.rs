@@ -55,6 +55,9 @@ impl Cors {
 
     /// The value of `Access-Control-Allow-Origin` for a request, if its page may read the answer.
     pub(in crate::api) fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        if !self.any && self.origins.is_empty() {
+            return None;
+        }
         let origin = headers.get(header::ORIGIN)?;
         if self.any {
             return Some(HeaderValue::from_static("*"));

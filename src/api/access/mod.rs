@@ -136,6 +136,11 @@ impl Access {
         self.keys.as_ref()
     }
 
+    /// Whether every request of a listener may go on, so that none needs a look.
+    pub(super) fn is_open(&self, surface: Surface) -> bool {
+        self.keys.is_none() && surface != Surface::Public
+    }
+
     /// Whether the request may go on; with the key that let it in, if it needed one.
     pub(super) fn admit(&self, surface: Surface, guard: Guard, headers: &HeaderMap, now: Instant) -> Result<Option<Arc<Key>>, Refusal> {
         if surface == Surface::Public && matches!(guard, Guard::Admin | Guard::Metrics) {

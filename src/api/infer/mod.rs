@@ -277,7 +277,7 @@ pub(super) async fn execute(
 ) -> Result<Executed, Error> {
     let parsed = Instant::now();
     let deadline = parameters.timeout.and_then(|timeout| received.checked_add(timeout.min(shared.limits.max_timeout)));
-    let response = handle.infer(InferRequest { inputs, deadline }).await?;
+    let response = handle.infer(InferRequest { deadline, priority: parameters.priority, ..InferRequest::new(inputs) }).await?;
     let timing = response.timing;
     let phases = Phases { parse: parsed - received, queue: timing.queue, compute: timing.compute, ..Phases::default() };
     Ok(Executed { outputs: response.outputs, phases, computed: Instant::now() })
