@@ -1,7 +1,7 @@
 //! What the protocols tell of a model, in the words of the Open Inference protocol.
 
 use crate::engine::{Dim, Port};
-use crate::serve::{Handle, Repository, State};
+use crate::serve::{Repository, Servable, State};
 
 /// The ports that the protocol can name: it has tensors only.
 pub(super) fn tensors(ports: &[Port]) -> impl Iterator<Item = &Port> {
@@ -24,8 +24,8 @@ pub(super) fn shape(port: &Port) -> Vec<i64> {
 }
 
 /// The name that the protocol's list of platforms has for ONNX; it has none for weights.
-pub(super) fn platform(handle: &Handle) -> &'static str {
-    if handle.model().metadata().format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" }
+pub(super) fn platform(handle: &Servable) -> &'static str {
+    if handle.metadata().format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" }
 }
 
 /// The versions of a model that answer.
@@ -35,8 +35,8 @@ pub(super) fn versions(repository: &Repository, model: &str) -> Vec<String> {
 }
 
 /// What else is known of a model, as pairs of texts; what is empty is left out.
-pub(super) fn properties(handle: &Handle) -> Vec<(&'static str, String)> {
-    let (settings, file) = (handle.settings(), handle.model().metadata());
+pub(super) fn properties(handle: &Servable) -> Vec<(&'static str, String)> {
+    let (settings, file) = (handle.settings(), handle.metadata());
     let description = if settings.description.is_empty() { &file.description } else { &settings.description };
     let all = [("description", description.clone()), ("labels", settings.labels.join(",")), ("producer", file.producer.clone())];
     all.into_iter().filter(|(_, value)| !value.is_empty()).collect()

@@ -56,7 +56,7 @@ metrics! {
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
     DISPATCHED = "counter" "ndserve_batches_dispatched_total" ["model", "version", "reason"] "Forward passes by the reason they began then: full, idle, delay, deadline, inline";
     REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
-    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
     KEYS = "counter" "ndserve_key_requests_total" ["key", "outcome"] "Requests that brought a known API key with a role that is enough, by its name: admitted, or limited by its rate";
     HANDSHAKES = "counter" "ndserve_tls_handshakes_failed_total" [] "Connections whose TLS handshake failed";
     EXPIRY = "gauge" "ndserve_tls_certificate_expiry_time_seconds" [] "When the server's certificate ends, in seconds since 1970";

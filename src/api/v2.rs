@@ -59,8 +59,8 @@ async fn server(State(shared): State<Arc<Shared>>) -> Response {
     writer.list(versions, |writer, (name, version)| {
         writer.raw("{\"name\":").string(&name).raw(",\"version\":").string(&version.version);
         writer.raw(",\"state\":\"").raw(version.state.name()).raw("\"");
-        if let ModelState::Failed(reason) = &version.state {
-            writer.raw(",\"reason\":").string(reason);
+        if !version.reason().is_empty() {
+            writer.raw(",\"reason\":").string(version.reason());
         }
         writer.raw("}");
     });
@@ -80,7 +80,7 @@ async fn ready(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Res
 async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Response, Failure> {
     let handle = shared.repository.get(&path.model, path.version.as_deref())?;
     let versions = describe::versions(&shared.repository, &path.model);
-    let signature = handle.model().signature();
+    let signature = handle.signature();
     let mut writer = Writer::default();
     writer.raw("{\"name\":").string(handle.name()).raw(",\"versions\":[").list(versions, |writer, version| {
         writer.string(&version);
@@ -110,10 +110,10 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let received = Instant::now();
     let prepared = {
-        let handle = Arc::clone(&handle);
+        let handle = handle.clone();
         // The body's memory is not held while the request waits.
         off_thread(bytes.len(), move || {
-            let envelope = decode::decode(&bytes, header, handle.model().signature()).map_err(|error| of_model(&handle, error))?;
+            let envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(&handle, error))?;
             prepare(envelope, &handle)
         })
         .await?
@@ -122,7 +122,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
     let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
-    let (non_finite, same) = (shared.limits.non_finite, Arc::clone(&handle));
+    let (non_finite, same) = (shared.limits.non_finite, handle.clone());
     let (json_bytes, payload) = body::encode(&parts.headers, &shared.limits, answer.bytes(), move |coding| {
         let head = Head { model: same.name(), version: same.version(), id: &id };
         let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;

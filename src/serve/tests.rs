@@ -277,17 +277,17 @@ async fn a_worker_that_hangs_on_a_waiting_queue_is_seen() {
 }
 
 /// A folder that disappears with the test.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("ndserve-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn copy(&self, model: &str, to: &str) -> PathBuf {
+    pub(super) fn copy(&self, model: &str, to: &str) -> PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(model);
         let target = self.0.join(to);
         for file in ["1/model.onnx", "golden/input_0.pb", "golden/output_0.pb", "model.toml"] {

@@ -102,7 +102,9 @@ async fn what_rest_tells_grpc_tells_too() {
     assert!(client.server_live(ServerLiveRequest {}).await.unwrap().into_inner().live);
     // One of the shared server's models is broken.
     assert!(!client.server_ready(ServerReadyRequest {}).await.unwrap().into_inner().ready);
-    for (name, version, ready) in [("digits", "", true), ("digits", "1", true), ("digits", "9", false), ("broken", "", false), ("no", "", false)] {
+    for (name, version, ready) in
+        [("digits", "", true), ("digits", "1", true), ("digits", "9", false), ("broken", "", false), ("no", "", false)]
+    {
         let request = ModelReadyRequest { name: name.into(), version: version.into() };
         assert_eq!(client.model_ready(request).await.unwrap().into_inner().ready, ready, "{name} {version}");
     }
@@ -112,7 +114,10 @@ async fn what_rest_tells_grpc_tells_too() {
     let request = ModelMetadataRequest { name: "pair".into(), version: String::new() };
     let model = client.model_metadata(request).await.unwrap().into_inner();
     let rest = get(address, "/v2/models/pair").json();
-    assert_eq!((serde_json::json!(model.versions), serde_json::json!(model.platform)), (rest["versions"].clone(), rest["platform"].clone()));
+    assert_eq!(
+        (serde_json::json!(model.versions), serde_json::json!(model.platform)),
+        (rest["versions"].clone(), rest["platform"].clone())
+    );
     for (tensor, rest) in model.inputs.iter().zip(rest["inputs"].as_array().unwrap()) {
         assert_eq!(serde_json::json!({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}), *rest);
     }
@@ -220,7 +225,9 @@ async fn wrong_requests_are_refused_by_their_kind() {
             "`triton_x` is reserved",
         ),
         (
-            with(|r| drop(r.inputs[0].parameters.insert("shared_memory_region".into(), parameter(ParameterChoice::StringParam("r".into()))))),
+            with(|r| {
+                drop(r.inputs[0].parameters.insert("shared_memory_region".into(), parameter(ParameterChoice::StringParam("r".into()))))
+            }),
             Code::InvalidArgument,
             "shared memory",
         ),

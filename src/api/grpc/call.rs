@@ -156,7 +156,8 @@ mod tests {
         }
         assert_eq!(read("99999999H").unwrap(), Some(Duration::from_secs(99_999_999 * 3600)));
         for text in ["", "S", "1", "1s", "-1S", "123456789S", "1.5S", "é"] {
-            let kind = timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), HeaderValue::from_bytes(text.as_bytes()).unwrap())]));
+            let kind =
+                timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), HeaderValue::from_bytes(text.as_bytes()).unwrap())]));
             assert_eq!(kind.unwrap_err().kind(), Kind::InvalidArgument, "{text}");
         }
         assert!(timeout(&HeaderMap::new()).unwrap().is_none());

@@ -1,7 +1,6 @@
 //! Inference: a message into an envelope, through the path that all protocols share, and its answer into a message.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::Shared;
@@ -15,7 +14,7 @@ use super::proto::inference::model_infer_response::InferOutputTensor;
 use super::proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse};
 use crate::engine::{DType, Signature};
 use crate::error::Error;
-use crate::serve::Handle;
+use crate::serve::Servable;
 
 /// Answers a request, at the latest at `deadline`.
 ///
@@ -29,9 +28,9 @@ pub(super) async fn infer(
     let received = Instant::now();
     let version = Some(&*request.model_version).filter(|version| !version.is_empty());
     let handle = shared.repository.get(&request.model_name, version)?;
-    let (of, bytes) = (Arc::clone(&handle), size(&request));
+    let (of, bytes) = (handle.clone(), size(&request));
     let (prepared, form) = off_thread(bytes, move || {
-        let (mut envelope, form) = envelope(request, of.model().signature()).map_err(|message| of_model(&of, Error::invalid(message)))?;
+        let (mut envelope, form) = envelope(request, of.signature()).map_err(|message| of_model(&of, Error::invalid(message)))?;
         if let Some(deadline) = deadline {
             envelope.parameters.limit(deadline.saturating_duration_since(received));
         }
@@ -39,7 +38,7 @@ pub(super) async fn infer(
     })
     .await?;
     let answer = prepared.run(shared, &handle, received).await?;
-    let of = Arc::clone(&handle);
+    let of = handle.clone();
     let (response, answer) = off_thread(answer.bytes(), move || Ok((response(&answer, &of, form), answer))).await?;
     Ok((response, answer.clock().measured(shared, &handle)))
 }
@@ -148,7 +147,7 @@ fn param(value: &InferParameter) -> Param {
     }
 }
 
-fn response(answer: &Answer, handle: &Handle, form: Form) -> ModelInferResponse {
+fn response(answer: &Answer, handle: &Servable, form: Form) -> ModelInferResponse {
     let mut response = ModelInferResponse {
         model_name: handle.name().to_owned(),
         model_version: handle.version().to_owned(),

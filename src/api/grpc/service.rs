@@ -43,7 +43,7 @@ fn no_shared_memory<T>(method: &str) -> Answer<T> {
 impl Inference {
     async fn metadata(&self, request: ModelMetadataRequest) -> Result<ModelMetadataResponse, Error> {
         let handle = self.0.repository.get(&request.name, version(&request.version))?;
-        let signature = handle.model().signature();
+        let signature = handle.signature();
         Ok(ModelMetadataResponse {
             name: handle.name().to_owned(),
             versions: describe::versions(&self.0.repository, &request.name),
@@ -121,7 +121,8 @@ impl GrpcInferenceService for Inference {
         let request = request.into_inner();
         let index = triton::repository::index(&self.0, &request.repository_name, request.ready);
         let models = index.map(|index| {
-            let model = |row: triton::repository::Row| ModelIndex { name: row.name, version: row.version, state: row.state, reason: row.reason };
+            let model =
+                |row: triton::repository::Row| ModelIndex { name: row.name, version: row.version, state: row.state, reason: row.reason };
             index.into_iter().map(model).collect()
         });
         ok(models.map(|models| RepositoryIndexResponse { models }))
@@ -178,11 +179,17 @@ impl GrpcInferenceService for Inference {
         no_shared_memory("SystemSharedMemoryStatus")
     }
 
-    async fn system_shared_memory_register(&self, _: Request<SystemSharedMemoryRegisterRequest>) -> Answer<SystemSharedMemoryRegisterResponse> {
+    async fn system_shared_memory_register(
+        &self,
+        _: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Answer<SystemSharedMemoryRegisterResponse> {
         no_shared_memory("SystemSharedMemoryRegister")
     }
 
-    async fn system_shared_memory_unregister(&self, _: Request<SystemSharedMemoryUnregisterRequest>) -> Answer<SystemSharedMemoryUnregisterResponse> {
+    async fn system_shared_memory_unregister(
+        &self,
+        _: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Answer<SystemSharedMemoryUnregisterResponse> {
         no_shared_memory("SystemSharedMemoryUnregister")
     }
 
@@ -194,7 +201,10 @@ impl GrpcInferenceService for Inference {
         no_shared_memory("CudaSharedMemoryRegister")
     }
 
-    async fn cuda_shared_memory_unregister(&self, _: Request<CudaSharedMemoryUnregisterRequest>) -> Answer<CudaSharedMemoryUnregisterResponse> {
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Answer<CudaSharedMemoryUnregisterResponse> {
         no_shared_memory("CudaSharedMemoryUnregister")
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -23,7 +24,7 @@ use super::super::{Shared, describe};
 use super::json;
 use crate::engine::{DType, Port};
 use crate::error::Error;
-use crate::serve::{Handle, ModelSettings, Versions};
+use crate::serve::{ModelSettings, Servable, Versions};
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
     Router::new().route("/v2/models/{model}/config", get(config)).route("/v2/models/{model}/versions/{version}/config", get(config))
@@ -38,17 +39,21 @@ async fn config(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Re
 /// # Errors
 /// As `Repository::get`.
 pub(in super::super) fn of(shared: &Shared, model: &str, version: Option<&str>) -> Result<ModelConfig, Error> {
-    Ok(configuration(&*shared.repository.get(model, version)?))
+    Ok(configuration(&shared.repository.get(model, version)?))
 }
 
-fn configuration(handle: &Handle) -> ModelConfig {
-    let (signature, settings) = (handle.model().signature(), handle.settings());
+fn configuration(handle: &Servable) -> ModelConfig {
+    let (signature, settings) = (handle.signature(), handle.settings());
     let rows = if signature.batchable { i32::try_from(settings.max_batch_rows).unwrap_or(i32::MAX) } else { 0 };
     // Where a batch is declared, its dimension is not among the sizes.
     let dims = |port: &Port| describe::shape(port).split_off(usize::from(signature.batchable));
     let input = |port: &Port| ModelInput { name: port.name.clone(), data_type: of_port(port).into(), dims: dims(port), optional: false };
-    let output =
-        |port: &Port| ModelOutput { name: port.name.clone(), data_type: of_port(port).into(), dims: dims(port), label_filename: String::new() };
+    let output = |port: &Port| ModelOutput {
+        name: port.name.clone(),
+        data_type: of_port(port).into(),
+        dims: dims(port),
+        label_filename: String::new(),
+    };
     let group = ModelInstanceGroup {
         name: format!("{}_0", handle.name()),
         count: i32::try_from(settings.instances).unwrap_or(i32::MAX),
@@ -71,27 +76,33 @@ fn configuration(handle: &Handle) -> ModelConfig {
 }
 
 fn batching(settings: &ModelSettings) -> ModelDynamicBatching {
-    let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let queue = |timeout: Option<Duration>, limit: usize| ModelQueuePolicy {
+        timeout_action: TimeoutAction::Reject.into(),
+        default_timeout_microseconds: timeout.map_or(0, micros),
+        allow_timeout_override: true,
+        max_queue_size: u32::try_from(limit).unwrap_or(u32::MAX),
+    };
+    let levels = settings.priorities.iter().map(|(&level, policy)| {
+        let timeout = policy.timeout.or(settings.timeout);
+        (level as u64, queue(timeout, policy.queue_limit.unwrap_or(settings.queue_limit)))
+    });
     ModelDynamicBatching {
-        preferred_batch_size: Vec::new(),
+        preferred_batch_size: settings.preferred_batch_rows.iter().map(|&rows| i32::try_from(rows).unwrap_or(i32::MAX)).collect(),
         max_queue_delay_microseconds: micros(settings.max_delay),
         preserve_ordering: false,
-        priority_levels: 0,
-        default_priority_level: 0,
-        default_queue_policy: Some(ModelQueuePolicy {
-            timeout_action: TimeoutAction::Reject.into(),
-            default_timeout_microseconds: settings.timeout.map_or(0, micros),
-            allow_timeout_override: true,
-            max_queue_size: u32::try_from(settings.queue_limit).unwrap_or(u32::MAX),
-        }),
-        priority_queue_policy: HashMap::new(),
+        // One level is none to Triton.
+        priority_levels: if settings.priority_levels > 1 { settings.priority_levels as u64 } else { 0 },
+        default_priority_level: if settings.priority_levels > 1 { settings.default_priority as u64 } else { 0 },
+        default_queue_policy: Some(queue(settings.timeout, settings.queue_limit)),
+        priority_queue_policy: levels.collect(),
     }
 }
 
 /// Which versions are served. The message has no room for a version that is no number.
 fn policy(versions: &Versions) -> PolicyChoice {
     match versions {
-        Versions::Latest => PolicyChoice::Latest(Latest { num_versions: 1 }),
+        Versions::Latest(count) => PolicyChoice::Latest(Latest { num_versions: u32::try_from(*count).unwrap_or(u32::MAX) }),
         Versions::All => PolicyChoice::All(All {}),
         Versions::Only(names) => PolicyChoice::Specific(Specific { versions: names.iter().filter_map(|name| name.parse().ok()).collect() }),
     }

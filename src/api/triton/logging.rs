@@ -114,12 +114,10 @@ mod tests {
         let (_layer, control) = Control::new::<tracing_subscriber::Registry>("info").unwrap();
         let given = |pairs: &[(&str, Value)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect::<Vec<_>>();
         let all = change_in(&control, Vec::new()).unwrap();
-        assert_eq!(all[1..5].iter().map(|pair| pair.1.clone()).collect::<Vec<_>>(), [
-            Value::Bool(true),
-            Value::Bool(true),
-            Value::Bool(true),
-            Value::Number(0)
-        ]);
+        assert_eq!(
+            all[1..5].iter().map(|pair| pair.1.clone()).collect::<Vec<_>>(),
+            [Value::Bool(true), Value::Bool(true), Value::Bool(true), Value::Number(0)]
+        );
         let changed = given(&[("log_info", Value::Bool(false)), ("log_verbose_level", Value::Number(1))]);
         change_in(&control, changed).unwrap();
         assert_eq!(control.levels(), Levels { info: false, warning: true, error: true, verbose: 1 });

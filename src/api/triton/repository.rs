@@ -86,7 +86,9 @@ pub(in super::super) async fn load(
                 let bytes = BASE64.decode(text).map_err(|error| Error::invalid(format!("parameter `{key}` is no base64: {error}")))?;
                 overrides.add_file(&key, bytes.into())?;
             }
-            (_, Parameter::Bool(_)) => return Err(Error::invalid(format!("parameter `{key}` is not known; known are `config` and `file:…`"))),
+            (_, Parameter::Bool(_)) => {
+                return Err(Error::invalid(format!("parameter `{key}` is not known; known are `config` and `file:…`")));
+            }
         }
     }
     // Triton's rule: without it, the settings that were written for the repository's files would be used for others.

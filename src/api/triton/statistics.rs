@@ -45,7 +45,7 @@ pub(in super::super) fn of(shared: &Shared, model: Option<&str>, version: Option
     let Some(model) = model else { return Ok(shared.repository.ready().iter().map(|handle| statistics(handle)).collect()) };
     let named = shared.repository.get(model, version)?;
     if version.is_some() {
-        return Ok(vec![statistics(&named)]);
+        return Ok(named.handle().map(|handle| statistics(handle)).into_iter().collect());
     }
     let handles = shared.repository.ready().into_iter().filter(|handle| handle.name() == named.name());
     Ok(handles.map(|handle| statistics(&handle)).collect())

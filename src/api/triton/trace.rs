@@ -22,7 +22,7 @@ use super::super::metrics::Phases;
 use super::super::path::ModelPath;
 use super::{json, object};
 use crate::error::Error;
-use crate::serve::Handle;
+use crate::serve::Servable;
 
 /// Which requests are traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Traces {
     }
 
     /// Writes the line of an answered request, if it is one of those to be traced.
-    pub(in super::super) fn record(&self, handle: &Handle, phases: &Phases) {
+    pub(in super::super) fn record(&self, handle: &Servable, phases: &Phases) {
         if !self.any.load(Relaxed) || !self.sampled(handle.name()) {
             return;
         }
@@ -191,9 +191,7 @@ pub(in super::super) fn change(
 }
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/v2/trace/setting", get(read).post(write))
-        .route("/v2/models/{model}/trace/setting", get(read).post(write))
+    Router::new().route("/v2/trace/setting", get(read).post(write)).route("/v2/models/{model}/trace/setting", get(read).post(write))
 }
 
 fn named(path: &ModelPath) -> Option<&str> {
