@@ -21,7 +21,6 @@ use super::layers::{id_of, json_response};
 use super::path::ModelPath;
 use super::{Shared, describe, health, triton};
 use crate::engine::Port;
-use crate::serve::State as ModelState;
 
 use encode::{Encoded, Head, encode};
 

@@ -115,7 +115,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, Bytes, Count, IsaChoice, LogFormat, NonFinite, Ratio);
+deserialize_as_text!(Period, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite, Ratio);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
