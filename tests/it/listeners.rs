@@ -195,7 +195,7 @@ fn shutdown_closes_every_listener_and_finishes_what_is_under_way_on_each() {
             assert_eq!(wire.get("/livez").await.status, 200);
         }
         let under_way = wires.map(|mut wire| tokio::spawn(async move { wire.post("/v1/models/slow:predict", BODY).await.status }));
-        while server.repository.get("slow", None).unwrap().stats().waiting < 4 {
+        while server.repository.get("slow", None).unwrap().handle().unwrap().stats().waiting < 4 {
             tokio::task::yield_now().await;
         }
         server.begin_stop();
@@ -218,7 +218,7 @@ fn requests_of_http2_that_outlast_the_drain_timeout_are_dropped_and_counted() {
             let mut wire = Wire::Http2(sender.clone());
             tokio::spawn(async move { wire.try_send(message("POST", "/v1/models/stuck:predict", &[], BODY)).await.is_err() })
         });
-        while server.repository.get("stuck", None).unwrap().stats().waiting < 2 {
+        while server.repository.get("stuck", None).unwrap().handle().unwrap().stats().waiting < 2 {
             tokio::task::yield_now().await;
         }
         let stats = tokio::task::spawn_blocking(|| server.stop()).await.unwrap();

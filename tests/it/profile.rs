@@ -35,7 +35,7 @@ fn a_profile_has_the_operators_of_that_request_and_leaves_the_answer_as_it_is() 
             assert_eq!(profiled, plain, "{path}");
             let [pass] = &profile.as_array().unwrap()[..] else { panic!("one pass: {profile}") };
             assert_eq!((pass["model"].as_str(), pass["version"].as_str()), (Some(model), Some("1")));
-            let nodes = server.repository.get(model, None).unwrap().model().graph().nodes.len();
+            let nodes = server.repository.get(model, None).unwrap().handle().unwrap().model().graph().nodes.len();
             let operators = pass["operators"].as_array().unwrap();
             assert_eq!(operators.len(), nodes, "{profile}");
             let total: f64 = operators.iter().map(|operator| operator["ms"].as_f64().unwrap()).sum();
@@ -53,7 +53,7 @@ fn a_profiled_request_shares_its_pass_with_no_other() {
             scope.spawn(move || assert_eq!(post(server.address, &format!("{path}{suffix}"), BODY).status, 200));
         }
     });
-    let stats = server.repository.get("queued", None).unwrap().stats();
+    let stats = server.repository.get("queued", None).unwrap().handle().unwrap().stats();
     assert_eq!(stats.rows, 4);
     assert!(stats.batches() >= 3, "each of two alone: {} passes", stats.batches());
 }
