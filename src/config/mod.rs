@@ -145,7 +145,7 @@ settings! {
     /// by commas. `0.0.0.0:8080` is reachable from other machines; port 0 takes a free one. HTTP/1.1 and HTTP/2 are spoken on each.
     listen: Endpoints = "127.0.0.1:8080";
     /// Where else to listen, written as `listen`: a port of its own for gRPC, which is spoken where `listen` says as well. Set it
-    /// to `0.0.0.0:9000` where clients expect KServe's port, or `:8001` for Triton's.
+    /// to `0.0.0.0:9000` where clients expect KServe's port, to port 8001 for Triton's.
     grpc_listen: Endpoints = "";
     /// Largest request body. A larger one is refused with 413 before it is read.
     max_body: Bytes = "64MiB";

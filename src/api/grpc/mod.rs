@@ -1,7 +1,7 @@
 //! The Open Inference protocol over gRPC, with Triton's extensions, health checks and reflection.
 //!
 //! tonic does framing and statuses; its services are routes of the same router as everything else, so that limits, metrics
-//! and shutdown are those of every request. [`call`] is what they pass beyond the layers: the time limits of a call.
+//! and shutdown are those of every request. `call` is what they pass beyond the layers: the time limits of a call.
 
 mod call;
 mod contents;

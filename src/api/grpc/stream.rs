@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _};
 use tonic::{Status, Streaming};
 
 use super::super::Shared;
@@ -29,7 +29,7 @@ pub(super) fn answers(shared: Arc<Shared>, requests: Streaming<ModelInferRequest
         let ended = std::mem::replace(broken, answer.is_err());
         std::future::ready((!ended).then_some(answer))
     });
-    Box::pin(stream::StreamExt::boxed(until_broken))
+    until_broken.boxed()
 }
 
 /// A request's failure is an answer too: the call goes on.
