@@ -1,6 +1,6 @@
 //! The protocols: the only place that knows HTTP and gRPC.
 //!
-//! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an envelope and the answer into a body,
+//! A protocol is one file with `routes()`, merged in [`App::new`], which has the routes' descriptions for OpenAPI too; it turns a body into an envelope and the answer into a body,
 //! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;
 //! nothing outside [`error`] knows a status code.
 
@@ -17,6 +17,7 @@ pub mod json;
 mod layers;
 mod listen;
 mod metrics;
+mod openapi;
 mod otlp;
 mod path;
 pub mod predict;
@@ -32,7 +33,6 @@ mod v2;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::sync::watch;
 
 use crate::config::NonFinite;
@@ -149,10 +149,10 @@ impl App {
             traces: triton::trace::Traces::default(),
             closing: watch::Sender::new(false),
         });
-        let router = Router::new()
+        let router = v2::routes()
             .merge(predict::routes())
-            .merge(v2::routes())
             .merge(health::routes())
+            .into_router()
             .merge(triton::routes())
             .merge(grpc::routes(&shared))
             .fallback(path::not_found)

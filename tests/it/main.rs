@@ -11,6 +11,7 @@ mod grpc;
 mod lifecycle;
 mod listeners;
 mod models;
+mod openapi;
 mod profile;
 mod secure;
 mod server;

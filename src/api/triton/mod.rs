@@ -11,12 +11,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::Response;
 use http::HeaderMap;
-use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::layers::json_response;
+use super::layers::json;
 use super::{Shared, body};
 use crate::error::Error;
 
@@ -42,11 +40,6 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .merge(repository::routes())
         .merge(logging::routes())
         .merge(trace::routes())
-}
-
-/// A value as a JSON answer.
-fn json(value: &impl Serialize) -> Result<Response, Error> {
-    serde_json::to_vec(value).map(json_response).map_err(|error| Error::internal("the answer could not be written", error))
 }
 
 /// The object that a body holds; an empty body is an empty object.
