@@ -21,7 +21,7 @@ use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
 use super::{Shared, describe, triton};
 use crate::engine::Port;
-use crate::serve::{State as ModelState, VersionStatus};
+use crate::serve::VersionStatus;
 
 use encode::{Encoded, Head, encode};
 use messages::{InferenceRequest, InferenceResponse, ModelMetadata, ModelReady, ServerMetadata, TensorMetadata, VersionState};
