@@ -27,7 +27,10 @@ fn a_profile_has_the_operators_of_that_request_and_leaves_the_answer_as_it_is() 
     for model in ["two-features", "queued"] {
         for (path, body) in [
             (format!("/v1/models/{model}:predict"), BODY),
-            (format!("/v2/models/{model}/infer"), r#"{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}"#),
+            (
+                format!("/v2/models/{model}/infer"),
+                r#"{"id": "a", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}"#,
+            ),
         ] {
             let plain = post(server.address, &path, body).json();
             let mut profiled = post(server.address, &format!("{path}?profile=1"), body).json();
