@@ -228,3 +228,22 @@ fn requests_of_http2_that_outlast_the_drain_timeout_are_dropped_and_counted() {
         }
     });
 }
+
+#[test]
+fn clients_who_took_all_places_do_not_keep_administrators_out() {
+    let options = ServerOptions { max_connections: 1, ..ServerOptions::default() };
+    let server = start(vec![(free(), Surface::Public), (free(), Surface::Public), (free(), Surface::Admin)], options);
+    let [one, two, admin] = [0, 1, 2].map(|i| server.endpoints[i].address().unwrap());
+    run(async {
+        let tcp = async |address: std::net::SocketAddr| TcpStream::connect(address).await.unwrap();
+        let mut first = Wire::http1(tcp(one).await).await;
+        assert_eq!(first.get("/livez").await.status, 200);
+        // The limit holds for both public listeners together.
+        let mut second = Wire::http1(tcp(two).await).await;
+        let waiting = tokio::spawn(async move { second.get("/livez").await.status });
+        assert_eq!(Wire::http1(tcp(admin).await).await.get("/metrics").await.status, 200);
+        assert!(!waiting.is_finished());
+        drop(first);
+        assert_eq!(waiting.await.unwrap(), 200);
+    });
+}
