@@ -102,7 +102,15 @@ async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<
     writer.raw("],\"outputs\":[").list(tensors(&signature.outputs), port).raw("],\"properties\":{");
     let description = if settings.description.is_empty() { &file.description } else { &settings.description };
     let labels = settings.labels.join(",");
-    let properties = [("description", description), ("labels", &labels), ("producer", &file.producer)];
+    let curve = handle.curve();
+    let (best, curve) = (curve.as_ref().map(|curve| curve.best_rows().to_string()), curve.map(|curve| curve.to_string()));
+    let properties = [
+        ("description", description),
+        ("labels", &labels),
+        ("producer", &file.producer),
+        ("batching_curve", &curve.unwrap_or_default()),
+        ("batch_rows_best", &best.unwrap_or_default()),
+    ];
     writer.list(properties.iter().filter(|(_, value)| !value.is_empty()), |writer, (key, value)| {
         writer.key(key).string(value);
     });

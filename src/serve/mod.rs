@@ -5,12 +5,16 @@
 //! forward pass. Which requests those are is decided by the pure [`batcher`].
 
 pub mod batcher;
+mod compute;
+mod curve;
+mod fair;
 mod golden;
 mod handle;
 mod loading;
 mod queue;
 mod repository;
 mod request;
+mod sequence;
 mod settings;
 mod stats;
 mod worker;
@@ -19,10 +23,13 @@ mod worker;
 mod tests;
 
 pub use batcher::Reason;
+pub use compute::Compute;
+pub use curve::{Curve, Point};
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
 pub use repository::{ModelStatus, Options, Repository, State, VersionStatus, is_model_name, model_files, versions};
 pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
+pub use sequence::SequenceSettings;
 pub use settings::{Defaults, LevelPolicy, ModelSettings, Versions};
 pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};

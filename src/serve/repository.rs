@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::compute::Compute;
 use super::handle::Handle;
 use super::loading::load_version;
 use super::settings::{Defaults, ModelSettings, Versions};
 use super::worker::panic_text;
 use crate::engine::{FORMATS, LoadOptions, Threads, find_model_file};
 use crate::error::{Error, Kind};
+use crate::resources;
 
 /// How a repository is opened.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Options {
     pub load: LoadOptions,
     /// The threads that one forward pass may use.
     pub threads: Arc<Threads>,
+    /// The processors, which the models share.
+    pub compute: Arc<Compute>,
     /// Forward passes of one model that may run on the threads of their requests at once.
     pub inline_sessions: usize,
     /// Whether a repository without models is ready.
@@ -48,6 +52,7 @@ impl Options {
             defaults: Defaults::default(),
             load: LoadOptions::default(),
             threads: Arc::new(Threads::single()),
+            compute: Arc::new(Compute::new(resources::usable_cpus())),
             inline_sessions: 2,
             allow_no_models: false,
             stall_limit: Duration::from_secs(60),
