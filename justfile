@@ -77,6 +77,10 @@ full-size *NAMES:
 bench-kernels *ARGS:
     cargo bench --locked --bench kernels -- {{ARGS}}
 
+# a JSON tensor read, beside a copy of its text
+bench-json:
+    cargo bench --locked --bench json
+
 # the server under load beside a hand-written handler (needs wrk)
 bench-serve *ARGS:
     scripts/bench_serve.py {{ARGS}}

@@ -17,6 +17,7 @@ use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Value, find_model_
 /// # Errors
 /// What went wrong with which file.
 pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: ModelSettings, options: &Options) -> Result<Handle, String> {
+    let begun = Instant::now();
     let version_folder = version_folder(folder, version);
     let file = find_model_file(&version_folder).ok_or_else(|| format!("{}: there is no model file", version_folder.display()))?;
     let model = Model::load(&file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -31,14 +32,14 @@ pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: Mode
         Some(golden) => {
             let answer = reproduce(&mut session, &golden, &settings)?;
             settings.batching &= rows_are_independent(&mut session, &golden.inputs, &answer, (name, version))?;
-            (Some(warm_up(&mut session, &golden.inputs, &settings)?), Some(golden.inputs))
+            (Some(warm_up(&mut session, &golden.inputs, &settings, budget(begun))?), Some(golden.inputs))
         }
         // Without a recorded sample an input is made up, which the model need not take: then its first request tells.
         None => {
             let measured = made_up(&model).and_then(|inputs| {
                 let answer = session.run(&inputs).ok()?;
                 settings.batching &= rows_are_independent(&mut session, &inputs, &answer, (name, version)).ok()?;
-                warm_up(&mut session, &inputs, &settings).ok()
+                warm_up(&mut session, &inputs, &settings, budget(begun)).ok()
             });
             (measured, None)
         }
@@ -169,21 +170,20 @@ pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> bool {
     }
 }
 
-/// Times batches of 1, 2, 4 … rows, each of which also makes its plan and touches its memory, so that no request pays for
-/// that. `inputs` are of one row or more, of which the first is returned. What the budget leaves out is learnt from the passes that are run for requests.
-fn warm_up(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -> Result<(Vec<Tensor>, Curve), String> {
-    /// The whole curve of a small model, and little of the time until a large one is ready.
-    const BUDGET: Duration = Duration::from_millis(100);
+/// Times batches of 1, 2, 4 … rows for about as long as `budget`; each run also makes the plan of its size and touches its memory.
+/// `inputs` are of one row or more, of which the first is returned. What the budget leaves out is learnt from the passes that
+/// are run for requests.
+fn warm_up(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings, budget: Duration) -> Result<(Vec<Tensor>, Curve), String> {
     let batchable = session.model().signature().batchable;
     let row = if batchable { one_row(inputs, 0) } else { inputs.to_vec() };
     let rows_max = if settings.batching && batchable { settings.max_batch_rows } else { 1 };
     let mut curve = Curve::new(rows_max);
     let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
-    let end = Instant::now() + BUDGET;
+    let end = Instant::now() + budget;
     for rows in sizes {
         // A first pass of a size costs more than the others; to measure a size takes two at least.
         let expected = curve.time(rows).unwrap_or_default();
-        if Instant::now() + 2 * expected > end {
+        if Instant::now() + 2 * expected > end && rows > 1 {
             break;
         }
         curve.set(rows, least_time(session, &row, rows, end)?);
@@ -191,13 +191,19 @@ fn warm_up(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -
     Ok((row, curve))
 }
 
+/// How long a version that began to load at `begun` is timed: a quarter of the time that it took so far, so that a large model
+/// is measured further, and enough for the whole curve of a small one.
+fn budget(begun: Instant) -> Duration {
+    (begun.elapsed() / 4).max(Duration::from_millis(10))
+}
+
 /// The least time of some passes of `rows` equal rows: what a pass costs without disturbance.
 fn least_time(session: &mut Session, row: &[Tensor], rows: usize, end: Instant) -> Result<Duration, String> {
-    /// Enough for caches to be warm.
-    const RUNS: usize = 5;
+    // The time of one row also decides where it runs; passes for requests correct the others.
+    let runs = if rows == 1 { 5 } else { 2 };
     let together: Vec<&[Tensor]> = vec![row; rows];
     let mut least = Duration::MAX;
-    for _ in 0..RUNS {
+    for _ in 0..runs {
         let start = Instant::now();
         session.run_rows(&together).map_err(|error| match rows {
             1 => format!("the model does not run on a warm-up input: {error}"),
@@ -231,11 +237,15 @@ mod tests {
         let model = model(&Probe::default());
         let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::single()));
         let inputs = made_up(&model).unwrap();
-        let curve = |session: &mut Session, settings: &ModelSettings| warm_up(session, &inputs, settings).unwrap().1;
+        let curve =
+            |session: &mut Session, settings: &ModelSettings| warm_up(session, &inputs, settings, Duration::from_secs(60)).unwrap().1;
         let mut settings = ModelSettings { max_batch_rows: 6, ..ModelSettings::new(&Defaults::default()) };
         let measured = curve(&mut session, &settings);
         assert_eq!(measured.points().iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 2, 4, 6]);
-        assert!(measured.points()[0].time.is_some(), "a row is measured whatever it takes");
+        assert!(measured.points().iter().all(|point| point.time.is_some()), "{measured}");
+        let hurried = warm_up(&mut session, &inputs, &settings, Duration::ZERO).unwrap().1;
+        let known: Vec<bool> = hurried.points().iter().map(|point| point.time.is_some()).collect();
+        assert_eq!(known, [true, false, false, false], "a row is measured whatever it takes");
         settings.batching = false;
         assert_eq!(curve(&mut session, &settings).points().len(), 1);
     }
