@@ -53,7 +53,7 @@ metrics! {
     REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
     BATCH_SECONDS = "gauge" "ndserve_batch_seconds" ["model", "version", "rows"] "The batching curve: time of a forward pass of so many rows, as it is known now";
     BATCH_BEST = "gauge" "ndserve_batch_rows_best" ["model", "version"] "Rows beyond which a larger batch brings no more rows per second";
-    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";

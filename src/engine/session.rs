@@ -50,6 +50,11 @@ impl Session {
         Self { model, threads, memory: Memory::default(), gathered: Vec::new(), profile: None, time: RunTime::default() }
     }
 
+    /// From now on operators use `threads`; the answers stay the same to the bit.
+    pub fn use_threads(&mut self, threads: Arc<Threads>) {
+        self.threads = threads;
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model

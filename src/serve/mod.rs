@@ -15,6 +15,7 @@ mod queue;
 mod repository;
 mod request;
 mod sequence;
+mod servable;
 mod settings;
 mod stats;
 mod worker;
@@ -28,8 +29,12 @@ pub use curve::{Curve, Point};
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
-pub use repository::{ModelStatus, Options, Repository, State, VersionStatus, is_model_name, model_files, versions};
+pub use repository::{
+    Choice, DEFAULT_LABEL, Label, LoadCounts, Mirror, ModelState, ModelStatus, Options, Overrides, ReadyWhen, Repository, ServerState,
+    State, Unload, VersionStatus, is_model_name, model_files, version_file, versions,
+};
 pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
 pub use sequence::SequenceSettings;
+pub use servable::Servable;
 pub use settings::{Defaults, LevelPolicy, ModelSettings, Versions};
 pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};

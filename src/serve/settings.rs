@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
 
 use super::golden::Tolerance;
+use super::repository::Label;
 use super::sequence::SequenceSettings;
 
 /// Most levels of priority: a search for the next request looks at each.
@@ -39,6 +40,8 @@ struct File {
     description: Option<String>,
     labels: Option<Vec<String>>,
     versions: Option<Versions>,
+    version_labels: Option<BTreeMap<String, Label>>,
+    file_name: Option<String>,
     batching: Option<bool>,
     max_batch_rows: Option<usize>,
     preferred_batch_rows: Option<Vec<usize>>,
@@ -109,18 +112,51 @@ pub struct LevelPolicy {
     pub max_timeout: Option<Duration>,
 }
 
-/// Which versions of a model are served.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Which versions of a model are served: `"latest"`, `{ latest = 3 }`, `"all"` or a list.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WrittenVersions")]
 pub enum Versions {
-    /// The newest one.
-    #[default]
-    Latest,
+    /// The newest ones, this many.
+    Latest(usize),
     /// Every one.
     All,
     /// Those that are named.
-    #[serde(untagged)]
     Only(Vec<String>),
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self::Latest(1)
+    }
+}
+
+/// The policy as written.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WrittenVersions {
+    Word(String),
+    Only(Vec<String>),
+    Latest(WrittenLatest),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenLatest {
+    latest: usize,
+}
+
+impl TryFrom<WrittenVersions> for Versions {
+    type Error = &'static str;
+
+    fn try_from(written: WrittenVersions) -> Result<Self, Self::Error> {
+        match written {
+            WrittenVersions::Word(word) if word == "latest" => Ok(Self::Latest(1)),
+            WrittenVersions::Word(word) if word == "all" => Ok(Self::All),
+            WrittenVersions::Latest(WrittenLatest { latest }) if latest > 0 => Ok(Self::Latest(latest)),
+            WrittenVersions::Only(versions) if !versions.is_empty() => Ok(Self::Only(versions)),
+            _ => Err("versions: \"latest\", { latest = 3 }, \"all\" or a list such as [\"1\", \"2\"] is wanted"),
+        }
+    }
 }
 
 /// The settings of a model, complete.
@@ -132,6 +168,10 @@ pub struct ModelSettings {
     pub labels: Vec<String>,
     /// Which versions are served.
     pub versions: Versions,
+    /// Names under which versions can be asked for.
+    pub version_labels: BTreeMap<String, Label>,
+    /// The name of the model file in a version's folder, if it is not the format's usual one.
+    pub file_name: Option<String>,
     /// Whether rows of several requests may share a forward pass.
     pub batching: bool,
     /// Most rows of one forward pass, and of one request.
@@ -170,7 +210,9 @@ impl ModelSettings {
         Self {
             description: String::new(),
             labels: Vec::new(),
-            versions: Versions::Latest,
+            versions: Versions::default(),
+            version_labels: BTreeMap::new(),
+            file_name: None,
             batching: true,
             max_batch_rows: defaults.max_batch_rows,
             max_delay: defaults.max_delay,
@@ -200,6 +242,23 @@ impl ModelSettings {
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
         Self::parse(&text, defaults).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Puts the fields of a model configuration, as JSON, over these settings.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn apply_json(&mut self, config: &str) -> Result<(), String> {
+        let value: serde_json::Value = serde_json::from_str(config).map_err(|error| format!("config: {error}"))?;
+        let Some(fields) = value.as_object() else { return Err("config: a JSON object is wanted".to_owned()) };
+        for (key, value) in fields {
+            match (key.as_str(), value.as_u64()) {
+                ("name" | "platform" | "backend", _) => {}
+                ("max_batch_size", Some(rows @ 1..)) => self.max_batch_rows = usize::try_from(rows).map_err(|error| error.to_string())?,
+                _ => tracing::warn!(field = key, "config: the field is not understood"),
+            }
+        }
+        Ok(())
     }
 
     /// Reads the text of a `model.toml`.
@@ -237,6 +296,8 @@ impl ModelSettings {
             description: file.description.unwrap_or_default(),
             labels: file.labels.unwrap_or_default(),
             versions: file.versions.unwrap_or_default(),
+            version_labels: file.version_labels.unwrap_or_default(),
+            file_name: file.file_name,
             batching: file.batching.unwrap_or(true),
             max_batch_rows: at_least_one("max_batch_rows", file.max_batch_rows, base.max_batch_rows)?,
             max_delay: millis("max_delay_ms", file.max_delay_ms)?.unwrap_or(base.max_delay),
@@ -306,6 +367,8 @@ mod tests {
         assert_eq!(settings.versions, Versions::All);
         assert_eq!((settings.queue_limit, settings.max_batch_rows), (7, 64));
         assert_eq!(parse("queue_limit = 3\n[input]\nshape = [1]\n[[layers]]\nkind = 'flatten'").unwrap().queue_limit, 3);
+        assert_eq!(parse("versions = { latest = 3 }").unwrap().versions, Versions::Latest(3));
+        assert_eq!(parse("version_labels = { stable = '1' }").unwrap().version_labels["stable"], Label::version("1"));
         assert_eq!(parse("versions = ['1', 'b']").unwrap().versions, Versions::Only(vec!["1".into(), "b".into()]));
     }
 
@@ -327,6 +390,8 @@ mod tests {
             ("golden_relative_tolerance = nan", "golden_relative_tolerance"),
             ("labels = 3", "labels"),
             ("versions = 'newest'", "versions"),
+            ("versions = { latest = 0 }", "versions"),
+            ("versions = []", "versions"),
             ("preferred_batch_rows = [8, 4]", "preferred_batch_rows must ascend"),
             ("preferred_batch_rows = [8, 128]", "within 1 and max_batch_rows = 64"),
             ("priority_levels = 2\ndefault_priority = 3", "default_priority = 3 is not one of the 2 levels"),

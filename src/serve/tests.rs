@@ -393,17 +393,17 @@ async fn the_time_of_every_operator_is_told_to_who_asks() {
 }
 
 /// A folder that disappears with the test.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("ndserve-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn copy(&self, model: &str, to: &str) -> PathBuf {
+    pub(super) fn copy(&self, model: &str, to: &str) -> PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(model);
         let target = self.0.join(to);
         for file in ["1/model.onnx", "golden/input_0.pb", "golden/output_0.pb", "model.toml"] {
@@ -507,7 +507,8 @@ async fn requests_of_different_lengths_share_a_pass() {
     let repository = Repository::open(Options::new(&folder.0)).unwrap();
     repository.load(|_, _, _, _| {});
     assert_eq!(repository.readiness(), Ok(()));
-    let (alone, together) = (repository.get("alone", None).unwrap(), repository.get("together", None).unwrap());
+    let get = |name: &str| Arc::clone(repository.get(name, None).unwrap().handle().unwrap());
+    let (alone, together) = (get("alone"), get("together"));
     let tokens = |length: usize| -> Vec<Tensor> {
         let signature = alone.model().signature();
         let tensor = |name: &str| match name {
