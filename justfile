@@ -41,6 +41,10 @@ isa:
 smoke:
     scripts/smoke.sh "$(scripts/static-build.sh)"
 
+# requests made from the OpenAPI document, valid and not, against the binary (installs schemathesis into target/)
+schemathesis:
+    scripts/schemathesis.sh "$(scripts/static-build.sh)"
+
 # the files in deploy/ against Dockerfile, settings and routes
 deploy:
     scripts/deploy-check.sh
@@ -80,6 +84,10 @@ bench-kernels *ARGS:
 # a JSON tensor read, beside a copy of its text
 bench-json:
     cargo bench --locked --bench json
+
+# the engine beside ONNX Runtime and OpenVINO on exported models (installs both and PyTorch into .venv-peers)
+bench-peers *ARGS:
+    scripts/peers/run.sh {{ARGS}}
 
 # the server under load beside a hand-written handler (needs wrk)
 bench-serve *ARGS:
