@@ -138,8 +138,8 @@ mod tests {
     use std::sync::mpsc;
 
     /// Starts a pass of `member` on a thread; it says its name when it has begun and ends when the sender is dropped.
-    fn pass(member: &Arc<Member>, name: &'static str, begun: &mpsc::Sender<&'static str>) -> mpsc::Sender<()> {
-        let (end, ended) = mpsc::channel::<()>();
+    fn pass(member: &Arc<Member>, name: &'static str, begun: &mpsc::SyncSender<&'static str>) -> mpsc::SyncSender<()> {
+        let (end, ended) = mpsc::sync_channel::<()>(1);
         let (member, begun) = (Arc::clone(member), begun.clone());
         std::thread::spawn(move || {
             let _permit = member.enter();
@@ -160,7 +160,7 @@ mod tests {
     fn a_short_pass_does_not_wait_for_long_ones_to_end() {
         let compute = Arc::new(Compute::new(1));
         let (long, short) = (Arc::new(compute.join(1.0)), Arc::new(compute.join(1.0)));
-        let (begun, order) = mpsc::channel();
+        let (begun, order) = mpsc::sync_channel(4);
         let first = pass(&long, "long", &begun);
         assert_eq!(order.recv(), Ok("long"));
         let second = pass(&long, "another long", &begun);
