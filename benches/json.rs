@@ -22,8 +22,11 @@ fn least(mut work: impl FnMut()) -> Duration {
     (0..RUNS).map(time).min().unwrap_or_default()
 }
 
+/// How a number is written.
+type Form = fn(&mut String, f32);
+
 /// An array of numbers in −1..1 that look random (Numerical Recipes' linear congruential generator).
-fn text(format: fn(&mut String, f32)) -> String {
+fn text(format: Form) -> String {
     let mut state = 1_u32;
     let mut text = String::from("[");
     for i in 0..LEN {
@@ -35,7 +38,7 @@ fn text(format: fn(&mut String, f32)) -> String {
 }
 
 fn main() {
-    let forms: [(&str, fn(&mut String, f32)); 3] = [
+    let forms: [(&str, Form); 3] = [
         ("4 decimals", |text, x| _ = write!(text, "{x:.4}")),
         ("6 decimals", |text, x| _ = write!(text, "{x:.6}")),
         ("shortest", |text, x| _ = write!(text, "{x}")),
