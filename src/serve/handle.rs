@@ -18,6 +18,7 @@ use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
+use crate::trace::PassNote;
 
 /// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
 const INLINE_ALWAYS: Duration = Duration::from_micros(15);
@@ -170,17 +171,24 @@ impl Handle {
             return Err(expired());
         }
         let _in_flight = InFlight::enter(&self.in_flight);
+        let note = PassNote::current(&self.name, &self.version);
+        let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
         if self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
                 let outcome = runner.run_one(&inputs, rows, profile);
+                if let (Some(note), Ok(response)) = (note, &outcome) {
+                    note.ran((response.timing.started, Instant::now()), rows, None);
+                    note.profiled(response.profile.clone());
+                }
                 self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
                 return outcome.map_err(Failed::because(FailReason::Backend));
             }
         }
         let class = shape_class(&inputs, self.model.signature().batchable, self.padding.as_deref());
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(Ticket { level: level - 1, rows, class, deadline }, Payload { inputs, profile, reply })?;
+        let id =
+            self.queue.push(Ticket { level: level - 1, rows, class, deadline }, Payload { inputs, profile, note: note.clone(), reply })?;
         let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
@@ -195,6 +203,9 @@ impl Handle {
             None => answer.await,
         };
         place.id = None;
+        if let (Some(note), Ok(Ok(response))) = (note, &answer) {
+            note.profiled(response.profile.clone());
+        }
         answer.unwrap_or_else(|_| {
             let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
             Err(Failed { reason: FailReason::Backend, error })
