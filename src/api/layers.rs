@@ -4,7 +4,8 @@
 //! 2. **request id**: `x-request-id` of the client if it is sane, else a new one; on the answer and in the log;
 //! 3. **traces**: `traceparent` in and out, spans of a request whose trace is kept ([`spans`]);
 //! 4. **metrics**: duration by route, requests by status, errors by kind, phases by model;
-//! 5. **errors**: a failed answer gets its JSON body, also the framework's own; it is logged at debug, a bug at error;
+//! 5. **errors**: a failed answer gets its JSON body, or its gRPC status, also the framework's own; it is logged at debug, a bug
+//!    at error;
 //! 6. **cross-origin requests**: whose page may read the answer;
 //! 7. **`Server-Timing`** on answers of a model: parse, queue, compute, serialize;
 //! 8. **concurrency limit**: beyond it requests are refused at once, because a queue in front of the model's queue would only
@@ -34,7 +35,7 @@ use super::error::{self, Failure, kind_of};
 use super::metrics::{ModelMetrics, Phases};
 use super::route::Route;
 use super::spans::{self, Trace};
-use super::{App, Shared, profile};
+use super::{App, Shared, grpc, profile};
 use crate::error::{Error, Kind};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -64,7 +65,7 @@ pub(super) struct Measured {
 }
 
 /// A request under way. One that is dropped without an answer lost its client.
-struct InFlight<'a> {
+pub(super) struct InFlight<'a> {
     counts: &'a Counts,
     number: usize,
     answered: bool,
@@ -76,6 +77,45 @@ impl<'a> InFlight<'a> {
         let number = counts.in_flight.fetch_add(1, Relaxed) + 1;
         Self { counts, number, answered: false }
     }
+}
+
+impl InFlight<'_> {
+    /// It has its answer.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Measured {
+    /// Counts the phases.
+    pub(super) fn observe(&self) {
+        self.metrics.observe(&self.phases);
+    }
+}
+
+impl Shared {
+    /// A place for a request that comes by a stream, beside those that [`App::answer`] counts.
+    ///
+    /// # Errors
+    /// `Overloaded` if there is none.
+    pub(super) fn admit(&self) -> Result<InFlight<'_>, Error> {
+        let under_way = InFlight::enter(&self.counts);
+        if under_way.number <= self.limits.max_in_flight {
+            return Ok(under_way);
+        }
+        under_way.answered();
+        Err(overloaded(self.limits.max_in_flight))
+    }
+
+    /// Counts the failure of a request that came by a stream.
+    pub(super) fn refused(&self, error: &Error) {
+        self.metrics.failed(error.kind());
+        tracing::debug!(kind = error.kind().name(), error = error.message(), "request of a stream refused");
+    }
+}
+
+fn overloaded(limit: usize) -> Error {
+    Error::new(Kind::Overloaded, format!("the server has {limit} requests under way, which is its limit"))
 }
 
 impl Drop for InFlight<'_> {
@@ -101,6 +141,7 @@ impl App {
         let trace = Trace::begin(shared.tracer.as_ref(), &request);
         let origin = shared.access.cors.allowed(request.headers());
         let http2 = request.version() == Version::HTTP_2;
+        let call = grpc::is_grpc(request.headers());
 
         let gate = gate(shared, surface, &request, route, (under_way.number, started));
         let mut probe = None;
@@ -122,8 +163,10 @@ impl App {
         };
 
         let mut phases = None;
-        if !response.status().is_success() {
-            finish_failure(&mut response, shared, route, &id, trace.as_ref());
+        let failed = if call { finish_call(&mut response, shared) } else { finish_failure(&mut response) };
+        let status = failed.as_ref().map_or(response.status(), |error| error::codes(error.kind()).http);
+        if let Some(error) = failed {
+            note_failure(&error, shared, route, &id, trace.as_ref());
         } else if let Some(measured) = response.extensions_mut().remove::<Measured>() {
             measured.metrics.observe(&measured.phases);
             response.headers_mut().insert(SERVER_TIMING, server_timing(&measured.phases));
@@ -145,7 +188,7 @@ impl App {
         if let Some(origin) = origin {
             shared.access.cors.allow(&mut response, origin);
         }
-        shared.metrics.answered(route, response.status().as_u16(), started.elapsed());
+        shared.metrics.answered(route, status.as_u16(), started.elapsed());
         under_way.answered = true;
         response
     }
@@ -162,8 +205,7 @@ enum Gate {
 fn gate<B>(shared: &Shared, surface: Surface, request: &Request<B>, route: Route, (number, now): (usize, Instant)) -> Gate {
     let headers = request.headers();
     if number > shared.limits.max_in_flight && !route.is_probe() {
-        let message = format!("the server has {} requests under way, which is its limit", shared.limits.max_in_flight);
-        return Gate::Shut(Failure::from(Error::new(Kind::Overloaded, message)).into_response());
+        return Gate::Shut(Failure::from(overloaded(shared.limits.max_in_flight)).into_response());
     }
     if let Some(response) = shared.access.cors.preflight(request.method(), headers) {
         return Gate::Shut(response);
@@ -183,31 +225,48 @@ fn gate<B>(shared: &Shared, surface: Surface, request: &Request<B>, route: Route
     }
 }
 
-/// Gives a failed answer its body; counts and logs it.
-#[cold]
-fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &HeaderValue, trace: Option<&Trace>) {
-    let error = match response.extensions_mut().remove::<Failure>() {
+/// The error behind an answer that failed.
+fn error_of(response: &mut Response) -> Option<Arc<Error>> {
+    let status = response.status();
+    if status.is_success() {
+        return None;
+    }
+    Some(match response.extensions_mut().remove::<Failure>() {
         Some(Failure(error)) => error,
         // The framework's own answer.
-        None => {
-            let status = response.status();
-            Arc::new(Error::new(kind_of(status), status.canonical_reason().unwrap_or("the request failed")))
-        }
-    };
-    let kind = error.kind();
+        None => Arc::new(Error::new(kind_of(status), status.canonical_reason().unwrap_or("the request failed"))),
+    })
+}
+
+/// Gives a failed answer its body, and tells its error.
+fn finish_failure(response: &mut Response) -> Option<Arc<Error>> {
+    let error = error_of(response)?;
     let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
     match allowed {
         Some(allowed) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
             let message = format!("{}; allowed: {allowed}", error.message());
-            error::render(response, kind, &message);
+            error::render(response, error.kind(), &message);
         }
-        _ => error::render(response, kind, error.message()),
+        _ => error::render(response, error.kind(), error.message()),
     }
+    Some(error)
+}
+
+/// The same for a gRPC call, whose failed answers are successes to HTTP.
+fn finish_call(response: &mut Response, shared: &Shared) -> Option<Arc<Error>> {
+    let refused = error_of(response);
+    grpc::settle(response, refused, shared.limits.max_body_bytes)
+}
+
+/// Counts and logs a failure.
+#[cold]
+fn note_failure(error: &Error, shared: &Shared, route: Route, id: &HeaderValue, trace: Option<&Trace>) {
+    let kind = error.kind();
     shared.metrics.failed(kind);
     let (id, route) = (id.to_str().unwrap_or_default(), route.name());
     let trace_id = trace.map(|trace| tracing::field::display(trace.id()));
     if kind == Kind::Internal {
-        let source = std::error::Error::source(&*error).map(tracing::field::display);
+        let source = std::error::Error::source(error).map(tracing::field::display);
         tracing::error!(request_id = id, trace_id, route, error = error.message(), source, "request failed");
     } else {
         tracing::debug!(request_id = id, trace_id, route, kind = kind.name(), error = error.message(), "request refused");

@@ -1,4 +1,4 @@
-//! The protocols: the only place that knows HTTP.
+//! The protocols: the only place that knows HTTP and gRPC.
 //!
 //! A protocol is one file with `routes()`, merged in [`App::new`], which has the routes' descriptions for OpenAPI too; it turns a body into an envelope and the answer into a body,
 //! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;
@@ -8,7 +8,9 @@ pub mod access;
 mod body;
 mod coding;
 mod connection;
+mod describe;
 pub mod error;
+pub mod grpc;
 mod health;
 mod infer;
 pub mod json;
@@ -25,10 +27,13 @@ mod route;
 mod server;
 mod spans;
 mod tls;
+mod triton;
 mod v2;
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::config::NonFinite;
 use crate::serve::Repository;
@@ -106,6 +111,19 @@ struct Shared {
     access: Access,
     tls: Option<Arc<Tls>>,
     tracer: Option<Arc<Tracer>>,
+    traces: triton::trace::Traces,
+    /// Whether the server has stopped accepting connections.
+    closing: watch::Sender<bool>,
+}
+
+impl Shared {
+    /// Resolves when the server has stopped accepting connections: what would last for ever ends then.
+    fn stopping(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut closing = self.closing.subscribe();
+        async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        }
+    }
 }
 
 /// The HTTP service: all routes under all layers. Cloning shares it.
@@ -120,11 +138,23 @@ impl App {
     pub fn new(repository: Arc<Repository>, options: impl Into<AppOptions>) -> Self {
         let AppOptions { limits, access, tls, tracer, triton_metrics } = options.into();
         let metrics = metrics::Metrics::new(triton_metrics);
-        let shared = Arc::new(Shared { repository, metrics, limits, counts: layers::Counts::default(), access, tls, tracer });
+        let shared = Arc::new(Shared {
+            repository,
+            metrics,
+            limits,
+            counts: layers::Counts::default(),
+            access,
+            tls,
+            tracer,
+            traces: triton::trace::Traces::default(),
+            closing: watch::Sender::new(false),
+        });
         let router = v2::routes()
             .merge(predict::routes())
             .merge(health::routes())
             .into_router()
+            .merge(triton::routes())
+            .merge(grpc::routes(&shared))
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));

@@ -157,6 +157,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
     drop(listeners);
     watching.abort();
     let _ = close.send(true);
+    server.app.shared.closing.send_replace(true);
     let finished = tokio::time::timeout(options.drain_timeout, async { while tasks.join_next().await.is_some() {} });
     if finished.await.is_err() {
         tracing::warn!(connections = tasks.len(), "the drain timeout passed; open connections are cut");

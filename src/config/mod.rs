@@ -144,6 +144,9 @@ settings! {
     /// Where to listen: `address:port` or `http://…`, `https://…` with TLS, `unix:/path` for a socket file; several are separated
     /// by commas. `0.0.0.0:8080` is reachable from other machines; port 0 takes a free one. HTTP/1.1 and HTTP/2 are spoken on each.
     listen: Endpoints = "127.0.0.1:8080";
+    /// Where else to listen, written as `listen`: a port of its own for gRPC, which is spoken where `listen` says as well. Set it
+    /// to `0.0.0.0:9000` where clients expect KServe's port, to port 8001 for Triton's.
+    grpc_listen: Endpoints = "";
     /// Largest request body. A larger one is refused with 413 before it is read.
     max_body: Bytes = "64MiB";
     /// Largest request head: request line and headers. A larger one is refused with 431.
@@ -272,6 +275,11 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Where clients of models come in.
+    pub fn public(&self) -> impl Iterator<Item = &Endpoint> {
+        self.listen.0.iter().chain(&self.grpc_listen.0)
+    }
+
     /// Threads that compute.
     pub fn engine_threads(&self) -> usize {
         self.threads.or_else(resources::usable_cpus)
@@ -352,7 +360,7 @@ impl Settings {
         if self.listen.0.is_empty() {
             return Err("listen must name at least one endpoint".to_owned());
         }
-        let mut endpoints = self.listen.0.iter().chain(&self.admin_listen.0);
+        let mut endpoints = self.public().chain(&self.admin_listen.0);
         let tls = endpoints.find(|endpoint| matches!(endpoint, Endpoint::Https(_)));
         match (tls, &self.tls_cert, &self.tls_key) {
             (_, Some(_), None) | (_, None, Some(_)) => return Err("tls-cert and tls-key belong together".to_owned()),

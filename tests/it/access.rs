@@ -147,3 +147,34 @@ fn pages_of_other_origins_read_answers_only_if_configured() {
     let other = ask(&open, 0, "POST", "/predict", &["origin: https://b.example", &key]);
     assert_eq!((other.status, other.header("access-control-allow-origin")), (200, None));
 }
+
+#[test]
+fn a_key_is_metadata_to_grpc_and_a_refusal_its_status() {
+    let folder = models::only(&[]);
+    let (infer, one) = new_key("app", Role::Infer, None).unwrap();
+    let (slow, two) = new_key("slow", Role::Infer, Some(0.01)).unwrap();
+    let server = start(
+        Access { keys: Some(watched(&folder, &(one + &two))), keyless: Keyless { probes: true, metrics: false }, ..Access::default() },
+        &[Surface::Whole],
+    );
+    crate::wire::run(async {
+        let mut wire = crate::wire::Wire::http2(tokio::net::TcpStream::connect(server.address).await.unwrap()).await;
+        let mut status = async |method: &str, header: (&str, &str)| {
+            let path = format!("/inference.GRPCInferenceService/{method}");
+            let headers = [("content-type", "application/grpc"), ("te", "trailers"), header];
+            let reply = wire.send(crate::wire::message("POST", &path, &headers, "\0\0\0\0\0")).await;
+            assert_eq!(reply.status, 200, "{method}");
+            // A call that is answered has its status behind the message.
+            reply.header("grpc-status").map(str::to_owned)
+        };
+        let bearer = format!("Bearer {infer}");
+        assert_eq!(status("ServerMetadata", ("x-none", "")).await.as_deref(), Some("16"));
+        assert_eq!(status("ServerMetadata", ("x-api-key", "wrong")).await.as_deref(), Some("16"));
+        assert_eq!(status("ServerMetadata", ("x-api-key", &infer)).await, None);
+        assert_eq!(status("ServerMetadata", ("authorization", &bearer)).await, None);
+        assert_eq!(status("RepositoryModelLoad", ("x-api-key", &infer)).await.as_deref(), Some("7"));
+        assert_eq!(status("ServerLive", ("x-none", "")).await, None, "a probe needs none");
+        assert_eq!(status("ServerMetadata", ("x-api-key", &slow)).await, None);
+        assert_eq!(status("ServerMetadata", ("x-api-key", &slow)).await.as_deref(), Some("8"));
+    });
+}

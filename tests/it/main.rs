@@ -7,6 +7,7 @@ mod binary;
 mod client;
 mod contract;
 mod equality;
+mod grpc;
 mod lifecycle;
 mod listeners;
 mod models;

@@ -59,10 +59,9 @@ pub(super) fn access(settings: &Settings) -> Result<Access, String> {
 pub(super) async fn listen(settings: &Settings, tls: Option<&Arc<Tls>>) -> Result<Listeners, String> {
     let public = if settings.admin_listen.0.is_empty() { Surface::Whole } else { Surface::Public };
     let mut listeners = Listeners::default();
-    for (endpoints, surface) in [(&settings.listen, public), (&settings.admin_listen, Surface::Admin)] {
-        for endpoint in &endpoints.0 {
-            listeners.0.push(Listener::bind(endpoint, tls, surface).await?);
-        }
+    let public = settings.public().map(|endpoint| (endpoint, public));
+    for (endpoint, surface) in public.chain(settings.admin_listen.0.iter().map(|endpoint| (endpoint, Surface::Admin))) {
+        listeners.0.push(Listener::bind(endpoint, tls, surface).await?);
     }
     Ok(listeners)
 }
@@ -76,7 +75,7 @@ pub(super) fn openness(settings: &Settings, access: &Access) -> Vec<String> {
     let open = |endpoint: &&Endpoint| !(endpoint.is_local() || asks(endpoint));
     let mut warnings = Vec::new();
     if keys.is_none()
-        && let Some(endpoint) = settings.listen.0.iter().find(open)
+        && let Some(endpoint) = settings.public().find(open)
     {
         let what = if settings.admin_listen.0.is_empty() { "may use, load and unload every model" } else { "may use every model" };
         warnings.push(format!("whoever reaches {endpoint} {what}; set keys-file, tls-client-ca, or listen on 127.0.0.1"));
@@ -87,7 +86,7 @@ pub(super) fn openness(settings: &Settings, access: &Access) -> Vec<String> {
         ));
     }
     if keys.is_some()
-        && let Some(endpoint) = settings.listen.0.iter().find(|endpoint| !endpoint.is_local() && matches!(endpoint, Endpoint::Http(_)))
+        && let Some(endpoint) = settings.public().find(|endpoint| !endpoint.is_local() && matches!(endpoint, Endpoint::Http(_)))
     {
         warnings.push(format!("keys sent to {endpoint} can be read on the way; use https://, or a proxy that does"));
     }
