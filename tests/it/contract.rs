@@ -1,5 +1,6 @@
 //! Every route answers as the protocols say.
 
+use ndserve::serve::Label;
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client, get, post, request};
@@ -140,13 +141,18 @@ fn metadata_of_the_server_tells_which_models_failed() {
 
 #[test]
 fn metadata_of_a_model() {
-    let pair = ok(&get(shared(), "/v2/models/pair"));
+    let mut pair = ok(&get(shared(), "/v2/models/pair"));
+    // Measured, so different each time.
+    let properties = pair["properties"].take();
+    assert!(properties["batching_curve"].as_str().unwrap().starts_with("1:"), "{properties}");
+    assert!(properties["batch_rows_best"].as_str().unwrap().parse::<usize>().is_ok(), "{properties}");
+    assert_eq!(properties.as_object().unwrap().len(), 2);
     let tensor = |name: &str, datatype: &str, width: i64| json!({"name": name, "datatype": datatype, "shape": [-1, width]});
     let want = json!({
         "name": "pair", "versions": ["1", "2"], "platform": "onnx_onnxv1",
         "inputs": [tensor("x", "FP32", 2), tensor("n", "INT64", 1)],
         "outputs": [tensor("x_out", "FP32", 2), tensor("n_out", "INT64", 1)],
-        "properties": {},
+        "properties": null,
     });
     assert_eq!(pair, want);
     let digits = ok(&get(shared(), "/v2/models/digits/versions/1"));
@@ -208,6 +214,19 @@ fn cloud_events_come_back_in_their_mode() {
     assert_eq!(structured.json()["data"], json!({"predictions": [[1.0]]}));
     let wrong = client.send(&request("POST", path, &["content-type: application/cloudevents+json"], "{}"));
     assert_eq!((wrong.status, wrong.error().contains("has no `data`")), (400, true), "{wrong:?}");
+}
+
+#[test]
+fn a_label_stands_for_its_version() {
+    let server = strict();
+    server.repository.set_label("two-features", "stable", Some(Label::version("1"))).unwrap();
+    let path = "/v1/models/two-features/labels/stable";
+    let answer = ok(&post(server.address, &format!("{path}:predict"), r#"{"instances": [[1,2]]}"#));
+    assert_eq!(answer["predictions"].as_array().unwrap().len(), 1);
+    assert_eq!(ok(&get(server.address, path))["model_version_status"][0]["version"], "1");
+    assert_eq!(ok(&get(server.address, &format!("{path}/metadata")))["model_spec"]["version"], "1");
+    let wrong = get(server.address, &format!("{path}:predict"));
+    assert_eq!((wrong.status, wrong.header("allow")), (405, Some("POST")), "{wrong:?}");
 }
 
 #[test]
