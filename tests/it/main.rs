@@ -8,4 +8,5 @@ mod contract;
 mod equality;
 mod lifecycle;
 mod models;
+mod repository;
 mod server;

@@ -26,10 +26,15 @@ pub(crate) struct Server {
 impl Server {
     /// Serves the models of `folder`, which is removed once they are loaded.
     pub(crate) fn start(folder: Folder, limits: Limits, options: ServerOptions) -> Self {
-        count_errors();
         let repository = Arc::new(Repository::open(Options::new(&*folder)).unwrap());
         repository.load(|_, _, _, _| {});
         drop(folder);
+        Self::over(repository, limits, options)
+    }
+
+    /// Serves a repository as it is.
+    pub(crate) fn over(repository: Arc<Repository>, limits: Limits, options: ServerOptions) -> Self {
+        count_errors();
         let app = App::new(Arc::clone(&repository), limits);
         let (stop, stopped) = oneshot::channel();
         let (send_address, address) = std::sync::mpsc::sync_channel(1);
