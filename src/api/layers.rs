@@ -22,6 +22,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use serde::Serialize;
 use tower::{Service as _, ServiceBuilder};
 use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 
@@ -222,6 +223,14 @@ fn push_millis(text: &mut Vec<u8>, duration: Duration) {
         rest /= 10;
     }
     text.extend_from_slice(&digits[at..]);
+}
+
+/// A message as a JSON answer.
+///
+/// # Errors
+/// `Internal` if it has no JSON.
+pub(super) fn json(message: &impl Serialize) -> Result<Response, Error> {
+    serde_json::to_vec(message).map(json_response).map_err(|error| Error::internal("the answer could not be written", error))
 }
 
 /// A JSON answer.

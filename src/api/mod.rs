@@ -1,6 +1,6 @@
 //! The protocols: the only place that knows HTTP.
 //!
-//! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an envelope and the answer into a body,
+//! A protocol is one file with `routes()`, merged in [`App::new`], which has the routes' descriptions for OpenAPI too; it turns a body into an envelope and the answer into a body,
 //! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;
 //! nothing outside [`error`] knows a status code.
 
@@ -13,6 +13,7 @@ mod infer;
 pub mod json;
 mod layers;
 mod metrics;
+mod openapi;
 mod path;
 pub mod predict;
 mod route;
@@ -21,8 +22,6 @@ mod v2;
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use axum::Router;
 
 use crate::config::NonFinite;
 use crate::serve::Repository;
@@ -82,10 +81,10 @@ impl App {
     /// The service for the models of `repository`.
     pub fn new(repository: Arc<Repository>, limits: Limits) -> Self {
         let shared = Arc::new(Shared { repository, metrics: metrics::Metrics::new(), limits, counts: layers::Counts::default() });
-        let router = Router::new()
+        let router = v2::routes()
             .merge(predict::routes())
-            .merge(v2::routes())
             .merge(health::routes())
+            .into_router()
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));

@@ -13,7 +13,7 @@ use clap::Arg;
 use clap::builder::BoolishValueParser;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-use crate::engine::Isa;
+use crate::engine::{Isa, Precision};
 
 /// A type of settings.
 pub trait Value: Clone + Send + Sync + 'static {
@@ -111,7 +111,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, LogFormat, NonFinite);
+deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
@@ -236,14 +236,22 @@ pub enum IsaChoice {
     Fixed(Isa),
 }
 
+impl Value for Precision {
+    const NAME: &'static str = "f32|bf16";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
 impl Value for IsaChoice {
-    const NAME: &'static str = "auto|scalar|avx2|avx512";
+    const NAME: &'static str = "auto|scalar|avx2|avx512|amx";
 
     fn parse(text: &str) -> Result<Self, String> {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let isa: Isa = text.parse().map_err(|_| format!("`{text}` is none of auto, scalar, avx2, avx512"))?;
+        let isa: Isa = text.parse().map_err(|_| format!("`{text}` is none of auto, scalar, avx2, avx512, amx"))?;
         if isa.is_available() { Ok(Self::Fixed(isa)) } else { Err(format!("this machine does not have the instruction set `{isa}`")) }
     }
 }

@@ -8,5 +8,6 @@ mod contract;
 mod equality;
 mod lifecycle;
 mod models;
+mod openapi;
 mod repository;
 mod server;
