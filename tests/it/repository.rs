@@ -249,7 +249,7 @@ fn steps_that_do_not_fit_are_refused_at_load() {
         ("input", step("two", "inputs = { z = 'a' }"), "the model has no input `z`"),
         ("output", step("two", "outputs = { z = 'a' }"), "the model has no output `z`"),
         ("twice", step("two", "outputs = { y = 'a' }") + &step("two", "outputs = { y = 'a' }"), "another step makes the value `a`"),
-        ("nobody", step("nobody", ""), "model `nobody` is not known"),
+        ("missing", step("nobody", ""), "model `nobody` is not known"),
         ("lost", format!("pipeline_outputs = ['z']\n{}", step("two", "")), "no step makes the output `z`"),
     ];
     for (name, text, _) in &cases {
