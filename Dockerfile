@@ -27,8 +27,8 @@ COPY --from=build /ndserve /ndserve
 # By number: an empty image has no names, and Kubernetes' runAsNonRoot can only check a number.
 USER 65532:65532
 # In a container the loopback address would reach nobody.
-ENV NDSERVE_LISTEN=0.0.0.0:8080 NDSERVE_MODELS=/models
-EXPOSE 8080
+ENV NDSERVE_LISTEN=0.0.0.0:8080 NDSERVE_GRPC_LISTEN=0.0.0.0:9000 NDSERVE_MODELS=/models
+EXPOSE 8080 9000
 STOPSIGNAL SIGTERM
 # The binary asks itself: there is no shell and no curl here.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["/ndserve", "healthcheck"]

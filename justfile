@@ -41,11 +41,15 @@ isa:
 smoke:
     scripts/smoke.sh "$(scripts/static-build.sh)"
 
+# clients of Triton and KServe, unmodified, against the binary (installs them into target/)
+clients:
+    tests/clients/run.py "$(scripts/static-build.sh)"
+
 # requests made from the OpenAPI document, valid and not, against the binary (installs schemathesis into target/)
 schemathesis:
     scripts/schemathesis.sh "$(scripts/static-build.sh)"
 
-# the files in deploy/ against Dockerfile, settings and routes
+# the files in deploy/ against Kubernetes' schemas, Dockerfile, settings and routes
 deploy:
     scripts/deploy-check.sh
 

@@ -1,11 +1,9 @@
 #!/bin/sh
-# Checks the files in deploy/ with a Python that has PyYAML: the system's, or one in target/ with PyYAML from PyPI.
+# Checks the files in deploy/ with a Python in target/ that has PyYAML and the schemas of Kubernetes, both from PyPI.
 set -eu
 cd "$(dirname "$0")/.."
-python=python3
-if ! python3 -c 'import yaml' 2> /dev/null; then
-    python=target/deploy-check/bin/python
-    [ -x "$python" ] || python3 -m venv target/deploy-check
-    "$python" -c 'import yaml' 2> /dev/null || "$python" -m pip install --quiet --disable-pip-version-check 'PyYAML>=6,<7'
-fi
+python=target/deploy-check/bin/python
+[ -x "$python" ] || python3 -m venv target/deploy-check
+"$python" -c 'import kubernetes_validate' 2> /dev/null \
+    || "$python" -m pip install --quiet --disable-pip-version-check 'kubernetes-validate==1.37.0'
 exec "$python" scripts/deploy_check.py

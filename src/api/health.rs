@@ -1,7 +1,6 @@
 //! Probes and metrics.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -50,8 +49,7 @@ pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Result<Response,
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let counts = &shared.counts;
-    let text = shared.metrics.text(&shared.repository, counts.in_flight.load(Relaxed), counts.dropped.load(Relaxed));
+    let text = shared.metrics.text(&shared);
     let mut response = Response::new(Body::from(text));
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);

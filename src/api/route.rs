@@ -13,6 +13,10 @@ pub enum Route {
     V2Infer,
     /// Everything else under `/v2` that is no probe.
     V2,
+    /// `ModelInfer` and `ModelStreamInfer` over gRPC.
+    GrpcInfer,
+    /// Every other gRPC call that is no probe.
+    Grpc,
     /// Liveness and readiness.
     Health,
     /// `/metrics`
@@ -23,8 +27,18 @@ pub enum Route {
 
 impl Route {
     /// Every route, in the order of its discriminants.
-    pub const ALL: [Self; 8] =
-        [Self::Predict, Self::V1Predict, Self::V1, Self::V2Infer, Self::V2, Self::Health, Self::Metrics, Self::Other];
+    pub const ALL: [Self; 10] = [
+        Self::Predict,
+        Self::V1Predict,
+        Self::V1,
+        Self::V2Infer,
+        Self::V2,
+        Self::GrpcInfer,
+        Self::Grpc,
+        Self::Health,
+        Self::Metrics,
+        Self::Other,
+    ];
 
     /// The label.
     pub fn name(self) -> &'static str {
@@ -34,6 +48,8 @@ impl Route {
             Self::V1 => "v1",
             Self::V2Infer => "v2_infer",
             Self::V2 => "v2",
+            Self::GrpcInfer => "grpc_infer",
+            Self::Grpc => "grpc",
             Self::Health => "health",
             Self::Metrics => "metrics",
             Self::Other => "other",
@@ -51,6 +67,13 @@ impl Route {
                 () if path.ends_with("/ready") => Self::Health,
                 () => Self::V2,
             },
+            _ if path.starts_with("/grpc.health.v1.Health/") => Self::Health,
+            _ if path.starts_with("/inference.GRPCInferenceService/") => match () {
+                () if path.ends_with("Infer") => Self::GrpcInfer,
+                () if path.ends_with("Live") || path.ends_with("Ready") => Self::Health,
+                () => Self::Grpc,
+            },
+            _ if path.starts_with("/grpc.") => Self::Grpc,
             _ if path.starts_with("/v1") => {
                 if path.ends_with(":predict") {
                     Self::V1Predict
@@ -83,6 +106,12 @@ mod tests {
             ("/v2/", Route::V2),
             ("/v2/models/a/ready", Route::Health),
             ("/", Route::Health),
+            ("/inference.GRPCInferenceService/ModelInfer", Route::GrpcInfer),
+            ("/inference.GRPCInferenceService/ModelStreamInfer", Route::GrpcInfer),
+            ("/inference.GRPCInferenceService/ModelReady", Route::Health),
+            ("/inference.GRPCInferenceService/RepositoryIndex", Route::Grpc),
+            ("/grpc.health.v1.Health/Check", Route::Health),
+            ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Route::Grpc),
             ("/metrics", Route::Metrics),
             ("/favicon.ico", Route::Other),
         ] {

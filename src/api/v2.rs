@@ -12,7 +12,6 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use axum::response::Response;
 
-use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::health::{self, Live, Ready};
@@ -20,14 +19,12 @@ use super::infer::{of_model, off_thread, prepare};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
-use crate::engine::{Dim, Port};
-use crate::serve::{State as ModelState, VersionStatus};
+use super::{Shared, describe, triton};
+use crate::engine::Port;
+use crate::serve::VersionStatus;
 
 use encode::{Encoded, Head, encode};
 use messages::{InferenceRequest, InferenceResponse, ModelMetadata, ModelReady, ServerMetadata, TensorMetadata, VersionState};
-
-/// The extensions of the protocol that are here complete, by the names that clients look for.
-const EXTENSIONS: [&str; 3] = ["binary_tensor_data", "classification", "parameters"];
 
 const V2: &str = "Open Inference v2";
 
@@ -75,7 +72,7 @@ async fn server(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> 
         VersionState { name, version: version.version, state, reason }
     };
     let models = versions.map(state).collect();
-    Ok(json(&ServerMetadata { name: "ndserve", version: env!("CARGO_PKG_VERSION"), extensions: EXTENSIONS.to_vec(), models })?)
+    Ok(json(&ServerMetadata { name: "ndserve", version: env!("CARGO_PKG_VERSION"), extensions: triton::EXTENSIONS.to_vec(), models })?)
 }
 
 /// 404 for an unknown model, 503 while it is not ready.
@@ -87,33 +84,20 @@ async fn ready(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Res
 /// Model metadata. A free dimension is -1.
 async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Response, Failure> {
     let handle = path.find(&shared.repository)?;
-    let of_model = shared.repository.list().into_iter().filter(|model| model.name == path.model).flat_map(|model| model.versions);
-    let answering = of_model.filter(|version| matches!(version.state, ModelState::Ready(_)));
-    let (signature, settings, file) = (handle.signature(), handle.settings(), handle.metadata());
-    let description = if settings.description.is_empty() { &file.description } else { &settings.description };
-    let properties = [("description", description.clone()), ("labels", settings.labels.join(",")), ("producer", file.producer.clone())];
+    let signature = handle.signature();
     let message = ModelMetadata {
         name: handle.name().to_owned(),
-        versions: answering.map(|version| version.version).collect(),
-        // The name that the protocol's list of platforms has for ONNX; it has none for weights.
-        platform: if file.format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" },
-        inputs: signature.inputs.iter().filter_map(tensor).collect(),
-        outputs: signature.outputs.iter().filter_map(tensor).collect(),
-        properties: properties.into_iter().filter(|(_, value)| !value.is_empty()).collect(),
+        versions: describe::versions(&shared.repository, &path.model),
+        platform: describe::platform(&handle),
+        inputs: describe::tensors(&signature.inputs).map(tensor).collect(),
+        outputs: describe::tensors(&signature.outputs).map(tensor).collect(),
+        properties: describe::properties(&handle).into_iter().collect(),
     };
     Ok(json(&message)?)
 }
 
-/// A port, if the protocol can name it: it has tensors only.
-fn tensor(port: &Port) -> Option<TensorMetadata> {
-    let datatype = port.kind.dtype()?.oip();
-    let size = |dim: &Dim| match dim {
-        Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
-        Dim::Free(_) => -1,
-    };
-    // Where not even the rank is known the protocol has no word for it.
-    let shape = port.dims.as_ref().map_or_else(|| vec![-1], |dims| dims.iter().map(size).collect());
-    Some(TensorMetadata { name: port.name.clone(), datatype, shape })
+fn tensor(port: &Port) -> TensorMetadata {
+    TensorMetadata { name: port.name.clone(), datatype: describe::datatype(port), shape: describe::shape(port) }
 }
 
 async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {

@@ -83,18 +83,22 @@ impl Value for bool {
     }
 }
 
-/// Reads a [`Value`] from TOML: text as in a flag, or a whole number where that is what the text would be.
+/// Reads a [`Value`] from TOML: text as in a flag, or a number where that is what the text would be.
 struct TextOrNumber<T>(fn(&str) -> Result<T, String>);
 
 impl<T> Visitor<'_> for TextOrNumber<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("text or a whole number")
+        f.write_str("text or a number")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         (self.0)(text).map_err(E::custom)
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        (self.0)(&number.to_string()).map_err(E::custom)
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
@@ -111,7 +115,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite);
+deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite, Ratio);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
@@ -192,6 +196,21 @@ impl fmt::Display for Bytes {
             write!(f, "{} {unit}", self.0 / factor)
         } else {
             write!(f, "{:.1} {unit}", self.0 as f64 / *factor as f64)
+        }
+    }
+}
+
+/// A part of a whole, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(pub f64);
+
+impl Value for Ratio {
+    const NAME: &'static str = "0..1";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(ratio)),
+            _ => Err(format!("`{text}` is not a number from 0 to 1")),
         }
     }
 }
@@ -377,6 +396,8 @@ mod tests {
         assert!(Count::parse("0").is_err() && Count::parse("-1").is_err());
         assert_eq!(IsaChoice::parse("scalar"), Ok(IsaChoice::Fixed(Isa::Scalar)));
         assert!(IsaChoice::parse("sse9").is_err());
+        assert_eq!(Ratio::parse("0.25"), Ok(Ratio(0.25)));
+        assert!(["-0.1", "1.1", "NaN", "half"].iter().all(|text| Ratio::parse(text).is_err()));
         assert_eq!(NonFinite::parse("null"), Ok(NonFinite::Null));
         assert!(NonFinite::parse("nan").is_err());
         assert_eq!(Names::parse("a, b,,"), Ok(Names(vec!["a".into(), "b".into()])));

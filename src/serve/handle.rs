@@ -1,6 +1,6 @@
 //! One loaded version of a model: what a request talks to.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
+use crate::trace::PassNote;
 
 /// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
 const INLINE_ALWAYS: Duration = Duration::from_micros(15);
@@ -37,6 +38,8 @@ pub struct Handle {
     /// Time of a forward pass of one row, measured while warming up; `None` if that was not possible.
     row_cost: Option<Duration>,
     in_flight: AtomicUsize,
+    /// What tells the next request that runs alone from all others.
+    alone: AtomicU64,
 }
 
 /// What [`Handle::start`] needs beside the model.
@@ -80,7 +83,19 @@ impl Handle {
         let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
         let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats))).collect();
         let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
-        Ok(Self { name, version, model, settings, queue, stats, workers, inline, row_cost, in_flight: AtomicUsize::new(0) })
+        Ok(Self {
+            name,
+            version,
+            model,
+            settings,
+            queue,
+            stats,
+            workers,
+            inline,
+            row_cost,
+            in_flight: AtomicUsize::new(0),
+            alone: AtomicU64::new(1),
+        })
     }
 
     /// The model's name.
@@ -137,18 +152,25 @@ impl Handle {
         let InferRequest { inputs, deadline, profile, .. } = request;
         let rows = self.validate(&inputs).map_err(Failed::because(FailReason::Other))?;
         let _in_flight = InFlight::enter(&self.in_flight);
+        let note = PassNote::current(&self.name, &self.version);
+        let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
         if self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
                 let outcome = runner.run_one(&inputs, rows, profile);
+                if let (Some(note), Ok(response)) = (note, &outcome) {
+                    note.ran((response.timing.started, Instant::now()), rows, None);
+                    note.profiled(response.profile.clone());
+                }
                 self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
                 return outcome.map_err(Failed::because(FailReason::Backend));
             }
         }
         let deadline = deadline.or_else(|| self.settings.timeout.map(|timeout| arrived + timeout));
-        let class = shape_class(&inputs, self.model.signature().batchable);
+        // A profile is that of one request: it shares its pass with no other.
+        let class = shape_class(&inputs, self.model.signature().batchable) ^ if profile { self.alone.fetch_add(1, Relaxed) } else { 0 };
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, profile, reply })?;
+        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, profile, note: note.clone(), reply })?;
         let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
@@ -163,6 +185,9 @@ impl Handle {
             None => answer.await,
         };
         place.id = None;
+        if let (Some(note), Ok(Ok(response))) = (note, &answer) {
+            note.profiled(response.profile.clone());
+        }
         answer.unwrap_or_else(|_| {
             let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
             Err(Failed { reason: FailReason::Backend, error })

@@ -10,6 +10,7 @@ use super::request::InferResponse;
 use super::stats::{FailReason, Stats};
 use crate::engine::Tensor;
 use crate::error::{Error, Kind};
+use crate::trace::PassNote;
 
 /// An error, and as what it is counted.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Payload {
     pub(super) inputs: Vec<Tensor>,
     /// Whether to time every operator; such a request is alone in its class.
     pub(super) profile: bool,
+    /// Where to note the pass, if somebody looks.
+    pub(super) note: Option<PassNote>,
     pub(super) reply: oneshot::Sender<Result<InferResponse, Failed>>,
 }
 
@@ -176,7 +179,7 @@ mod tests {
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Failed>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], profile: false, reply }, answer)
+        (Payload { inputs: vec![], profile: false, note: None, reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { rows: 1, class: 0, deadline: None };

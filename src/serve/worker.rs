@@ -12,6 +12,7 @@ use super::request::{InferResponse, OperatorTime, Timing};
 use super::stats::{Answered, FailReason, Pass, Stats};
 use crate::engine::{Model, RunError, RunTime, Session, Tensor, Threads, Value};
 use crate::error::Error;
+use crate::trace::batch_ran;
 
 /// A session that survives a panic of the engine.
 #[derive(Debug)]
@@ -94,6 +95,8 @@ impl Runner {
         let rows = batch.iter().map(|job| job.rows).sum();
         let mut ran = self.run(&inputs, batch.iter().any(|job| job.payload.profile));
         drop(inputs);
+        let notes = batch.iter().filter_map(|job| job.payload.note.as_ref());
+        batch_ran(notes, (ran.started, ran.started + ran.time.total()), rows);
         let pass = Pass { rows, time: ran.time, reason };
         let outcome = std::mem::replace(&mut ran.outcome, Ok(Vec::new()));
         match outcome {

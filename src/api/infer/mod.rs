@@ -163,7 +163,6 @@ pub(super) fn datatype(name: &str) -> Result<DType, String> {
 ///
 /// # Errors
 /// If one is negative, or all together are too large.
-#[allow(dead_code, reason = "gRPC's shapes are signed")]
 pub(super) fn dims(shape: &[i64]) -> Result<Dims, String> {
     let size = |&size: &i64| usize::try_from(size).map_err(|_| format!("is {shape:?}; a size must not be negative"));
     let dims: Dims = shape.iter().map(size).collect::<Result<_, _>>()?;
@@ -299,6 +298,7 @@ impl Clock {
     /// The times of an answer that is encoded now.
     pub(super) fn measured(self, shared: &Shared, handle: &Servable) -> Measured {
         let phases = Phases { serialize: self.computed.elapsed(), ..self.phases };
+        shared.traces.record(handle, &phases);
         Measured { phases, metrics: shared.metrics.model(handle.name(), handle.version()) }
     }
 

@@ -89,7 +89,6 @@ impl Parameters {
     }
 
     /// Lowers the timeout to `limit`, which the transport gives beside the parameters.
-    #[allow(dead_code, reason = "grpc-timeout and headers with a deadline end here")]
     pub(in crate::api) fn limit(&mut self, limit: Duration) {
         self.timeout = Some(self.timeout.map_or(limit, |timeout| timeout.min(limit)));
     }

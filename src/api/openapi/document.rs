@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(post["responses"]["200"]["content"]["application/json"]["schema"], reference);
         assert!(post["responses"]["200"]["headers"]["x-b"].is_object());
         let statuses: Vec<&str> = post["responses"].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(statuses, ["200", "400", "404", "405", "408", "413", "415", "431", "500", "503", "504"]);
+        assert_eq!(statuses, ["200", "400", "401", "403", "404", "405", "408", "413", "415", "429", "431", "500", "503", "504"]);
         assert_eq!(document["components"]["schemas"]["Message"]["properties"]["count"]["description"], "How many.");
         assert_eq!(document["components"]["schemas"]["Failed"]["required"], json!(["error"]));
     }

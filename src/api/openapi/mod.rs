@@ -64,7 +64,15 @@ pub(super) enum Example {
 }
 
 /// What any request may meet: a head over the limit, a server with too much to do, a bug.
-const ANY: [Kind; 4] = [Kind::HeadersTooLarge, Kind::Overloaded, Kind::Unavailable, Kind::Internal];
+const ANY: [Kind; 7] = [
+    Kind::HeadersTooLarge,
+    Kind::Unauthenticated,
+    Kind::PermissionDenied,
+    Kind::RateLimited,
+    Kind::Overloaded,
+    Kind::Unavailable,
+    Kind::Internal,
+];
 /// What a path with names may meet.
 const NAMED: [Kind; 2] = [Kind::NotFound, Kind::InvalidArgument];
 /// What a request with a body may meet.

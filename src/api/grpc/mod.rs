@@ -1,0 +1,56 @@
+//! The Open Inference protocol over gRPC, with Triton's extensions, health checks and reflection.
+//!
+//! tonic does framing and statuses; its services are routes of the same router as everything else, so that limits, metrics
+//! and shutdown are those of every request. `call` is what they pass beyond the layers: the time limits of a call.
+
+mod call;
+mod contents;
+mod health;
+mod infer;
+pub mod proto;
+mod service;
+mod status;
+mod stream;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::routing::any_service;
+use tonic::codec::CompressionEncoding::{Deflate, Gzip};
+use tonic::server::NamedService;
+use tower::Service;
+
+use super::Shared;
+use proto::health::health_server::HealthServer;
+use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+
+pub(super) use status::{is_grpc, settle};
+
+/// One route per service.
+pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
+    let limit = shared.limits.max_body_bytes;
+    let inference = GrpcInferenceServiceServer::new(service::Inference(Arc::clone(shared)))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(usize::MAX)
+        .accept_compressed(Gzip)
+        .accept_compressed(Deflate)
+        .send_compressed(Gzip)
+        .send_compressed(Deflate);
+    let health = HealthServer::new(health::Health(Arc::clone(shared)));
+    let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::SCHEMA);
+    let router = Router::new();
+    let router = route(router, shared, inference);
+    let router = route(router, shared, health);
+    let router = route(router, shared, reflection().build_v1().expect("the build script made the schema"));
+    route(router, shared, reflection().build_v1alpha().expect("the build script made the schema"))
+}
+
+fn route<S>(router: Router<Arc<Shared>>, shared: &Arc<Shared>, service: S) -> Router<Arc<Shared>>
+where
+    S: Service<Request, Response = http::Response<tonic::body::Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    router.route(&format!("/{}/{{method}}", S::NAME), any_service(call::Call::new(Arc::clone(shared), service)))
+}
