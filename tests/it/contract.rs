@@ -1,5 +1,6 @@
 //! Every route answers as the protocols say.
 
+use ndserve::serve::Label;
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client, get, post, request};
@@ -208,6 +209,19 @@ fn cloud_events_come_back_in_their_mode() {
     assert_eq!(structured.json()["data"], json!({"predictions": [[1.0]]}));
     let wrong = client.send(&request("POST", path, &["content-type: application/cloudevents+json"], "{}"));
     assert_eq!((wrong.status, wrong.error().contains("has no `data`")), (400, true), "{wrong:?}");
+}
+
+#[test]
+fn a_label_stands_for_its_version() {
+    let server = strict();
+    server.repository.set_label("two-features", "stable", Some(Label::version("1"))).unwrap();
+    let path = "/v1/models/two-features/labels/stable";
+    let answer = ok(&post(server.address, &format!("{path}:predict"), r#"{"instances": [[1,2]]}"#));
+    assert_eq!(answer["predictions"].as_array().unwrap().len(), 1);
+    assert_eq!(ok(&get(server.address, path))["model_version_status"][0]["version"], "1");
+    assert_eq!(ok(&get(server.address, &format!("{path}/metadata")))["model_spec"]["version"], "1");
+    let wrong = get(server.address, &format!("{path}:predict"));
+    assert_eq!((wrong.status, wrong.header("allow")), (405, Some("POST")), "{wrong:?}");
 }
 
 #[test]

@@ -67,12 +67,17 @@ where
             request.extensions_mut().insert(Deadline(deadline));
         }
         Box::pin(async move {
+            let late = || failed(Error::new(Kind::DeadlineExceeded, "the call took longer than its grpc-timeout"));
+            // What is too late to begin with is not begun: it could end at its first poll, before the timer is looked at.
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(late());
+            }
             let answer = service.call(request);
             let answer = match deadline {
                 None => answer.await,
                 Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
                     Ok(answer) => answer,
-                    Err(_) => return Ok(failed(Error::new(Kind::DeadlineExceeded, "the call took longer than its grpc-timeout"))),
+                    Err(_) => return Ok(late()),
                 },
             };
             let Ok(answer) = answer;
