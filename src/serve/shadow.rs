@@ -233,7 +233,7 @@ mod tests {
             (classes(&[1]), classes(&[1, 2]), None),
             (classes(&[1]), scores(&[1.0, 2.0]), None),
         ] {
-            assert_eq!(compare(&[one.clone()], &[other.clone()]), want, "{one:?} {other:?}");
+            assert_eq!(compare(std::slice::from_ref(&one), std::slice::from_ref(&other)), want, "{one:?} {other:?}");
         }
         assert_eq!(compare(&[classes(&[1])], &[]), None);
         let both = compare(&[scores(&[1.0, 2.0]), classes(&[1])], &[scores(&[1.0, 2.5]), classes(&[0])]);
