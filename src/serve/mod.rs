@@ -5,12 +5,16 @@
 //! forward pass. Which requests those are is decided by the pure [`batcher`].
 
 pub mod batcher;
+mod compute;
+mod curve;
+mod fair;
 mod golden;
 mod handle;
 mod loading;
 mod queue;
 mod repository;
 mod request;
+mod sequence;
 mod servable;
 mod settings;
 mod stats;
@@ -20,6 +24,8 @@ mod worker;
 mod tests;
 
 pub use batcher::Reason;
+pub use compute::Compute;
+pub use curve::{Curve, Point};
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
@@ -28,6 +34,7 @@ pub use repository::{
     State, Unload, VersionStatus, is_model_name, model_files, version_file, versions,
 };
 pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
+pub use sequence::SequenceSettings;
 pub use servable::Servable;
 pub use settings::{Defaults, LevelPolicy, ModelSettings, Versions};
 pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};

@@ -143,7 +143,8 @@ mod tests {
     fn every_type_with_a_binary_form_goes_in_and_out_aligned_or_not() {
         for &dtype in DType::ALL.iter().filter(|&&dtype| has_form(dtype) && dtype != DType::String) {
             let size = dtype.size();
-            let pattern: Vec<u8> = (0..6 * size).map(|i| if dtype == DType::Bool { i as u8 & 1 } else { i as u8 * 37 }).collect();
+            let pattern: Vec<u8> =
+                (0..6 * size).map(|i| if dtype == DType::Bool { i as u8 & 1 } else { (i as u8).wrapping_mul(37) }).collect();
             for shift in 0..8 {
                 let padded = [vec![0; shift], pattern.clone()].concat();
                 let tensor = decode(dtype, &[2, 3], &padded[shift..]).unwrap();
