@@ -85,6 +85,10 @@ full-size *NAMES:
 bench-kernels *ARGS:
     cargo bench --locked --bench kernels -- {{ARGS}}
 
+# a JSON tensor read, beside a copy of its text
+bench-json:
+    cargo bench --locked --bench json
+
 # the engine beside ONNX Runtime and OpenVINO on exported models (installs both and PyTorch into .venv-peers)
 bench-peers *ARGS:
     scripts/peers/run.sh {{ARGS}}

@@ -4,7 +4,8 @@
     cargo build --release --bin ndserve --example axum_baseline
     scripts/bench_serve.py [--rounds 7] [--seconds 2] [--record benches/record/NAME.md]
 
-Three tables: overhead (`two-features` beside a hand-written axum handler), batching (`digits` with batching on and off, 64
+Four tables: overhead (`two-features` beside a hand-written axum handler) and the same over protocol v2 with JSON and binary
+tensors, batching (`digits` with batching on and off, 64
 connections), start (process start to first answered prediction, idle memory). A figure is the median over rounds; a round
 measures every side once, in alternating order, so that a drift of the machine cancels in the ratio.
 """
@@ -45,10 +46,14 @@ class Server:
         self.process.terminate()
         self.process.wait(30)
 
-    def wrk(self, path, body, connections, seconds):
+    def wrk(self, path, body, connections, seconds, headers=None):
         """Requests per second, p50 and p99 in ms; every answer must be a 200."""
+        raw = body if isinstance(body, bytes) else body.encode()
+        escaped = "".join(f"\\{byte:03}" for byte in raw)
+        headers = {"Content-Type": "application/json", **(headers or {})}
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-            script.write(f"wrk.method = 'POST'\nwrk.body = '{body}'\nwrk.headers['Content-Type'] = 'application/json'\n")
+            script.write(f"wrk.method = 'POST'\nwrk.body = '{escaped}'\n")
+            script.writelines(f"wrk.headers['{key}'] = '{value}'\n" for key, value in headers.items())
             script.flush()
             url = f"http://127.0.0.1:{self.port}{path}"
             command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url]
@@ -62,14 +67,14 @@ class Server:
         return rate, percentile(50), percentile(99)
 
 
-def side_by_side(servers, path, body, connections, rounds, seconds):
+def side_by_side(servers, path, body, connections, rounds, seconds, headers=None):
     """Median of (rate, p50, p99) for each server, rounds interleaved and their order reversed every other round."""
     for server in servers:
-        server.wrk(path, body, connections, 1)
+        server.wrk(path, body, connections, 1, headers)
     runs = {server.name: [] for server in servers}
     for r in range(rounds):
         for server in servers if r % 2 == 0 else reversed(servers):
-            runs[server.name].append(server.wrk(path, body, connections, seconds))
+            runs[server.name].append(server.wrk(path, body, connections, seconds, headers))
     return {name: tuple(statistics.median(run[i] for run in values) for i in range(3)) for name, values in runs.items()}
 
 
@@ -94,6 +99,29 @@ def overhead(binary, baseline, args):
             found = side_by_side([ours, hand], "/predict", body, connections, args.rounds, args.seconds)
             a, b = found["ndserve"], found["axum by hand"]
             yield f"| {connections} | {a[0]:,.0f} | {b[0]:,.0f} | **{a[0] / b[0]:.2f}** | {a[1]:.3f} / {a[2]:.3f} | {b[1]:.3f} / {b[2]:.3f} |"
+
+
+def v2_bodies():
+    """One row for protocol v2: (name, body, headers)."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    yield "JSON", json.dumps({"inputs": [{**tensor, "data": [1, 2]}]}, separators=(",", ":")), {}
+    described = {"inputs": [{**tensor, "parameters": {"binary_data_size": 8}}], "parameters": {"binary_data_output": True}}
+    head = json.dumps(described, separators=(",", ":")).encode()
+    binary = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    yield "binary", head + struct.pack("<2f", 1, 2), binary
+
+
+def protocols(binary, baseline, args):
+    ours = Server("ndserve", [binary, "serve", "--listen", "127.0.0.1:{port}"])
+    hand = Server("axum by hand", [baseline, "127.0.0.1:{port}"])
+    yield "\nProtocol v2: `two-features`, one row per request, keep-alive\n"
+    yield "| tensors | connections | ndserve req/s | axum by hand req/s | ratio | ndserve p50 / p99 ms | by hand p50 / p99 ms |\n|---|---|---|---|---|---|---|"
+    with ours, hand:
+        for name, body, headers in v2_bodies():
+            for connections in (1, 64):
+                found = side_by_side([ours, hand], "/v2/models/two-features/infer", body, connections, args.rounds, args.seconds, headers)
+                a, b = found["ndserve"], found["axum by hand"]
+                yield f"| {name} | {connections} | {a[0]:,.0f} | {b[0]:,.0f} | **{a[0] / b[0]:.2f}** | {a[1]:.3f} / {a[2]:.3f} | {b[1]:.3f} / {b[2]:.3f} |"
 
 
 def batching(binary, args):
@@ -148,10 +176,10 @@ def main():
     parser.add_argument("--baseline", default=str(ROOT / "target/release/examples/axum_baseline"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--only", choices=["overhead", "batching", "start"])
+    parser.add_argument("--only", choices=["overhead", "protocols", "batching", "start"])
     parser.add_argument("--record", type=pathlib.Path, help="append the tables to this file")
     args = parser.parse_args()
-    parts = {"overhead": lambda: overhead(args.binary, args.baseline, args), "batching": lambda: batching(args.binary, args), "start": lambda: start(args.binary, args)}
+    parts = {"overhead": lambda: overhead(args.binary, args.baseline, args), "protocols": lambda: protocols(args.binary, args.baseline, args), "batching": lambda: batching(args.binary, args), "start": lambda: start(args.binary, args)}
     lines = [f"{machine()}; {args.rounds} interleaved rounds of {args.seconds} s, medians", ""]
     print(lines[0], flush=True)
     for name, part in parts.items():

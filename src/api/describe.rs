@@ -38,6 +38,13 @@ pub(super) fn versions(repository: &Repository, model: &str) -> Vec<String> {
 pub(super) fn properties(handle: &Servable) -> Vec<(&'static str, String)> {
     let (settings, file) = (handle.settings(), handle.metadata());
     let description = if settings.description.is_empty() { &file.description } else { &settings.description };
-    let all = [("description", description.clone()), ("labels", settings.labels.join(",")), ("producer", file.producer.clone())];
+    let curve = handle.handle().and_then(|handle| handle.curve());
+    let all = [
+        ("description", description.clone()),
+        ("labels", settings.labels.join(",")),
+        ("producer", file.producer.clone()),
+        ("batching_curve", curve.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("batch_rows_best", curve.map(|curve| curve.best_rows().to_string()).unwrap_or_default()),
+    ];
     all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }

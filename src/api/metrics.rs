@@ -56,6 +56,8 @@ metrics! {
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
     DISPATCHED = "counter" "ndserve_batches_dispatched_total" ["model", "version", "reason"] "Forward passes by the reason they began then: full, idle, delay, deadline, inline";
     REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
+    BATCH_SECONDS = "gauge" "ndserve_batch_seconds" ["model", "version", "rows"] "The batching curve: time of a forward pass of so many rows, as it is known now";
+    BATCH_BEST = "gauge" "ndserve_batch_rows_best" ["model", "version"] "Rows beyond which a larger batch brings no more rows per second";
     MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
     KEYS = "counter" "ndserve_key_requests_total" ["key", "outcome"] "Requests that brought a known API key with a role that is enough, by its name: admitted, or limited by its rate";
     HANDSHAKES = "counter" "ndserve_tls_handshakes_failed_total" [] "Connections whose TLS handshake failed";
@@ -342,6 +344,17 @@ fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(Stat
         for (stats, handle) in handles {
             page.sample(metric, "", &[handle.name(), handle.version()], value(stats));
         }
+    }
+    let curves: Vec<_> = handles.iter().filter_map(|(_, handle)| Some((handle, handle.curve()?))).collect();
+    page.family(&BATCH_SECONDS);
+    for (handle, curve) in &curves {
+        for (rows, time) in curve.points().iter().filter_map(|point| Some((point.rows, point.time?))) {
+            page.sample(&BATCH_SECONDS, "", &[handle.name(), handle.version(), &rows.to_string()], time.as_secs_f64());
+        }
+    }
+    page.family(&BATCH_BEST);
+    for (handle, curve) in &curves {
+        page.sample(&BATCH_BEST, "", &[handle.name(), handle.version()], curve.best_rows() as f64);
     }
     page.family(&DISPATCHED);
     for (stats, handle) in handles {

@@ -1,6 +1,6 @@
 //! One loaded version of a model: what a request talks to.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::batcher::Limits;
+use super::compute::{Compute, Member};
+use super::curve::Curve;
 use super::queue::{Failed, Payload, Queue, Ticket, expired};
 use super::request::{InferRequest, InferResponse};
+use super::sequence::Padding;
 use super::settings::ModelSettings;
 use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
@@ -35,11 +38,12 @@ pub struct Handle {
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// Sessions for passes that run on the thread of their request.
     inline: Mutex<Vec<Runner>>,
-    /// Time of a forward pass of one row, measured while warming up; `None` if that was not possible.
-    row_cost: Option<Duration>,
+    /// Time over rows as measured while warming up; `None` if that was not possible.
+    warm: Option<Curve>,
+    /// How requests of different lengths share a pass.
+    padding: Option<Arc<Padding>>,
+    member: Arc<Member>,
     in_flight: AtomicUsize,
-    /// What tells the next request that runs alone from all others.
-    alone: AtomicU64,
 }
 
 /// What [`Handle::start`] needs beside the model.
@@ -53,7 +57,12 @@ pub(super) struct Parts {
     pub(super) warm: Option<Session>,
     pub(super) threads: Arc<Threads>,
     pub(super) inline_sessions: usize,
-    pub(super) row_cost: Option<Duration>,
+    /// Time over rows, and for which class of input.
+    pub(super) measured: Option<(u64, Curve)>,
+    /// How requests of different lengths share a pass.
+    pub(super) padding: Option<Padding>,
+    /// The processors that the model shares with others.
+    pub(super) compute: Arc<Compute>,
 }
 
 impl Handle {
@@ -62,26 +71,24 @@ impl Handle {
     /// # Errors
     /// If the system cannot start a thread.
     pub(super) fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, row_cost } = parts;
-        let batching = settings.batching && model.signature().batchable;
-        let limits = Limits {
-            max_rows: if batching { settings.max_batch_rows } else { 1 },
-            max_delay: if batching { settings.max_delay } else { Duration::ZERO },
-            queue_limit: settings.queue_limit,
-        };
+        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, measured, padding, compute } = parts;
+        let padding = padding.map(Arc::new);
         let stats = Arc::new(Stats::default());
-        let queue = Arc::new(Queue::new(limits, Arc::clone(&stats)));
+        let curve = measured.as_ref().map(|(_, curve)| curve.clone());
+        let limits = limits(&settings, model.signature().batchable);
+        let queue = Arc::new(Queue::new(limits, settings.instances, measured, Arc::clone(&stats)));
+        let member = Arc::new(compute.join(settings.share));
         let mut workers = Vec::new();
         for instance in 0..settings.instances {
             let session = warm.take().unwrap_or_else(|| Session::new(Arc::clone(&model), Arc::clone(&threads)));
-            let runner = Runner::new(session, Arc::clone(&threads), Arc::clone(&stats));
-            let queue = Arc::clone(&queue);
+            let runner = Runner::new(session, Arc::clone(&threads), Arc::clone(&stats), padding.clone());
+            let (queue, member) = (Arc::clone(&queue), Arc::clone(&member));
             let builder = std::thread::Builder::new().name(format!("{name}-{instance}"));
-            workers.push(builder.spawn(move || runner.work(&queue))?);
+            workers.push(builder.spawn(move || runner.work(instance, &queue, &member))?);
         }
         let single = Arc::new(Threads::single());
         let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
-        let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats))).collect();
+        let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats), None)).collect();
         let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
         Ok(Self {
             name,
@@ -92,9 +99,10 @@ impl Handle {
             stats,
             workers,
             inline,
-            row_cost,
+            warm: curve,
+            padding,
+            member,
             in_flight: AtomicUsize::new(0),
-            alone: AtomicU64::new(1),
         })
     }
 
@@ -125,7 +133,13 @@ impl Handle {
 
     /// Time of a forward pass of one row, as measured while warming up.
     pub fn row_cost(&self) -> Option<Duration> {
-        self.row_cost
+        self.warm.as_ref()?.time(1)
+    }
+
+    /// Time over rows, for the inputs that were measured while warming up, as it is known now: passes that are run for
+    /// requests keep it up to date. `None` if nothing has run yet.
+    pub fn curve(&self) -> Option<Curve> {
+        self.queue.curve()
     }
 
     /// How long a request has been waiting without any worker making progress.
@@ -137,7 +151,7 @@ impl Handle {
     ///
     /// # Errors
     /// - `InvalidArgument`: the inputs do not fit the signature or the limits, or an operator finds a value out of range;
-    /// - `Overloaded`: the queue is full; `Unavailable`: the model is being unloaded;
+    /// - `Overloaded`: the queue is full, or the deadline cannot be met; `Unavailable`: the model is being unloaded;
     /// - `DeadlineExceeded`: the deadline passed first;
     /// - `Internal`: the engine failed.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
@@ -149,8 +163,13 @@ impl Handle {
     }
 
     async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, Failed> {
-        let InferRequest { inputs, deadline, profile, .. } = request;
+        let InferRequest { inputs, priority, deadline, profile } = request;
         let rows = self.validate(&inputs).map_err(Failed::because(FailReason::Other))?;
+        let level = self.settings.level(priority);
+        let deadline = self.deadline(deadline, level, arrived);
+        if deadline.is_some_and(|deadline| deadline <= arrived) {
+            return Err(expired());
+        }
         let _in_flight = InFlight::enter(&self.in_flight);
         let note = PassNote::current(&self.name, &self.version);
         let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
@@ -166,11 +185,10 @@ impl Handle {
                 return outcome.map_err(Failed::because(FailReason::Backend));
             }
         }
-        let deadline = deadline.or_else(|| self.settings.timeout.map(|timeout| arrived + timeout));
-        // A profile is that of one request: it shares its pass with no other.
-        let class = shape_class(&inputs, self.model.signature().batchable) ^ if profile { self.alone.fetch_add(1, Relaxed) } else { 0 };
+        let class = shape_class(&inputs, self.model.signature().batchable, self.padding.as_deref());
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, profile, note: note.clone(), reply })?;
+        let id =
+            self.queue.push(Ticket { level: level - 1, rows, class, deadline }, Payload { inputs, profile, note: note.clone(), reply })?;
         let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
@@ -210,11 +228,20 @@ impl Handle {
         }
     }
 
+    /// When a request of `level` must be answered: what it says, else what its level or the model says, and never later than
+    /// these allow.
+    fn deadline(&self, asked: Option<Instant>, level: usize, arrived: Instant) -> Option<Instant> {
+        let policy = self.settings.priorities.get(&level).copied().unwrap_or_default();
+        let timeout = policy.timeout.or(self.settings.timeout);
+        let longest = policy.max_timeout.or(self.settings.max_timeout).and_then(|longest| arrived.checked_add(longest));
+        let deadline = asked.or_else(|| arrived.checked_add(timeout?));
+        deadline.into_iter().chain(longest).min()
+    }
+
     fn may_run_inline(&self, rows: usize) -> bool {
-        let Some(cost) = self.row_cost else { return false };
-        let cost = cost.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX));
-        let alone = self.in_flight.load(Relaxed) == 1;
-        self.settings.max_delay.is_zero() && (cost <= INLINE_ALWAYS || (alone && cost <= INLINE_ALONE))
+        let Some(cost) = self.warm.as_ref().and_then(|warm| warm.time(rows)) else { return false };
+        let alone = || self.in_flight.load(Relaxed) == 1 && !self.member.is_contended();
+        self.settings.max_delay.is_zero() && (cost <= INLINE_ALWAYS || (cost <= INLINE_ALONE && alone()))
     }
 
     /// Refuses new requests, finishes those that wait, and ends the workers.
@@ -267,12 +294,26 @@ impl Drop for Place<'_> {
     }
 }
 
+fn limits(settings: &ModelSettings, batchable: bool) -> Limits {
+    let batching = settings.batching && batchable;
+    let queue_limit = |level: usize| settings.priorities.get(&level).and_then(|policy| policy.queue_limit).unwrap_or(settings.queue_limit);
+    Limits {
+        max_rows: if batching { settings.max_batch_rows } else { 1 },
+        preferred_rows: if batching { settings.preferred_batch_rows.clone() } else { Vec::new() },
+        max_delay: if batching { settings.max_delay } else { Duration::ZERO },
+        queue_limits: (1..=settings.priority_levels).map(queue_limit).collect(),
+    }
+}
+
 /// A hash of the shapes without the batch dimension: requests of equal class can be run together. Two different shapes of
 /// one hash would be found when the rows are gathered, and then run alone.
-fn shape_class(inputs: &[Tensor], batchable: bool) -> u64 {
+pub(super) fn shape_class(inputs: &[Tensor], batchable: bool, padding: Option<&Padding>) -> u64 {
     const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const FNV_PRIME: u64 = 0x0100_0000_01b3;
+    let add = |hash: u64, size: usize| (hash ^ size as u64).wrapping_mul(FNV_PRIME);
+    if let Some(padding) = padding {
+        return padding.sizes(inputs).into_iter().fold(FNV_OFFSET, add);
+    }
     let skip = usize::from(batchable);
-    let sizes = inputs.iter().flat_map(|tensor| tensor.shape().iter().skip(skip).copied().chain([usize::MAX]));
-    sizes.fold(FNV_OFFSET, |hash, size| (hash ^ size as u64).wrapping_mul(FNV_PRIME))
+    inputs.iter().flat_map(|tensor| tensor.shape().iter().skip(skip).copied().chain([usize::MAX])).fold(FNV_OFFSET, add)
 }

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::curve::Curve;
 use super::golden::Golden;
-use super::handle::{Handle, Parts};
+use super::handle::{Handle, Parts, shape_class};
 use super::repository::{Options, version_file};
+use super::sequence::{self, Padding};
 use super::settings::{ModelSettings, Warmup, WarmupData};
 use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Threads, Value};
 
@@ -42,6 +44,7 @@ pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSet
 /// What went wrong with which file.
 pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     let Task { name, version, file, golden, mut settings, options, threads } = task;
+    let begun = Instant::now();
     let model = Model::load(file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
     let model = Arc::new(model);
     if settings.labels.is_empty() {
@@ -53,20 +56,26 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     }
     let golden = golden.map(Golden::read).transpose()?.flatten();
     let mut session = Session::new(Arc::clone(&model), threads);
-    let row_cost = match golden {
+    let (measured, sample) = match golden {
         Some(golden) => {
             let answer = reproduce(&mut session, &golden, &settings)?;
             settings.batching &= rows_are_independent(&mut session, &golden.inputs, &answer, (name, version))?;
-            Some(warm_up(&mut session, &golden.inputs, &settings)?)
+            (Some(warm_up(&mut session, &golden.inputs, &settings, budget(begun))?), Some(golden.inputs))
         }
         // Without a recorded sample an input is made up, which the model need not take: then its first request tells.
-        None => made_up(&model).and_then(|inputs| {
-            let answer = session.run(&inputs).ok()?;
-            settings.batching &= rows_are_independent(&mut session, &inputs, &answer, (name, version)).ok()?;
-            warm_up(&mut session, &inputs, &settings).ok()
-        }),
+        None => {
+            let measured = made_up(&model).and_then(|inputs| {
+                let answer = session.run(&inputs).ok()?;
+                settings.batching &= rows_are_independent(&mut session, &inputs, &answer, (name, version)).ok()?;
+                warm_up(&mut session, &inputs, &settings, budget(begun)).ok()
+            });
+            (measured, None)
+        }
     };
     run_warmups(&mut session, &settings)?;
+    let padding = padding(&mut session, sample, &settings, (name, version))?;
+    let batchable = model.signature().batchable;
+    let measured = measured.map(|(row, curve)| (shape_class(&row, batchable, padding.as_ref()), curve));
     session.use_threads(Arc::clone(&options.threads));
     let (name, version) = (name.to_owned(), version.to_owned());
     Ok(Parts {
@@ -77,7 +86,9 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         warm: Some(session),
         threads: Arc::clone(&options.threads),
         inline_sessions: options.inline_sessions,
-        row_cost,
+        measured,
+        padding,
+        compute: Arc::clone(&options.compute),
     })
 }
 
@@ -189,43 +200,90 @@ fn rows_are_independent(session: &mut Session, inputs: &[Tensor], answer: &[Valu
     Ok(true)
 }
 
+/// How requests of different lengths share a pass, if the settings say so and that changes no answer.
+fn padding(
+    session: &mut Session,
+    sample: Option<Vec<Tensor>>,
+    settings: &ModelSettings,
+    (name, version): (&str, &str),
+) -> Result<Option<Padding>, String> {
+    let Some(sequence) = &settings.sequence else { return Ok(None) };
+    let model = Arc::clone(session.model());
+    let padding = Padding::new(model.signature(), sequence).map_err(|error| format!("model.toml: {error}"))?;
+    let sample = sample.map(|inputs| one_row(&inputs, 0)).or_else(|| sequence::made_up(model.signature(), sequence));
+    let reason = match sample {
+        _ if !(settings.batching && model.signature().batchable) => "the model is not batched".to_owned(),
+        None => "there is no golden sample to try it with".to_owned(),
+        Some(sample) => match padding.verified(session, &sample) {
+            Ok(padding) => return Ok(Some(padding)),
+            Err(reason) => reason,
+        },
+    };
+    tracing::warn!(model = name, version, reason, "requests of different lengths are not batched");
+    Ok(None)
+}
+
 fn one_row(inputs: &[Tensor], row: usize) -> Vec<Tensor> {
     inputs.iter().map(|tensor| tensor.rows(row..row + 1)).collect()
 }
 
-fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> bool {
     match (a.slice::<f32>(), b.slice::<f32>()) {
         (Some(a), Some(b)) => a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits())),
         _ => a == b,
     }
 }
 
-/// Runs one row until its time is known, and the largest batch once, so that no request pays for first touches. `inputs` are
-/// of one row or more.
-fn warm_up(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -> Result<Duration, String> {
-    /// Enough for caches to be warm; the least of them is the cost without disturbance.
-    const RUNS: usize = 5;
+/// Times batches of 1, 2, 4 … rows for about as long as `budget`; each run also makes the plan of its size and touches its memory.
+/// `inputs` are of one row or more, of which the first is returned. What the budget leaves out is learnt from the passes that
+/// are run for requests.
+fn warm_up(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings, budget: Duration) -> Result<(Vec<Tensor>, Curve), String> {
     let batchable = session.model().signature().batchable;
     let row = if batchable { one_row(inputs, 0) } else { inputs.to_vec() };
-    let mut cost = Duration::MAX;
-    for _ in 0..RUNS {
+    let rows_max = if settings.batching && batchable { settings.max_batch_rows } else { 1 };
+    let mut curve = Curve::new(rows_max);
+    let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
+    let end = Instant::now() + budget;
+    for rows in sizes {
+        // A first pass of a size costs more than the others; to measure a size takes two at least.
+        let expected = curve.time(rows).unwrap_or_default();
+        if Instant::now() + 2 * expected > end && rows > 1 {
+            break;
+        }
+        curve.set(rows, least_time(session, &row, rows, end)?);
+    }
+    Ok((row, curve))
+}
+
+/// How long a version that began to load at `begun` is timed: a quarter of the time that it took so far, so that a large model
+/// is measured further, and enough for the whole curve of a small one.
+fn budget(begun: Instant) -> Duration {
+    (begun.elapsed() / 4).max(Duration::from_millis(10))
+}
+
+/// The least time of some passes of `rows` equal rows: what a pass costs without disturbance.
+fn least_time(session: &mut Session, row: &[Tensor], rows: usize, end: Instant) -> Result<Duration, String> {
+    // The time of one row also decides where it runs; passes for requests correct the others.
+    let runs = if rows == 1 { 5 } else { 2 };
+    let together: Vec<&[Tensor]> = vec![row; rows];
+    let mut least = Duration::MAX;
+    for _ in 0..runs {
         let start = Instant::now();
-        session.run(&row).map_err(|error| format!("the model does not run on a warm-up input: {error}"))?;
-        cost = cost.min(start.elapsed());
-        // A slow model has told enough.
-        if cost > Duration::from_millis(50) {
-            return Ok(cost);
+        session.run_rows(&together).map_err(|error| match rows {
+            1 => format!("the model does not run on a warm-up input: {error}"),
+            _ => format!("the model does not run on {rows} rows: {error}"),
+        })?;
+        least = least.min(start.elapsed());
+        if Instant::now() + least > end {
+            break;
         }
     }
-    if settings.batching && batchable && settings.max_batch_rows > 1 {
-        let rows: Vec<&[Tensor]> = vec![&row; settings.max_batch_rows];
-        session.run_rows(&rows).map_err(|error| format!("the model does not run on {} rows: {error}", settings.max_batch_rows))?;
-    }
-    Ok(cost)
+    Ok(least)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Defaults;
     use super::super::tests::{Probe, model};
     use super::*;
     use crate::engine::Threads;
@@ -236,6 +294,24 @@ mod tests {
         let inputs = made_up(&model).unwrap();
         let answer = session.run(&inputs).unwrap();
         rows_are_independent(&mut session, &inputs, &answer, ("probe", "1")).unwrap()
+    }
+
+    #[test]
+    fn the_curve_is_measured_up_to_the_largest_batch() {
+        let model = model(&Probe::default());
+        let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::single()));
+        let inputs = made_up(&model).unwrap();
+        let curve =
+            |session: &mut Session, settings: &ModelSettings| warm_up(session, &inputs, settings, Duration::from_secs(60)).unwrap().1;
+        let mut settings = ModelSettings { max_batch_rows: 6, ..ModelSettings::new(&Defaults::default()) };
+        let measured = curve(&mut session, &settings);
+        assert_eq!(measured.points().iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 2, 4, 6]);
+        assert!(measured.points().iter().all(|point| point.time.is_some()), "{measured}");
+        let hurried = warm_up(&mut session, &inputs, &settings, Duration::ZERO).unwrap().1;
+        let known: Vec<bool> = hurried.points().iter().map(|point| point.time.is_some()).collect();
+        assert_eq!(known, [true, false, false, false], "a row is measured whatever it takes");
+        settings.batching = false;
+        assert_eq!(curve(&mut session, &settings).points().len(), 1);
     }
 
     #[test]

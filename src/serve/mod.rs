@@ -5,6 +5,9 @@
 //! forward pass. Which requests those are is decided by the pure [`batcher`].
 
 pub mod batcher;
+mod compute;
+mod curve;
+mod fair;
 mod golden;
 mod handle;
 mod loading;
@@ -12,6 +15,7 @@ mod pipeline;
 mod queue;
 mod repository;
 mod request;
+mod sequence;
 mod servable;
 mod settings;
 mod shadow;
@@ -22,6 +26,8 @@ mod worker;
 mod tests;
 
 pub use batcher::Reason;
+pub use compute::Compute;
+pub use curve::{Curve, Point};
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
@@ -31,6 +37,7 @@ pub use repository::{
     State, Unload, VersionStatus, Watch, is_model_name, model_files, version_file, versions,
 };
 pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
+pub use sequence::SequenceSettings;
 pub use servable::Servable;
 pub use settings::{Declared, DeclaredPort, Defaults, LevelPolicy, ModelSettings, Versions, Warmup, WarmupData};
 pub use shadow::ShadowSnapshot;

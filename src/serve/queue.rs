@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::batcher::{Batcher, Job, Limits, Poll, Reason};
+use super::batcher::{Batcher, Job, Limits, Look, Poll, Reason};
+use super::curve::{Curve, Curves};
 use super::request::InferResponse;
 use super::stats::{FailReason, Stats};
 use crate::engine::Tensor;
@@ -39,10 +40,31 @@ pub(super) struct Payload {
 /// What a request says of itself when it enters the queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket {
+    /// 0 is the most urgent.
+    pub(super) level: usize,
     pub(super) rows: usize,
     pub(super) class: u64,
     pub(super) deadline: Option<Instant>,
 }
+
+/// Requests that share a forward pass, and why it begins now.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) jobs: Vec<Job<Payload>>,
+    pub(super) reason: Reason,
+}
+
+/// A pass that has ended without a failure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) class: u64,
+    pub(super) rows: usize,
+    pub(super) time: Duration,
+}
+
+/// After so many requests in a row whose deadline was thought too near, one is let through: if the measure is wrong, for
+/// instance because something else kept the machine busy at start, the pass corrects it.
+const REFUSALS_MAX: u32 = 100;
 
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -61,11 +83,63 @@ struct State {
     idle: usize,
     /// When a worker last took a batch.
     progress: Instant,
+    curves: Curves,
+    /// For each worker the moment at which its pass is expected to end; `None` while it has none.
+    busy: Vec<Option<Instant>>,
+    /// Requests in a row that were refused for their deadline.
+    refusals: u32,
+}
+
+impl State {
+    /// How long a request of `level` that comes now will wait: for the first worker to be free, and for what goes before it.
+    fn ahead(&self, level: usize, now: Instant) -> Duration {
+        let free = self.busy.iter().map(|end| end.map_or(Duration::ZERO, |end| end.saturating_duration_since(now))).min();
+        let workers = u32::try_from(self.busy.len()).unwrap_or(u32::MAX).max(1);
+        free.unwrap_or_default() + self.batcher.work_ahead(level) / workers
+    }
+
+    /// What a request of this ticket adds to what waits; `Err` if it cannot be answered by its deadline.
+    fn admit(&mut self, ticket: &Ticket, now: Instant) -> Result<Planned, Failed> {
+        let curve = self.curves.get(ticket.class);
+        let pass = curve.and_then(|curve| curve.time(ticket.rows));
+        let planned = Planned {
+            fill_rows: curve.map(Curve::fill_rows),
+            cost: curve.and_then(|curve| curve.share(ticket.rows)).unwrap_or_default(),
+            start_by: ticket.deadline.zip(pass).and_then(|(deadline, pass)| deadline.checked_sub(pass)),
+        };
+        if let (Some(deadline), Some(pass)) = (ticket.deadline, pass) {
+            let ahead = self.ahead(ticket.level, now);
+            if now + ahead + pass > deadline && self.refusals < REFUSALS_MAX {
+                self.refusals += 1;
+                return Err(too_late(ahead, pass, deadline.saturating_duration_since(now)));
+            }
+        }
+        self.refusals = 0;
+        Ok(planned)
+    }
+}
+
+/// What the curve says of a request.
+#[derive(Debug)]
+struct Planned {
+    fill_rows: Option<usize>,
+    cost: Duration,
+    start_by: Option<Instant>,
 }
 
 impl Queue {
-    pub(super) fn new(limits: Limits, stats: Arc<Stats>) -> Self {
-        let state = State { batcher: Batcher::new(limits), next_id: 0, closed: false, idle: 0, progress: Instant::now() };
+    /// A queue for `workers` workers; `measured` is the curve of a class of input as measured while warming up.
+    pub(super) fn new(limits: Limits, workers: usize, measured: Option<(u64, Curve)>, stats: Arc<Stats>) -> Self {
+        let state = State {
+            batcher: Batcher::new(limits.clone()),
+            next_id: 0,
+            closed: false,
+            idle: 0,
+            progress: Instant::now(),
+            curves: Curves::new(limits.max_rows, measured),
+            busy: vec![None; workers],
+            refusals: 0,
+        };
         Self { state: Mutex::new(state), wake: Condvar::new(), limits, stats }
     }
 
@@ -75,16 +149,22 @@ impl Queue {
 
     /// Adds a request and returns its identity for [`Queue::cancel`].
     pub(super) fn push(&self, ticket: Ticket, payload: Payload) -> Result<u64, Failed> {
+        let now = Instant::now();
         let mut state = self.lock();
         if state.closed {
             return Err(Failed { reason: FailReason::Other, error: Error::new(Kind::Unavailable, "the model is being unloaded") });
         }
+        let Planned { fill_rows, cost, start_by } = state.admit(&ticket, now).inspect_err(|_| self.stats.refused(true))?;
         let id = state.next_id;
-        let Ticket { rows, class, deadline } = ticket;
-        let job = Job { id, rows, class, arrived: Instant::now(), deadline, payload };
+        let Ticket { level, rows, class, deadline } = ticket;
+        // Whoever prefers some sizes has chosen them; otherwise the curve tells.
+        let fill_rows = fill_rows.filter(|_| self.limits.preferred_rows.is_empty()).unwrap_or(self.limits.max_rows);
+        // A request whose operators are timed shares its pass with no other.
+        let class = if payload.profile { !id } else { class };
+        let job = Job { id, level, rows, class, fill_rows, cost, arrived: now, start_by, deadline, payload };
         if state.batcher.push(job).is_err() {
             self.stats.refused(false);
-            let limit = self.limits.queue_limit;
+            let limit = self.limits.queue_limits[level];
             let message = format!("Exceeds maximum queue size: {limit} requests are waiting for the model");
             return Err(Failed { reason: FailReason::Rejected, error: Error::new(Kind::Overloaded, message) });
         }
@@ -110,49 +190,80 @@ impl Queue {
         }
     }
 
-    /// Blocks until there is a batch to run; `None` once the queue is closed and empty.
-    pub(super) fn next(&self) -> Option<(Vec<Job<Payload>>, Reason)> {
+    /// Blocks until there is a batch for a free worker; false once the queue is closed and empty. The batch stays in the
+    /// queue, and may grow or go, until [`Queue::take`].
+    pub(super) fn wait(&self) -> bool {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
-            let late = state.batcher.expire(now);
-            if !late.is_empty() {
-                self.stats.expired(late.len());
-                for job in late {
-                    // The client may have gone; then nobody needs the answer.
-                    let _ = job.payload.reply.send(Err(expired()));
-                }
-            }
-            let polled = state.batcher.poll(now);
-            self.stats.set_waiting(state.batcher.len());
-            match polled {
-                Poll::Run(batch, reason) => {
-                    state.progress = now;
-                    return Some((batch, reason));
-                }
-                Poll::Wait(_) if state.closed => {
-                    // Nobody else will come to fill the batch; a short wait costs less than a second kind of poll.
-                    state = self.wake.wait_timeout(state, Duration::from_millis(1)).unwrap_or_else(PoisonError::into_inner).0;
-                }
-                Poll::Wait(until) => {
-                    state.idle += 1;
+            self.expire(&mut state, now);
+            match state.batcher.look(now) {
+                Look::Batch { .. } => return true,
+                Look::Idle if state.closed => return false,
+                Look::Wait(until) => {
                     let wait = until.saturating_duration_since(now);
+                    state.idle += 1;
                     state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
-                    state.idle -= 1;
                 }
-                Poll::Idle if state.closed => return None,
-                Poll::Idle => {
+                Look::Idle => {
                     state.idle += 1;
                     state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-                    state.idle -= 1;
                 }
             }
+            state.idle -= 1;
+        }
+    }
+
+    /// Gives a worker the batch that there is now, if there still is one.
+    pub(super) fn take(&self, worker: usize) -> Option<Batch> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        self.expire(&mut state, now);
+        let Poll::Run(jobs, reason) = state.batcher.poll(now) else { return None };
+        self.stats.set_waiting(state.batcher.len());
+        state.progress = now;
+        let rows = jobs.iter().map(|job| job.rows).sum();
+        let time = state.curves.get(jobs[0].class).and_then(|curve| curve.time(rows)).unwrap_or_default();
+        state.busy[worker] = Some(now + time);
+        // What is left may be a batch for another worker.
+        let more = state.idle > 0 && !state.batcher.is_empty();
+        drop(state);
+        if more {
+            self.wake.notify_one();
+        }
+        Some(Batch { jobs, reason })
+    }
+
+    /// A worker's batch has been answered; `done` tells of its pass, if that is worth remembering.
+    pub(super) fn done(&self, worker: usize, done: Option<Done>) {
+        let mut state = self.lock();
+        state.busy[worker] = None;
+        if let Some(Done { class, rows, time }) = done {
+            state.refusals = 0;
+            state.curves.observe(class, rows, time);
+        }
+    }
+
+    /// Answers the requests whose deadline has passed.
+    fn expire(&self, state: &mut State, now: Instant) {
+        let late = state.batcher.expire(now);
+        if late.is_empty() {
+            return;
+        }
+        self.stats.expired(late.len());
+        self.stats.set_waiting(state.batcher.len());
+        for job in late {
+            // The client may have gone; then nobody needs the answer.
+            let _ = job.payload.reply.send(Err(expired()));
         }
     }
 
     /// Refuses new requests; workers finish what waits and end.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        state.batcher.stop_waiting();
+        drop(state);
         self.wake.notify_all();
     }
 
@@ -162,6 +273,23 @@ impl Queue {
         let since = state.batcher.oldest()?.max(state.progress);
         Some(now.saturating_duration_since(since))
     }
+
+    /// Time over rows for the inputs that were measured while warming up, as it is known now.
+    pub(super) fn curve(&self) -> Option<Curve> {
+        self.lock().curves.base().cloned()
+    }
+}
+
+/// The answer to a request that could not be computed by its deadline.
+fn too_late(ahead: Duration, pass: Duration, left: Duration) -> Failed {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let message = format!(
+        "the deadline cannot be met: {:.3} ms are left, a forward pass takes {:.3} ms and {:.3} ms of work go before it",
+        ms(left),
+        ms(pass),
+        ms(ahead)
+    );
+    Failed { reason: FailReason::Rejected, error: Error::new(Kind::Overloaded, message) }
 }
 
 /// The answer to a request whose deadline passed. Triton's clients look for these words.
@@ -173,8 +301,23 @@ pub(super) fn expired() -> Failed {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
+    fn limits(queue_limit: usize) -> Limits {
+        Limits { max_rows: 4, preferred_rows: vec![], max_delay: Duration::ZERO, queue_limits: vec![queue_limit, queue_limit] }
+    }
+
     fn queue(queue_limit: usize) -> Queue {
-        Queue::new(Limits { max_rows: 4, max_delay: Duration::ZERO, queue_limit }, Arc::default())
+        Queue::new(limits(queue_limit), 1, None, Arc::default())
+    }
+
+    /// A queue that knows that passes take 100, 120 and 160 ms for 1, 2 and 4 rows.
+    fn measured(workers: usize) -> Queue {
+        let mut curve = Curve::new(4);
+        for (rows, ms) in [(1, 100), (2, 120), (4, 160)] {
+            curve.set(rows, ms * MS);
+        }
+        Queue::new(limits(64), workers, Some((0, curve)), Arc::default())
     }
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Failed>>) {
@@ -182,16 +325,25 @@ mod tests {
         (Payload { inputs: vec![], profile: false, note: None, reply }, answer)
     }
 
-    const TICKET: Ticket = Ticket { rows: 1, class: 0, deadline: None };
+    const TICKET: Ticket = Ticket { level: 0, rows: 1, class: 0, deadline: None };
+
+    fn within(ms: u32) -> Ticket {
+        Ticket { deadline: Some(Instant::now() + ms * MS), ..TICKET }
+    }
+
+    fn push(queue: &Queue, ticket: Ticket) -> Result<u64, Error> {
+        queue.push(ticket, payload().0).map_err(|failed| failed.error)
+    }
 
     #[test]
     fn a_full_queue_refuses_and_says_its_size() {
         let queue = queue(1);
         let (first, _kept) = payload();
         queue.push(TICKET, first).unwrap();
-        let error = queue.push(TICKET, payload().0).unwrap_err().error;
+        let error = push(&queue, TICKET).unwrap_err();
         assert_eq!(error.kind(), Kind::Overloaded);
         assert!(error.message().contains("Exceeds maximum queue size: 1 "), "{error}");
+        assert_eq!(queue.stats.snapshot().refused_full, 1);
     }
 
     #[test]
@@ -201,20 +353,103 @@ mod tests {
         queue.push(Ticket { deadline: Some(Instant::now()), ..TICKET }, late).unwrap();
         let (good, _kept) = payload();
         queue.push(TICKET, good).unwrap();
-        assert_eq!(queue.next().unwrap().0.len(), 1);
+        assert!(queue.wait());
+        assert_eq!(queue.take(0).unwrap().jobs.len(), 1);
         assert_eq!(answer.try_recv().unwrap().unwrap_err().error.kind(), Kind::DeadlineExceeded);
         assert_eq!(queue.stats.snapshot().expired, 1);
     }
 
     #[test]
-    fn a_closed_queue_gives_out_what_waits_and_then_ends() {
+    fn what_cannot_meet_its_deadline_is_refused_at_once() {
+        let queue = measured(1);
+        let error = push(&queue, within(50)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Overloaded);
+        assert!(error.message().contains("the deadline cannot be met"), "{error}");
+        assert!(push(&queue, within(60_000)).is_ok());
+        assert!(push(&queue, Ticket { rows: 4, ..within(130) }).is_err(), "four rows take longer");
+        assert_eq!(queue.stats.snapshot().refused_late, 2);
+    }
+
+    #[test]
+    fn what_waits_and_what_runs_counts_against_a_deadline() {
+        let queue = measured(1);
+        for _ in 0..40 {
+            push(&queue, TICKET).unwrap();
+        }
+        // 40 rows in batches of 4: 1600 ms of work, and 100 for the pass itself.
+        assert!(push(&queue, within(1_600)).is_err());
+        assert!(push(&queue, within(60_000)).is_ok());
+        assert!(push(&queue, Ticket { level: 1, ..within(1_600) }).is_err());
+        while queue.take(0).is_some() {}
+        assert!(push(&queue, within(110)).is_err(), "the worker has a pass of 4 rows or fewer to finish");
+        queue.done(0, None);
+        assert!(push(&queue, within(10_000)).is_ok());
+        let two = measured(2);
+        push(&two, TICKET).unwrap();
+        two.take(0).unwrap();
+        assert!(push(&two, within(190)).is_ok(), "the other worker is free");
+    }
+
+    #[test]
+    fn the_urgent_does_not_wait_for_what_is_not() {
+        let queue = measured(1);
+        for _ in 0..40 {
+            push(&queue, Ticket { level: 1, ..TICKET }).unwrap();
+        }
+        assert!(push(&queue, within(1_000)).is_ok());
+        assert!(push(&queue, Ticket { level: 1, ..within(1_000) }).is_err());
+    }
+
+    #[test]
+    fn a_wrong_measure_corrects_itself() {
+        let queue = measured(1);
+        for _ in 0..REFUSALS_MAX {
+            assert!(push(&queue, within(50)).is_err());
+        }
+        assert!(push(&queue, within(50)).is_ok(), "one is let through");
+        assert!(push(&queue, within(50)).is_err());
+        for _ in 0..100 {
+            queue.done(0, Some(Done { class: 0, rows: 1, time: MS }));
+        }
+        queue.take(0).unwrap();
+        queue.done(0, None);
+        assert!(push(&queue, within(50)).is_ok());
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_pays() {
+        let queue = queue(64);
+        for rows in [1, 2, 4] {
+            // Twice the rows take twice as long.
+            queue.done(0, Some(Done { class: 0, rows, time: 100 * MS * rows as u32 }));
+        }
+        for _ in 0..3 {
+            push(&queue, TICKET).unwrap();
+        }
+        let batch = queue.take(0).unwrap();
+        assert_eq!((batch.jobs.len(), batch.reason), (1, Reason::Full));
+        assert_eq!(queue.curve().unwrap().best_rows(), 1);
+    }
+
+    #[test]
+    fn a_request_that_is_profiled_is_alone() {
         let queue = queue(8);
-        let (job, _kept) = payload();
-        queue.push(TICKET, job).unwrap();
+        push(&queue, TICKET).unwrap();
+        queue.push(TICKET, Payload { profile: true, ..payload().0 }).unwrap();
+        push(&queue, TICKET).unwrap();
+        let sizes: Vec<usize> = (0..2).map(|_| queue.take(0).unwrap().jobs.len()).collect();
+        assert_eq!(sizes, [2, 1]);
+    }
+
+    #[test]
+    fn a_closed_queue_gives_out_what_waits_and_then_ends() {
+        let queue = Queue::new(Limits { max_delay: Duration::from_secs(3600), ..limits(8) }, 1, None, Arc::default());
+        push(&queue, TICKET).unwrap();
         queue.close();
-        assert_eq!(queue.push(TICKET, payload().0).unwrap_err().error.kind(), Kind::Unavailable);
-        assert_eq!(queue.next().unwrap().0.len(), 1);
-        assert!(queue.next().is_none());
+        assert_eq!(push(&queue, TICKET).unwrap_err().kind(), Kind::Unavailable);
+        assert!(queue.wait(), "and does not wait for a batch to fill");
+        assert_eq!(queue.take(0).unwrap().jobs.len(), 1);
+        assert!(!queue.wait());
     }
 
     #[test]
@@ -222,10 +457,9 @@ mod tests {
         let queue = queue(8);
         let later = Instant::now() + Duration::from_secs(60);
         assert_eq!(queue.stalled(later), None);
-        let (job, _kept) = payload();
-        queue.push(TICKET, job).unwrap();
+        push(&queue, TICKET).unwrap();
         assert!(queue.stalled(later).unwrap() > Duration::from_secs(59));
-        queue.next().unwrap();
+        queue.take(0).unwrap();
         assert_eq!(queue.stalled(later), None);
     }
 }

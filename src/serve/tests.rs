@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::handle::{Handle, Parts};
-use super::{Defaults, InferRequest, InferResponse, ModelSettings, Options, Repository, State};
+use super::{Compute, Curve, Defaults, FailReason, InferRequest, InferResponse, ModelSettings, Options, Repository, State};
 use crate::engine::{
     Context, DType, Dim, Facts, Graph, Inputs, Kind, LoadOptions, Loaded, Metadata, Model, Node, Op, OpDef, OpError, Outputs, Shape,
     Tensor, Threads, Value,
@@ -83,19 +83,36 @@ pub(super) fn model(probe: &Probe) -> Arc<Model> {
     Arc::new(Model::build(Loaded { graph, metadata: Metadata::default() }, &LoadOptions::default()).unwrap())
 }
 
-/// A handle whose requests all go through the queue: without a measured cost nothing runs inline.
-fn handle(probe: &Probe, defaults: &Defaults) -> Arc<Handle> {
-    let parts = Parts {
+/// What a handle over `probe` is started with. All its requests go through the queue: without a measured cost nothing runs
+/// inline.
+fn parts(probe: &Probe, settings: ModelSettings) -> Parts {
+    Parts {
         name: "probe".into(),
         version: "1".into(),
         model: model(probe),
-        settings: ModelSettings::new(defaults),
+        settings,
         warm: None,
         threads: Arc::new(Threads::single()),
         inline_sessions: 1,
-        row_cost: None,
-    };
-    Arc::new(Handle::start(parts).unwrap())
+        measured: None,
+        padding: None,
+        compute: Arc::new(Compute::new(2)),
+    }
+}
+
+fn handle(probe: &Probe, defaults: &Defaults) -> Arc<Handle> {
+    Arc::new(Handle::start(parts(probe, ModelSettings::new(defaults))).unwrap())
+}
+
+fn settings(text: &str) -> ModelSettings {
+    ModelSettings::parse(text, &Defaults::default()).unwrap()
+}
+
+/// A curve on which one row takes `time`.
+fn one_row(time: Duration) -> Curve {
+    let mut curve = Curve::new(1);
+    curve.set(1, time);
+    curve
 }
 
 fn request(rows: &[[f32; 2]]) -> InferRequest {
@@ -240,17 +257,9 @@ async fn what_does_not_fit_the_model_is_refused_before_the_queue() {
 #[tokio::test]
 async fn a_cheap_pass_runs_on_the_thread_of_its_request() {
     let probe = Probe::default();
-    let parts = Parts {
-        name: "probe".into(),
-        version: "1".into(),
-        model: model(&probe),
-        settings: ModelSettings::new(&Defaults::default()),
-        warm: None,
-        threads: Arc::new(Threads::single()),
-        inline_sessions: 1,
-        row_cost: Some(Duration::from_micros(1)),
-    };
-    let handle = Handle::start(parts).unwrap();
+    let settings = ModelSettings::new(&Defaults::default());
+    let measured = Some((0, one_row(Duration::from_micros(1))));
+    let handle = Handle::start(Parts { measured, ..parts(&probe, settings) }).unwrap();
     assert_eq!(first(&handle.infer(request(&[[1.0, 0.0]])).await.unwrap()), 2.0);
     assert_eq!(handle.infer(request(&[[-2.0, 0.0]])).await.unwrap_err().kind(), ErrorKind::Internal);
     assert_eq!(first(&handle.infer(request(&[[1.0, 0.0]])).await.unwrap()), 2.0, "the session survives a panic");
@@ -274,6 +283,113 @@ async fn a_worker_that_hangs_on_a_waiting_queue_is_seen() {
     busy.await.unwrap().unwrap();
     queued.await.unwrap().unwrap();
     assert_eq!(handle.stalled(Instant::now() + hour), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_urgent_overtakes_what_waits() {
+    let probe = Probe::default();
+    let levels = settings("priority_levels = 3\nmax_batch_rows = 1\n[priority.3]\nqueue_limit = 1");
+    let handle = Arc::new(Handle::start(parts(&probe, levels)).unwrap());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let mut others = Vec::new();
+    for (i, priority) in [3, 0, 1, 2].into_iter().enumerate() {
+        others.push(spawn(&handle, InferRequest { priority, ..request(&[[priority as f32, 0.0]]) }));
+        waiting(&handle, i as u64 + 1).await;
+    }
+    let error = handle.infer(InferRequest { priority: 3, ..request(&[[9.0, 0.0]]) }).await.unwrap_err();
+    assert_eq!((error.kind(), handle.stats().failed(FailReason::Rejected)), (ErrorKind::Overloaded, 1), "its level is full");
+    probe.open();
+    busy.await.unwrap().unwrap();
+    let mut passes = Vec::new();
+    for other in others {
+        passes.push(other.await.unwrap().unwrap().timing.batch);
+    }
+    assert_eq!(passes, [4, 2, 1, 3], "0 is the middle level");
+}
+
+#[tokio::test]
+async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
+    let probe = Probe::default();
+    let class = super::handle::shape_class(&request(&[[0.0; 2]]).inputs, true, None);
+    let mut curve = Curve::new(64);
+    curve.set(1, Duration::from_secs(60));
+    let settings = settings("timeout_ms = 1000\n");
+    let handle = Handle::start(Parts { measured: Some((class, curve)), ..parts(&probe, settings) }).unwrap();
+    let error = handle.infer(request(&[[1.0, 0.0]])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert!(error.message().starts_with("the deadline cannot be met: "), "{error}");
+    let passed = InferRequest { deadline: Some(Instant::now()), ..request(&[[1.0, 0.0]]) };
+    assert_eq!(handle.infer(passed).await.unwrap_err().message(), "Request timeout expired");
+    let stats = handle.stats();
+    assert_eq!((stats.refused_late, stats.failed(FailReason::Rejected), stats.failed(FailReason::Canceled)), (1, 1, 1));
+    assert!(probe.runs().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_longest_timeout_cuts_what_a_request_asks_for() {
+    let probe = Probe::default();
+    let settings = settings("max_timeout_ms = 5\n");
+    let handle = Arc::new(Handle::start(parts(&probe, settings)).unwrap());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let patient = InferRequest { deadline: Some(Instant::now() + Duration::from_secs(3600)), ..request(&[[1.0, 0.0]]) };
+    assert_eq!(handle.infer(patient).await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(busy.await.unwrap().unwrap_err().kind(), ErrorKind::DeadlineExceeded, "also where it asks for none");
+    probe.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_pass_of_one_model_does_not_hold_up_another() {
+    let compute = Arc::new(Compute::new(1));
+    let (long, short) = (Probe::default(), Probe::default());
+    let start = |probe: &Probe| {
+        let parts = Parts { compute: Arc::clone(&compute), ..parts(probe, ModelSettings::new(&Defaults::default())) };
+        Arc::new(Handle::start(parts).unwrap())
+    };
+    let (slow, fast) = (start(&long), start(&short));
+    long.shut();
+    let busy = spawn(&slow, request(&[[1.0, 0.0]]));
+    long.begun(1).await;
+    for i in 0..3 {
+        assert_eq!(first(&fast.infer(request(&[[i as f32, 0.0]])).await.unwrap()), 2.0 * i as f32);
+    }
+    assert!(!busy.is_finished());
+    long.open();
+    busy.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_is_counted_by_how_it_ended() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults::default());
+    assert!(handle.infer(request(&[[1.0, 0.0], [2.0, 0.0]])).await.is_ok());
+    assert!(handle.infer(request(&[[-1.0, 0.0]])).await.is_err());
+    assert!(handle.infer(request(&[])).await.is_err());
+    probe.shut();
+    let gone = spawn(&handle, request(&[[1.0, 0.0]]));
+    probe.begun(3).await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let stats = handle.stats();
+    probe.open();
+    assert_eq!((stats.success.count, stats.fail.count), (1, 3));
+    assert_eq!(FailReason::ALL.map(|reason| stats.failed(reason)), [0, 1, 1, 1]);
+    assert_eq!((stats.inference_count, stats.execution_count, stats.batch_stats[&2].infer.count), (2, 1, 1));
+    assert_eq!((stats.queue.count, stats.compute.output.count), (1, 1));
+    assert_eq!(stats.cancelled, 0, "it was running already");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_every_operator_is_told_to_who_asks() {
+    let probe = Probe::default();
+    let handle = handle(&probe, &Defaults::default());
+    let response = handle.infer(InferRequest { profile: true, ..request(&[[1.0, 0.0]]) }).await.unwrap();
+    let profile = response.profile.unwrap();
+    assert_eq!(profile.iter().map(|time| time.node.as_str()).collect::<Vec<_>>(), ["probe"]);
+    assert!(handle.infer(request(&[[1.0, 0.0]])).await.unwrap().profile.is_none());
 }
 
 /// A folder that disappears with the test.
@@ -366,6 +482,52 @@ async fn a_downloaded_folder_is_served_as_it_is() {
         let response = handle.infer(InferRequest::new(vec![tokens(), mask])).await.unwrap();
         assert_eq!(response.outputs[0].tensor().unwrap().shape(), [2, 3]);
         assert_eq!(repository.list().iter().find(|model| model.name == name).unwrap().versions.len(), 1);
+    }
+}
+
+/// Requests of 2 to 9 tokens through a queue that a first one holds up: they share passes, and each gets the bits that it gets
+/// alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_different_lengths_share_a_pass() {
+    let folder = Folder::new("lengths");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats/bert-sequence");
+    let sequence = |max_padding: f64| {
+        format!(
+            "max_delay_ms = 60000\nmax_batch_rows = 8\n[sequence]\ndimension = 'sequence'\nbuckets = [8, 16]\nmax_padding = {max_padding}\n\
+             [sequence.padding]\ninput_ids = 0\nattention_mask = 0\ntoken_type_ids = 0\n"
+        )
+    };
+    for (model, text) in [("alone", String::new()), ("together", sequence(0.75))] {
+        std::fs::create_dir_all(folder.0.join(model).join("1")).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(from.join(file), folder.0.join(model).join("1").join(file)).unwrap();
+        }
+        std::fs::write(folder.0.join(model).join("model.toml"), text).unwrap();
+    }
+    let repository = Repository::open(Options::new(&folder.0)).unwrap();
+    repository.load(|_, _, _, _| {});
+    assert_eq!(repository.readiness(), Ok(()));
+    let get = |name: &str| Arc::clone(repository.get(name, None).unwrap().handle().unwrap());
+    let (alone, together) = (get("alone"), get("together"));
+    let tokens = |length: usize| -> Vec<Tensor> {
+        let signature = alone.model().signature();
+        let tensor = |name: &str| match name {
+            "input_ids" => (0..length as i64).map(|i| 3 + i * 2 % 7).collect(),
+            "attention_mask" => vec![1_i64; length],
+            _ => vec![0_i64; length],
+        };
+        signature.inputs.iter().map(|port| Tensor::new(&[1, length], tensor(&port.name)).unwrap()).collect()
+    };
+    let lengths = [2, 3, 5, 8, 4, 7, 2, 6];
+    let answers: Vec<_> = lengths.iter().map(|&length| spawn(&together, InferRequest::new(tokens(length)))).collect();
+    for (answer, length) in answers.into_iter().zip(lengths) {
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(answer.timing.batch_rows, 8, "length {length}");
+        let want = alone.infer(InferRequest::new(tokens(length))).await.unwrap();
+        let bits = |response: &InferResponse| -> Vec<u32> {
+            response.outputs.iter().flat_map(|value| value.tensor().unwrap().slice::<f32>().unwrap()).map(|x| x.to_bits()).collect()
+        };
+        assert_eq!(bits(&answer), bits(&want), "length {length}");
     }
 }
 

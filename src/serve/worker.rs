@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::batcher::{Job, Reason};
-use super::queue::{Failed, Payload, Queue};
+use super::compute::Member;
+use super::queue::{Batch, Done, Failed, Payload, Queue};
 use super::request::{InferResponse, OperatorTime, Timing};
+use super::sequence::Padding;
 use super::stats::{Answered, FailReason, Pass, Stats};
 use crate::engine::{Model, RunError, RunTime, Session, Tensor, Threads, Value};
 use crate::error::Error;
@@ -21,6 +23,7 @@ pub(super) struct Runner {
     threads: Arc<Threads>,
     session: Session,
     stats: Arc<Stats>,
+    padding: Option<Arc<Padding>>,
 }
 
 /// A forward pass that has ended.
@@ -49,8 +52,9 @@ impl Ran {
 }
 
 impl Runner {
-    pub(super) fn new(session: Session, threads: Arc<Threads>, stats: Arc<Stats>) -> Self {
-        Self { model: Arc::clone(session.model()), threads, session, stats }
+    /// A runner that pads the requests of a batch by `padding`.
+    pub(super) fn new(session: Session, threads: Arc<Threads>, stats: Arc<Stats>, padding: Option<Arc<Padding>>) -> Self {
+        Self { model: Arc::clone(session.model()), threads, session, stats, padding }
     }
 
     /// Runs requests together. A panic of the engine is an internal error, after which the session is a new one.
@@ -78,6 +82,20 @@ impl Runner {
         nodes.map(|(node, &time)| OperatorTime { node: node.name.clone(), operator: node.op_type(), time }).collect()
     }
 
+    /// Runs requests together, the shorter ones padded to the longest.
+    fn run_padded(&mut self, requests: &[&[Tensor]], profile: bool) -> Ran {
+        let padding = self.padding.clone();
+        let Some((padding, (padded, lengths))) = padding.as_deref().and_then(|padding| Some((padding, padding.together(requests)?))) else {
+            return self.run(requests, profile);
+        };
+        let padded: SmallVec<[&[Tensor]; 64]> = padded.iter().map(Vec::as_slice).collect();
+        let mut ran = self.run(&padded, profile);
+        let longest = lengths.iter().copied().max();
+        let cut = |(outputs, length): (Vec<Value>, usize)| if Some(length) < longest { padding.cut(outputs, length) } else { outputs };
+        ran.outcome = ran.outcome.map(|results| results.into_iter().zip(lengths).map(cut).collect());
+        ran
+    }
+
     /// Runs one request on the calling thread.
     pub(super) fn run_one(&mut self, inputs: &[Tensor], rows: usize, profile: bool) -> Result<InferResponse, Error> {
         let mut ran = self.run(&[inputs], profile);
@@ -89,11 +107,11 @@ impl Runner {
         Ok(InferResponse { outputs, timing, profile: ran.profile.take() })
     }
 
-    /// Runs a batch and answers each of its requests.
-    fn run_batch(&mut self, batch: Vec<Job<Payload>>, reason: Reason) {
+    /// Runs a batch and answers each of its requests; returns the time of its pass if that did not fail.
+    fn run_batch(&mut self, batch: Vec<Job<Payload>>, reason: Reason) -> Option<Duration> {
         let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
         let rows = batch.iter().map(|job| job.rows).sum();
-        let mut ran = self.run(&inputs, batch.iter().any(|job| job.payload.profile));
+        let mut ran = self.run_padded(&inputs, batch.iter().any(|job| job.payload.profile));
         drop(inputs);
         let notes = batch.iter().filter_map(|job| job.payload.note.as_ref());
         batch_ran(notes, (ran.started, ran.started + ran.time.total()), rows);
@@ -106,11 +124,14 @@ impl Runner {
                     queue: ran.started.saturating_duration_since(job.arrived),
                     total: now.saturating_duration_since(job.arrived),
                 };
-                self.stats.pass(&pass, Some(&batch.iter().map(counted).collect::<SmallVec<[_; 64]>>()));
+                // Whose client has gone is counted where that was seen.
+                let there = batch.iter().filter(|job| !job.payload.reply.is_closed());
+                self.stats.pass(&pass, Some(&there.map(counted).collect::<SmallVec<[_; 64]>>()));
                 for (job, outputs) in batch.into_iter().zip(results) {
                     let (timing, profile) = (ran.timing(job.arrived, rows, reason), ran.profile.take());
                     answer(job, Ok(InferResponse { outputs, timing, profile }));
                 }
+                Some(ran.time.total())
             }
             Err(failure) => {
                 self.stats.pass(&pass, None);
@@ -120,16 +141,26 @@ impl Runner {
                         .for_each(|job| answer(job, Err(Failed { reason: FailReason::Backend, error: failure.clone().into() })));
                 } else {
                     // One request's values may fail the whole pass: alone, only that one fails.
-                    batch.into_iter().for_each(|job| self.run_batch(vec![job], reason));
+                    for job in batch {
+                        self.run_batch(vec![job], reason);
+                    }
                 }
+                None
             }
         }
     }
 
-    /// Takes batches from the queue until it is closed.
-    pub(super) fn work(mut self, queue: &Queue) {
-        while let Some((batch, reason)) = queue.next() {
-            self.run_batch(batch, reason);
+    /// Takes batches from the queue until it is closed, a turn at the processors for each.
+    pub(super) fn work(mut self, worker: usize, queue: &Queue, member: &Member) {
+        while queue.wait() {
+            let permit = member.enter();
+            // While waiting for the turn the batch grew; or its clients went away.
+            let Some(Batch { jobs, reason }) = queue.take(worker) else { continue };
+            let (class, rows) = (jobs[0].class, jobs.iter().map(|job| job.rows).sum());
+            let profiled = jobs[0].payload.profile;
+            let time = self.run_batch(jobs, reason);
+            drop(permit);
+            queue.done(worker, time.filter(|_| !profiled).map(|time| Done { class, rows, time }));
         }
     }
 }

@@ -22,11 +22,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::Servable;
+use super::compute::Compute;
 use super::handle::Handle;
 use super::settings::{Defaults, ModelSettings};
 use super::shadow::{Shadow, ShadowSnapshot, ShadowStats};
 use crate::engine::{LoadOptions, Threads};
 use crate::error::{Error, Kind};
+use crate::resources;
 
 pub use change::{LoadCounts, Unload};
 pub use label::{Choice, DEFAULT_LABEL, Label, Mirror};
@@ -53,6 +55,8 @@ pub struct Options {
     pub load: LoadOptions,
     /// The threads that one forward pass may use.
     pub threads: Arc<Threads>,
+    /// The processors, which the models share.
+    pub compute: Arc<Compute>,
     /// Forward passes of one model that may run on the threads of their requests at once.
     pub inline_sessions: usize,
     /// Whether a repository without models is ready.
@@ -75,6 +79,7 @@ impl Options {
             defaults: Defaults::default(),
             load: LoadOptions::default(),
             threads: Arc::new(Threads::single()),
+            compute: Arc::new(Compute::new(resources::usable_cpus())),
             inline_sessions: 2,
             allow_no_models: false,
             ready_when: ReadyWhen::All,

@@ -13,6 +13,7 @@ use serde::de::IgnoredAny;
 use super::golden::Tolerance;
 use super::pipeline::Step;
 use super::repository::Label;
+use super::sequence::SequenceSettings;
 
 pub use triton::{Declared, DeclaredPort, Warmup, WarmupData};
 
@@ -67,6 +68,7 @@ struct File {
     priority: BTreeMap<String, LevelFile>,
     instances: Option<usize>,
     share: Option<f64>,
+    sequence: Option<SequenceFile>,
     golden_relative_tolerance: Option<f64>,
     golden_absolute_tolerance: Option<f64>,
     /// The network, if the weights do not say it themselves: the engine's part of the file, which it checks.
@@ -85,6 +87,31 @@ struct LevelFile {
     queue_limit: Option<usize>,
     timeout_ms: Option<f64>,
     max_timeout_ms: Option<f64>,
+}
+
+/// `[sequence]` of `model.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SequenceFile {
+    dimension: String,
+    buckets: Vec<usize>,
+    max_padding: Option<f64>,
+    padding: BTreeMap<String, f64>,
+}
+
+impl SequenceFile {
+    fn settings(self) -> Result<SequenceSettings, String> {
+        let max_padding = self.max_padding.unwrap_or(0.5);
+        if !(0.0..=1.0).contains(&max_padding) {
+            return Err(format!("[sequence]: max_padding = {max_padding} does not lie within 0 and 1"));
+        }
+        let ascend = self.buckets.is_sorted_by(|a, b| a < b);
+        if self.buckets.is_empty() || self.buckets[0] == 0 || !ascend {
+            return Err("[sequence]: buckets must be lengths that ascend".to_owned());
+        }
+        let Self { dimension, buckets, padding, .. } = self;
+        Ok(SequenceSettings { dimension, buckets, max_padding, padding })
+    }
 }
 
 /// What one level of priority has of its own; what is `None` is as for the model.
@@ -192,6 +219,8 @@ pub struct ModelSettings {
     pub instances: usize,
     /// The model's share of the compute while models compete for it, relative to the others'.
     pub share: f64,
+    /// How requests of different lengths are batched; `None`: only those of equal length are.
+    pub sequence: Option<SequenceSettings>,
     /// How far an answer to a golden sample may be from the recorded one.
     pub tolerance: Tolerance,
 }
@@ -221,6 +250,7 @@ impl ModelSettings {
             priorities: BTreeMap::new(),
             instances: 1,
             share: 1.0,
+            sequence: None,
             tolerance: Tolerance::default(),
         }
     }
@@ -328,9 +358,15 @@ impl ModelSettings {
                 .unwrap_or_else(|| file.priority_levels.map_or(base.default_priority, |levels| levels.div_ceil(2))),
             priorities: base.priorities.into_iter().map(Ok).chain(levels).collect::<Result<_, String>>()?,
             share: file.share.unwrap_or(base.share),
+            sequence: file.sequence.map(SequenceFile::settings).transpose()?.or(base.sequence),
         };
         settings.check()?;
         Ok(settings)
+    }
+
+    /// The level that a request's `priority` stands for: the default one for 0 and for a level that there is not.
+    pub fn level(&self, priority: u64) -> usize {
+        usize::try_from(priority).ok().filter(|level| (1..=self.priority_levels).contains(level)).unwrap_or(self.default_priority)
     }
 
     /// Checks what one setting says against the others.
@@ -397,6 +433,7 @@ mod tests {
         assert_eq!((settings.priority_levels, settings.default_priority), (3, 2), "the middle one");
         assert_eq!(settings.priorities[&1], LevelPolicy { queue_limit: Some(5), ..LevelPolicy::default() });
         assert_eq!(settings.priorities[&3].timeout, Some(Duration::from_millis(20)));
+        assert_eq!([0, 1, 3, 4, u64::MAX].map(|priority| settings.level(priority)), [2, 1, 3, 2, 2]);
     }
 
     #[test]
@@ -417,6 +454,8 @@ mod tests {
             ("[priority.high]\nqueue_limit = 1", "`high` is not a level"),
             ("[priority.1]\nqueue_limit = 0", "[priority.1]: queue_limit must be at least 1"),
             ("share = 0", "share = 0"),
+            ("[sequence]\ndimension = 's'\nbuckets = [8, 4]\npadding = {}", "buckets must be lengths that ascend"),
+            ("[sequence]\ndimension = 's'\nbuckets = [8]\nmax_padding = 2\npadding = {}", "max_padding = 2"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");
