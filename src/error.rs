@@ -107,6 +107,11 @@ impl Error {
         Self { kind: Kind::Internal, message: message.into(), source: Some(source.into()) }
     }
 
+    /// The same error with another message for the client.
+    pub fn with_message(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
+    }
+
     /// What a client may do about it.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -18,7 +18,7 @@ use super::Shared;
 use super::route::Route;
 use crate::error::Kind;
 use crate::resources;
-use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, StatsSnapshot};
+use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, ShadowSnapshot, StatsSnapshot};
 
 /// One family of metrics.
 #[derive(Debug)]
@@ -64,6 +64,13 @@ metrics! {
     EXPIRY = "gauge" "ndserve_tls_certificate_expiry_time_seconds" [] "When the server's certificate ends, in seconds since 1970";
     RELOADS = "counter" "ndserve_reloads_failed_total" [] "Changed files of API keys or certificates that were not valid and changed nothing";
     SPANS = "counter" "ndserve_spans_total" ["outcome"] "Spans by what became of them: exported, or dropped because the collector was away or slow";
+    STATE = "gauge" "ndserve_server_state" ["state"] "1 for the state that the server is in: starting, ready, degraded, draining";
+    LOADS = "counter" "ndserve_model_loads_total" ["model", "outcome"] "Versions that were loaded: ok, or failed and left what served before";
+    SHADOW_REQUESTS = "counter" "ndserve_shadow_requests_total" ["model", "label", "outcome"] "Requests of a label with a mirror: compared, failed in the mirror, or skipped because it had too much to do";
+    SHADOW_ROWS = "counter" "ndserve_shadow_rows_total" ["model", "label"] "Rows of which both versions named a class";
+    SHADOW_DISAGREEMENTS = "counter" "ndserve_shadow_disagreements_total" ["model", "label"] "Rows for which the mirror names another class first";
+    SHADOW_DIFFERENCE = "gauge" "ndserve_shadow_difference_max" ["model", "label"] "Largest absolute difference so far between an answer and its mirror's";
+    SHADOW_SECONDS = "counter" "ndserve_shadow_seconds_total" ["model", "label", "side"] "Time of the compared requests, in what answered (primary) and in the mirror (shadow)";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
@@ -198,6 +205,8 @@ impl Metrics {
         self.server_metrics(&mut page, shared);
         let handles: Vec<_> = shared.repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
         repository_metrics(&mut page, &shared.repository, &handles);
+        change_metrics(&mut page, &shared.repository);
+        shadow_metrics(&mut page, &shared.repository);
         if self.triton {
             triton_page(&mut page, &handles);
         }
@@ -358,6 +367,42 @@ fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(Stat
         for (reason, count) in [("full", stats.refused_full), ("late", stats.refused_late)] {
             page.sample(&REFUSED, "", &[handle.name(), handle.version(), reason], count as f64);
         }
+    }
+}
+
+fn change_metrics(page: &mut Page, repository: &Repository) {
+    page.family(&STATE).sample(&STATE, "", &[repository.state().name()], 1.0);
+    page.family(&LOADS);
+    for (model, counts) in repository.load_counts() {
+        page.sample(&LOADS, "", &[&model, "ok"], counts.ok as f64);
+        page.sample(&LOADS, "", &[&model, "failed"], counts.failed as f64);
+    }
+}
+
+fn shadow_metrics(page: &mut Page, repository: &Repository) {
+    let shadows = repository.shadows();
+    page.family(&SHADOW_REQUESTS);
+    for (model, label, shadow) in &shadows {
+        for (outcome, count) in [("compared", shadow.compared), ("failed", shadow.failed), ("skipped", shadow.skipped)] {
+            page.sample(&SHADOW_REQUESTS, "", &[model, label, outcome], count as f64);
+        }
+    }
+    type Read = fn(&ShadowSnapshot) -> f64;
+    let values: [(&Metric, Read); 3] = [
+        (&SHADOW_ROWS, |shadow| shadow.rows as f64),
+        (&SHADOW_DISAGREEMENTS, |shadow| shadow.disagreements as f64),
+        (&SHADOW_DIFFERENCE, |shadow| shadow.difference_max),
+    ];
+    for (metric, value) in values {
+        page.family(metric);
+        for (model, label, shadow) in &shadows {
+            page.sample(metric, "", &[model, label], value(shadow));
+        }
+    }
+    page.family(&SHADOW_SECONDS);
+    for (model, label, shadow) in &shadows {
+        page.sample(&SHADOW_SECONDS, "", &[model, label, "primary"], shadow.primary.as_secs_f64());
+        page.sample(&SHADOW_SECONDS, "", &[model, label, "shadow"], shadow.shadow.as_secs_f64());
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
 pub use endpoint::{Endpoint, Endpoints};
-pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Ratio, Value};
+pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Ratio, ReadyWhen, Value};
 
 use crate::engine::{Isa, LoadOptions, PASSES, Precision};
 use crate::resources;
@@ -128,13 +128,25 @@ macro_rules! settings {
 
 settings! {
     #![group = "Models"]
-    /// Folder with one subfolder per model. Each holds an optional `model.toml` and a folder per version, `1/model.onnx`, or one
-    /// model itself, as a downloaded one does.
+    /// Folder with one subfolder or one file per model; a Triton repository as it is; or the folder or file of a single model.
+    /// A model's folder holds an optional `model.toml` and a folder per version, `1/model.onnx`, or one model itself, as a
+    /// downloaded one does.
     models: PathBuf = "models";
+    /// The name of the model if `models` is the folder or file of a single one. By default that of the file or folder; set it
+    /// where a path such as `/mnt/models` says nothing.
+    model_name: String = unset;
+    /// How often the folder is looked at for new, changed and removed models, which are then loaded, swapped and unloaded. With
+    /// 0 only on request. Write to a name that starts with a dot and rename: then no half of a file is ever seen.
+    watch: Period = "0s";
+    /// Which models must serve for the server to be ready: `all` that were not unloaded on request, `any`, or `none`, which is
+    /// for a server whose models are loaded on request. A model whose newest version failed while an older one serves counts as
+    /// serving.
+    ready_when: ReadyWhen = "all";
     /// The model that `/predict` uses. Needed only if there are several models and clients use that path.
     default_model: String = unset;
-    /// Exit if a model cannot be loaded. By default the others are served, and readiness tells which failed and why;
-    /// set it where a half-working server must not come up.
+    /// Exit if a model cannot be loaded, and load none whose `config.pbtxt` says what is not understood. By default the others are
+    /// served, readiness tells which failed and why, and what is not understood is a warning; set it where a half-working server
+    /// must not come up.
     strict: bool = "false";
     /// Be ready with an empty model folder. By default a server without a model is never ready, so that a mistyped
     /// path does not take traffic.

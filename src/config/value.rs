@@ -115,7 +115,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite, Ratio);
+deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite, Ratio);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
@@ -317,6 +317,30 @@ impl Value for NonFinite {
             "null" => Ok(Self::Null),
             "error" => Ok(Self::Error),
             _ => Err(format!("`{text}` is none of token, null, error")),
+        }
+    }
+}
+
+/// Which models must serve for the server to be ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// Every one.
+    All,
+    /// At least one.
+    Any,
+    /// None.
+    None,
+}
+
+impl Value for ReadyWhen {
+    const NAME: &'static str = "all|any|none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "any" => Ok(Self::Any),
+            "none" => Ok(Self::None),
+            _ => Err(format!("`{text}` is neither all nor any nor none")),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::golden::Golden;
 use super::handle::{Handle, Parts, shape_class};
 use super::repository::{Options, version_file};
 use super::sequence::{self, Padding};
-use super::settings::ModelSettings;
+use super::settings::{ModelSettings, Warmup, WarmupData};
 use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Threads, Value};
 
 /// What is to be loaded.
@@ -51,6 +51,9 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         settings.labels.clone_from(&model.metadata().labels);
     }
     check_labels(&model, &settings)?;
+    if let Some(declared) = &settings.declared {
+        declared.check(model.signature()).map_err(|error| format!("the configuration does not fit the model: {error}"))?;
+    }
     let golden = golden.map(Golden::read).transpose()?.flatten();
     let mut session = Session::new(Arc::clone(&model), threads);
     let (measured, sample) = match golden {
@@ -69,6 +72,7 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
             (measured, None)
         }
     };
+    run_warmups(&mut session, &settings)?;
     let padding = padding(&mut session, sample, &settings, (name, version))?;
     let batchable = model.signature().batchable;
     let measured = measured.map(|(row, curve)| (shape_class(&row, batchable, padding.as_ref()), curve));
@@ -105,28 +109,63 @@ fn check_labels(model: &Model, settings: &ModelSettings) -> Result<(), String> {
     }
 }
 
+/// Numbers that look random; Numerical Recipes' linear congruential generator.
+struct Noise(u32);
+
+impl Noise {
+    /// A number in −1..1.
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f64::from(self.0) / f64::from(u32::MAX) * 2.0 - 1.0
+    }
+
+    fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Option<Tensor> {
+        let len = shape.iter().product();
+        // Zero and one are indices that every table has.
+        match dtype {
+            DType::F32 => Tensor::new(shape, (0..len).map(|_| self.next() as f32).collect()),
+            DType::F64 => Tensor::new(shape, (0..len).map(|_| self.next()).collect()),
+            DType::I64 => Tensor::new(shape, (0..len).map(|_| i64::from(self.next() > 0.0)).collect()),
+            DType::I32 => Tensor::new(shape, (0..len).map(|_| i32::from(self.next() > 0.0)).collect()),
+            other => Some(Tensor::zeros(other, shape)),
+        }
+    }
+}
+
 /// Inputs of some rows that differ, if every dimension but the batch is fixed.
 fn made_up(model: &Model) -> Option<Vec<Tensor>> {
     const ROWS: usize = 3;
     let shapes = model.batch_shapes(ROWS)?;
-    let mut state = 1_u32;
-    // Numbers in −1..1 that look random; Numerical Recipes' linear congruential generator.
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        f64::from(state) / f64::from(u32::MAX) * 2.0 - 1.0
-    };
-    let mut tensor = |port: &Port, shape: &[usize]| {
-        let len = shape.iter().product();
-        // Zero and one are indices that every table has.
-        match port.kind.dtype()? {
-            DType::F32 => Tensor::new(shape, (0..len).map(|_| next() as f32).collect()),
-            DType::F64 => Tensor::new(shape, (0..len).map(|_| next()).collect()),
-            DType::I64 => Tensor::new(shape, (0..len).map(|_| i64::from(next() > 0.0)).collect()),
-            DType::I32 => Tensor::new(shape, (0..len).map(|_| i32::from(next() > 0.0)).collect()),
-            other => Some(Tensor::zeros(other, shape)),
+    let mut noise = Noise(1);
+    let ports = model.signature().inputs.iter().zip(&shapes);
+    ports.map(|(port, shape)| noise.tensor(port.kind.dtype()?, shape)).collect()
+}
+
+/// Runs what the configuration asks to be run before the model serves.
+fn run_warmups(session: &mut Session, settings: &ModelSettings) -> Result<(), String> {
+    for Warmup { name, batch, count, inputs } in &settings.model_warmup {
+        let failed = |error: String| format!("model_warmup `{name}`: {error}");
+        let model = Arc::clone(session.model());
+        let tensor = |port: &Port| -> Result<Tensor, String> {
+            let given = inputs.iter().find(|(name, ..)| *name == port.name);
+            let (_, dims, data) = given.ok_or_else(|| format!("input `{}` is missing", port.name))?;
+            let batch = Some(*batch).filter(|&batch| batch > 0 && model.signature().batchable);
+            let shape: Vec<usize> = batch.into_iter().chain(dims.iter().copied()).collect();
+            let dtype = port.kind.dtype().ok_or_else(|| format!("input `{}` is no tensor", port.name))?;
+            if shape.iter().try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim)).is_none_or(|bytes| bytes > model.memory_limit()) {
+                return Err(format!("input `{}` is larger than the memory limit", port.name));
+            }
+            match data {
+                WarmupData::Zero => Ok(Tensor::zeros(dtype, &shape)),
+                WarmupData::Random => Noise(1).tensor(dtype, &shape).ok_or_else(|| format!("input `{}` has no such shape", port.name)),
+            }
+        };
+        let tensors = model.signature().inputs.iter().map(tensor).collect::<Result<Vec<Tensor>, String>>().map_err(failed)?;
+        for _ in 0..*count {
+            session.run(&tensors).map_err(|error| failed(error.to_string()))?;
         }
-    };
-    model.signature().inputs.iter().zip(&shapes).map(|(port, shape)| tensor(port, shape)).collect()
+    }
+    Ok(())
 }
 
 /// Runs the golden samples and returns the answer.

@@ -11,12 +11,14 @@ mod fair;
 mod golden;
 mod handle;
 mod loading;
+mod pipeline;
 mod queue;
 mod repository;
 mod request;
 mod sequence;
 mod servable;
 mod settings;
+mod shadow;
 mod stats;
 mod worker;
 
@@ -29,12 +31,14 @@ pub use curve::{Curve, Point};
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
+pub use pipeline::{Pipeline, Step};
 pub use repository::{
     Choice, DEFAULT_LABEL, Label, LoadCounts, Mirror, ModelState, ModelStatus, Options, Overrides, ReadyWhen, Repository, ServerState,
-    State, Unload, VersionStatus, is_model_name, model_files, version_file, versions,
+    State, Unload, VersionStatus, Watch, is_model_name, model_files, version_file, versions,
 };
 pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
 pub use sequence::SequenceSettings;
 pub use servable::Servable;
-pub use settings::{Defaults, LevelPolicy, ModelSettings, Versions};
+pub use settings::{Declared, DeclaredPort, Defaults, LevelPolicy, ModelSettings, Versions, Warmup, WarmupData};
+pub use shadow::ShadowSnapshot;
 pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};

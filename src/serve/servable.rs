@@ -1,77 +1,147 @@
-//! What answers for a version: a model behind its queue.
+//! What answers for a version: a model behind its queue, or a pipeline of models.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::handle::Handle;
+use super::pipeline::Pipeline;
 use super::request::{InferRequest, InferResponse};
 use super::settings::ModelSettings;
+use super::shadow::Shadow;
 use crate::engine::{Metadata, Signature};
 use crate::error::Error;
 
 /// What answers for a version. Cloning shares it; whoever holds a clone keeps the version from being taken apart.
 #[derive(Clone, Debug)]
 pub struct Servable {
-    handle: Arc<Handle>,
+    what: What,
+    /// Where a copy of the request goes.
+    shadow: Option<Box<Shadow>>,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Model(Arc<Handle>),
+    Pipeline(Arc<Pipeline>),
 }
 
 impl From<Arc<Handle>> for Servable {
     fn from(handle: Arc<Handle>) -> Self {
-        Self { handle }
+        Self { what: What::Model(handle), shadow: None }
+    }
+}
+
+impl From<Pipeline> for Servable {
+    fn from(pipeline: Pipeline) -> Self {
+        Self { what: What::Pipeline(Arc::new(pipeline)), shadow: None }
     }
 }
 
 impl Servable {
+    /// The same, with a copy of its requests to somebody else.
+    pub(super) fn with_shadow(mut self, shadow: Shadow) -> Self {
+        self.shadow = Some(Box::new(shadow));
+        self
+    }
+
     /// The model's name.
     pub fn name(&self) -> &str {
-        self.handle.name()
+        match &self.what {
+            What::Model(handle) => handle.name(),
+            What::Pipeline(pipeline) => pipeline.name(),
+        }
     }
 
     /// The version.
     pub fn version(&self) -> &str {
-        self.handle.version()
+        match &self.what {
+            What::Model(handle) => handle.version(),
+            What::Pipeline(pipeline) => pipeline.version(),
+        }
     }
 
     /// What it takes and gives.
     pub fn signature(&self) -> &Signature {
-        self.handle.model().signature()
+        match &self.what {
+            What::Model(handle) => handle.model().signature(),
+            What::Pipeline(pipeline) => pipeline.signature(),
+        }
     }
 
-    /// What its file says about itself.
+    /// What its file says about itself; of a pipeline only the format, `pipeline`.
     pub fn metadata(&self) -> &Metadata {
-        self.handle.model().metadata()
+        match &self.what {
+            What::Model(handle) => handle.model().metadata(),
+            What::Pipeline(pipeline) => pipeline.metadata(),
+        }
     }
 
     /// The settings in force.
     pub fn settings(&self) -> &ModelSettings {
-        self.handle.settings()
+        match &self.what {
+            What::Model(handle) => handle.settings(),
+            What::Pipeline(pipeline) => pipeline.settings(),
+        }
     }
 
     /// Time of a forward pass of one row, as measured while warming up.
     pub fn row_cost(&self) -> Option<Duration> {
-        self.handle.row_cost()
+        self.handle().and_then(|handle| handle.row_cost())
     }
 
-    /// The model with its queue and workers.
+    /// The model with its queue and workers; `None` for a pipeline, whose steps have their own.
     pub fn handle(&self) -> Option<&Arc<Handle>> {
-        Some(&self.handle)
+        match &self.what {
+            What::Model(handle) => Some(handle),
+            What::Pipeline(_) => None,
+        }
+    }
+
+    /// The pipeline, if it is one.
+    pub fn pipeline(&self) -> Option<&Pipeline> {
+        match &self.what {
+            What::Model(_) => None,
+            What::Pipeline(pipeline) => Some(pipeline),
+        }
     }
 
     /// Whether anybody else holds what answers.
     pub(super) fn is_held(&self) -> bool {
-        Arc::strong_count(&self.handle) > 1
+        match &self.what {
+            What::Model(handle) => Arc::strong_count(handle) > 1,
+            What::Pipeline(pipeline) => Arc::strong_count(pipeline) > 1,
+        }
     }
 
     /// Answers what waits and ends the workers.
     pub(super) fn close(&self) {
-        self.handle.close();
+        if let What::Model(handle) = &self.what {
+            handle.close();
+        }
     }
 
     /// Computes the outputs for a request. Dropping the future gives up the request.
     ///
     /// # Errors
-    /// As [`Handle::infer`].
+    /// As [`Handle::infer`]; of a pipeline the first step's that failed, with its name.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        self.handle.infer(request).await
+        let Some(shadow) = &self.shadow else { return self.answer(request).await };
+        let (copy, start) = (shadow.copy(&request), Instant::now());
+        let response = self.answer(request).await?;
+        (**shadow).clone().compare(copy, response.outputs.clone(), start.elapsed());
+        Ok(response)
+    }
+
+    async fn answer(&self, request: InferRequest) -> Result<InferResponse, Error> {
+        match &self.what {
+            What::Model(handle) => handle.infer(request).await,
+            What::Pipeline(pipeline) => pipeline.infer(request).await,
+        }
+    }
+
+    /// [`Servable::infer`] as a future of known type: what it runs may be a pipeline whose steps are pipelines.
+    pub(super) fn infer_boxed(self, request: InferRequest) -> Pin<Box<dyn Future<Output = Result<InferResponse, Error>> + Send>> {
+        Box::pin(async move { self.infer(request).await })
     }
 }

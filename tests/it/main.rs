@@ -13,6 +13,7 @@ mod listeners;
 mod models;
 mod openapi;
 mod profile;
+mod repository;
 mod secure;
 mod server;
 mod traces;

@@ -49,7 +49,7 @@ impl Drop for Folder {
 }
 
 /// A new folder in cargo's folder for tests.
-fn new_folder() -> Folder {
+pub(crate) fn new_folder() -> Folder {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -117,13 +117,30 @@ fn write(folder: &Path, name: &str, version: &str, tensors: &[Tensor<'_>]) {
         graph.message(11, &value_info(tensor, *dtype, dims));
         graph.message(12, &value_info(&format!("{tensor}_out"), *dtype, dims));
     }
+    save(&folder.join(name).join(version), &graph);
+}
+
+/// Writes a version that answers `y = factor · x` to FP32 rows of two.
+pub(crate) fn scaled(model: &Path, version: &str, factor: f32) {
+    let mut node = Message::default();
+    node.text(1, "x").text(1, "factor").text(2, "y").text(3, "scale").text(4, "Mul");
+    let mut constant = Message::default();
+    constant.number(2, FLOAT).text(8, "factor").bytes(9, &factor.to_le_bytes());
+    let mut graph = Message::default();
+    graph.message(1, &node).text(2, "scaled").message(5, &constant);
+    graph.message(11, &value_info("x", FLOAT, &[2])).message(12, &value_info("y", FLOAT, &[2]));
+    save(&model.join(version), &graph);
+}
+
+/// Writes the model file of a graph, whole or not at all.
+fn save(folder: &Path, graph: &Message) {
     let mut opset = Message::default();
     opset.text(1, "").number(2, 17);
     let mut model = Message::default();
-    model.number(1, 8).message(7, &graph).message(8, &opset);
-    let folder = folder.join(name).join(version);
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("model.onnx"), model.0).unwrap();
+    model.number(1, 8).message(7, graph).message(8, &opset);
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join(".model.onnx"), model.0).unwrap();
+    fs::rename(folder.join(".model.onnx"), folder.join("model.onnx")).unwrap();
 }
 
 fn value_info(name: &str, dtype: u64, dims: &[u64]) -> Message {

@@ -28,16 +28,28 @@ pub(crate) struct Server {
 impl Server {
     /// Serves the models of `folder`, which is removed once they are loaded.
     pub(crate) fn start(folder: Folder, limits: Limits, options: ServerOptions) -> Self {
-        let anywhere = vec![(Endpoint::Http("127.0.0.1:0".parse().unwrap()), Surface::Whole)];
-        Self::start_on(folder, limits.into(), options, anywhere)
-    }
-
-    /// The same on several endpoints, of which `endpoints` then tells the ports.
-    pub(crate) fn start_on(folder: Folder, app: AppOptions, options: ServerOptions, endpoints: Vec<(Endpoint, Surface)>) -> Self {
-        count_errors();
         let repository = Arc::new(Repository::open(Options::new(&*folder)).unwrap());
         repository.load(|_, _, _, _| {});
         drop(folder);
+        Self::over(repository, limits, options)
+    }
+
+    /// Serves a repository as it is.
+    pub(crate) fn over(repository: Arc<Repository>, limits: Limits, options: ServerOptions) -> Self {
+        let anywhere = vec![(Endpoint::Http("127.0.0.1:0".parse().unwrap()), Surface::Whole)];
+        Self::over_on(repository, limits.into(), options, anywhere)
+    }
+
+    /// As [`Server::start`] on several endpoints, of which `endpoints` then tells the ports.
+    pub(crate) fn start_on(folder: Folder, app: AppOptions, options: ServerOptions, endpoints: Vec<(Endpoint, Surface)>) -> Self {
+        let repository = Arc::new(Repository::open(Options::new(&*folder)).unwrap());
+        repository.load(|_, _, _, _| {});
+        drop(folder);
+        Self::over_on(repository, app, options, endpoints)
+    }
+
+    fn over_on(repository: Arc<Repository>, app: AppOptions, options: ServerOptions, endpoints: Vec<(Endpoint, Surface)>) -> Self {
+        count_errors();
         let tls = app.tls.clone();
         let app = App::new(Arc::clone(&repository), app);
         let (stop, stopped) = oneshot::channel();

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use super::{Failure, Outcome, progress};
 use crate::api::{self, App, AppOptions, Limits, Listeners, ServerOptions, Stats};
-use crate::config::{Flags, Server, Settings};
+use crate::config::{self, Flags, Server, Settings};
 use crate::engine::Threads;
-use crate::serve::{Defaults, Options, Repository, State};
+use crate::serve::{Defaults, Options, ReadyWhen, Repository, State, Watch};
 use crate::telemetry;
 
 use banner::Banner;
@@ -45,19 +45,23 @@ pub(super) fn defaults(settings: &Settings) -> Defaults {
         max_delay: settings.max_delay.0,
         queue_limit: settings.queue_limit,
         timeout: Some(settings.request_timeout.0),
+        strict: settings.strict,
     }
 }
 
 /// Serves until a signal has come and everything is answered.
 fn run(settings: Settings) -> Outcome {
-    let repository = Arc::new(Repository::open(options(&settings)?)?);
+    let options = options(&settings)?;
+    // Before the repository is opened: what changes from here on is seen.
+    let watch = if settings.watch.0.is_zero() { None } else { Some(Watch::new(&options)?) };
+    let repository = Arc::new(Repository::open(options)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.http_threads())
         .thread_name("http")
         .enable_all()
         .build()
         .map_err(|error| format!("the system cannot start threads: {error}"))?;
-    let outcome = runtime.block_on(live(Arc::new(settings), repository));
+    let outcome = runtime.block_on(live(Arc::new(settings), repository, watch));
     // A model that is still loading, or a run that exceeded the drain timeout, must not hold up the exit.
     runtime.shutdown_background();
     outcome
@@ -71,10 +75,16 @@ fn options(settings: &Settings) -> Result<Options, Failure> {
     options.threads = Arc::new(Threads::new(settings.engine_threads())?);
     options.inline_sessions = settings.http_threads();
     options.allow_no_models = settings.allow_no_models;
+    options.model_name = settings.model_name.clone();
+    options.ready_when = match settings.ready_when {
+        config::ReadyWhen::All => ReadyWhen::All,
+        config::ReadyWhen::Any => ReadyWhen::Any,
+        config::ReadyWhen::None => ReadyWhen::None,
+    };
     Ok(options)
 }
 
-async fn live(settings: Arc<Settings>, repository: Arc<Repository>) -> Outcome {
+async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Option<Watch>) -> Outcome {
     let tls = access::tls(&settings)?;
     let access = access::access(&settings)?;
     let listeners = access::listen(&settings, tls.as_ref()).await?;
@@ -100,6 +110,9 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>) -> Outcome {
                 return Err(format!("{failed} of the models cannot be served, and the server is strict").into());
             }
             banner.example(&repository, &settings);
+            if let Some(watch) = watch {
+                repository.watch(watch, settings.watch.0)?;
+            }
         }
         // There is no use in loading what nobody will ask.
         () = stop.clone().requested() => {}

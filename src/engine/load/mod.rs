@@ -12,6 +12,8 @@ mod tensor_proto;
 mod testing;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::LoadError;
@@ -87,7 +89,26 @@ pub fn find_model_file(folder: &Path) -> Option<PathBuf> {
 
 fn format(path: &Path) -> Option<&'static Format> {
     let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    FORMATS.iter().find(|format| name.strip_suffix(format.extension).is_some_and(|stem| stem.ends_with('.')))
+    let by_name = FORMATS.iter().find(|format| name.strip_suffix(format.extension).is_some_and(|stem| stem.ends_with('.')));
+    by_name.or_else(|| by_content(path))
+}
+
+/// The format of a file without an extension, as a model store may mount one: by its first bytes.
+fn by_content(path: &Path) -> Option<&'static Format> {
+    if path.extension().is_some() {
+        return None;
+    }
+    let mut head = [0; 9];
+    File::open(path).ok()?.read_exact(&mut head).ok()?;
+    let [length @ .., open] = head;
+    let name = match open {
+        // The length of the header, and the header: a JSON object.
+        b'{' if u64::from_le_bytes(length) < 1 << 32 => "safetensors",
+        // The tag of the first field, the version of the format.
+        _ if head[0] == 0x08 => "ONNX",
+        _ => return None,
+    };
+    FORMATS.iter().find(|format| format.name == name)
 }
 
 /// What the file at `path` says of itself, whether it can be loaded or not: an input or output whose type the engine does not

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::overrides::Scratch;
 use super::source::{self, Found, Source};
-use super::{Entry, Label, Overrides, Repository, State, VersionStatus, find, unknown};
+use super::{Entry, Label, Overrides, Repository, State, VersionStatus, find, pipelines, unknown};
 use crate::engine::Threads;
 use crate::error::{Error, Kind};
 use crate::resources;
@@ -50,6 +50,24 @@ struct Changed {
 /// What became of one version.
 type Loaded = (String, Result<Servable, String>);
 
+/// What is loaded, and when it counts.
+struct Terms<'a> {
+    pace: Pace,
+    /// Whether the version is to be loaded although it is ready, or failed before.
+    fresh: &'a dyn Fn(&str) -> bool,
+    /// Whether the files are still those that were loaded.
+    unchanged: &'a dyn Fn() -> bool,
+    /// Is told each version as it ends.
+    progress: &'a dyn Fn(&VersionStatus),
+}
+
+impl Terms<'_> {
+    /// Everything, whatever becomes of the files.
+    fn all(pace: Pace) -> Self {
+        Self { pace, fresh: &|_| true, unchanged: &|| true, progress: &|_| {} }
+    }
+}
+
 /// How much of the machine loading may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
@@ -70,15 +88,15 @@ impl Repository {
         if self.is_draining() {
             return Err(Error::new(Kind::Unavailable, "the server is draining"));
         }
-        self.change(name, move |repository, name| repository.load_now(name, &overrides)).await
+        self.change(name, move |repository, name| repository.load_now(name, &overrides, &Terms::all(Pace::Background))).await
     }
 
     /// Takes a model out of service. Requests that hold it are still answered. Dropping the future does not stop it.
     ///
     /// # Errors
     /// `NotFound` if there is no such model.
-    pub async fn unload_model(self: &Arc<Self>, name: &str, _unload: Unload) -> Result<(), Error> {
-        self.change(name, move |repository, name| repository.unload_now(name)).await
+    pub async fn unload_model(self: &Arc<Self>, name: &str, unload: Unload) -> Result<(), Error> {
+        self.change(name, move |repository, name| repository.unload_now(name, unload)).await
     }
 
     /// Runs a change where it may block.
@@ -98,7 +116,7 @@ impl Repository {
         tokio::spawn(task).await.unwrap_or_else(|error| Err(Error::internal("the change failed", error)))
     }
 
-    fn load_now(self: &Arc<Self>, name: &str, overrides: &Overrides) -> Result<(), Error> {
+    fn load_now(self: &Arc<Self>, name: &str, overrides: &Overrides, terms: &Terms<'_>) -> Result<(), Error> {
         let (source, scratch) = self.source(name, overrides)?;
         let gate = self.gate(name);
         let _turn = gate.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +125,7 @@ impl Repository {
             self.fail(name, &reason);
             Error::invalid(format!("model `{name}`: {reason}"))
         })?;
-        let Changed { failures, retired } = self.apply(name, found, Pace::Background, &|_| {});
+        let Changed { failures, retired } = self.apply(name, found, terms);
         drop(scratch);
         self.drain_later(name, retired);
         match failures.first() {
@@ -134,7 +152,7 @@ impl Repository {
     fn find(&self, name: &str, source: Source, config: Option<&str>) -> Result<Found, String> {
         let mut settings = source.settings(&self.options.defaults)?;
         if let Some(config) = config {
-            settings.apply_json(config)?;
+            settings.apply_json(config, self.options.defaults.strict)?;
         }
         let labels = {
             let entries = self.read();
@@ -166,42 +184,54 @@ impl Repository {
         match found {
             Err(reason) => self.fail(name, &reason),
             Ok(found) => {
-                let Changed { retired, .. } = self.apply(name, found, Pace::Startup, &progress);
+                let Changed { retired, .. } = self.apply(name, found, &Terms { progress: &progress, ..Terms::all(Pace::Startup) });
                 self.drain(name, retired);
             }
         }
     }
 
     /// Loads the wanted versions and exchanges them for what served.
-    fn apply(&self, name: &str, found: Found, pace: Pace, progress: &dyn Fn(&VersionStatus)) -> Changed {
-        let serves = {
+    fn apply(&self, name: &str, found: Found, terms: &Terms<'_>) -> Changed {
+        if !found.settings.steps.is_empty() {
+            return self.exchange_pipeline(name, found, terms);
+        }
+        let (serves, to_load) = {
             let mut entries = self.write();
             let entry = entries.get_mut(name).expect("the gate made it");
             entry.versions.retain(|slot| !slot.version.is_empty());
-            for version in &found.wanted {
+            let mut to_load = Vec::new();
+            for version in found.wanted.iter().rev() {
                 let slot = entry.slot_mut(version);
-                if slot.state.servable().is_none() {
-                    slot.state = State::Loading;
+                if (terms.fresh)(version) || !matches!(slot.state, State::Ready(_) | State::Failed(_)) {
+                    to_load.push(version.clone());
+                    if slot.state.servable().is_none() {
+                        slot.state = State::Loading;
+                    }
                 }
             }
-            entry.newest().is_some()
+            (entry.newest().is_some(), to_load)
         };
         let mut loaded: Vec<Loaded> = Vec::new();
-        for version in found.wanted.iter().rev() {
-            let outcome = self.load_one(name, version, &found, pace);
-            progress(&VersionStatus::new(version, outcome.clone().map_or_else(State::Failed, State::Ready)));
-            loaded.push((version.clone(), outcome));
+        for version in to_load {
+            let outcome = self.load_one(name, &version, &found, terms.pace);
+            (terms.progress)(&VersionStatus::new(&version, outcome.clone().map_or_else(State::Failed, State::Ready)));
+            loaded.push((version, outcome));
         }
         // Better an older version than none: what is newest on disk may be broken while the server starts.
         if !serves && loaded.iter().all(|(_, outcome)| outcome.is_err()) {
             for version in &found.spare {
-                let outcome = self.load_one(name, version, &found, pace);
+                let outcome = self.load_one(name, version, &found, terms.pace);
                 let done = outcome.is_ok();
                 loaded.push((version.clone(), outcome));
                 if done {
                     tracing::warn!(model = name, version = %version, "an older version serves instead");
                     break;
                 }
+            }
+        }
+        if !(terms.unchanged)() {
+            for (_, outcome) in &mut loaded {
+                *outcome = Err("its files changed while they were read".to_owned());
             }
         }
         self.exchange(name, found, loaded)
@@ -226,19 +256,18 @@ impl Repository {
             let handle = Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))?;
             Ok(Servable::from(Arc::new(handle)))
         });
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let counts = counts.entry(name.to_owned()).or_default();
+        self.count(name, started.is_ok());
         match &started {
-            Ok(_) => {
-                counts.ok += 1;
-                tracing::info!(model = name, version, "loaded");
-            }
-            Err(reason) => {
-                counts.failed += 1;
-                tracing::warn!(model = name, version, %reason, "a version failed to load");
-            }
+            Ok(_) => tracing::info!(model = name, version, "loaded"),
+            Err(reason) => tracing::warn!(model = name, version, %reason, "a version failed to load"),
         }
         started
+    }
+
+    pub(super) fn count(&self, name: &str, ok: bool) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.entry(name.to_owned()).or_default();
+        if ok { counts.ok += 1 } else { counts.failed += 1 }
     }
 
     /// Loads, warms and verifies. A bug that one model brings out must not keep others from serving.
@@ -258,7 +287,7 @@ impl Repository {
         let Changed { mut failures, mut retired } = Changed::default();
         let mut entries = self.write();
         let entry = entries.get_mut(name).expect("the gate made it");
-        let kept: Vec<String> = loaded.iter().map(|(version, _)| version.clone()).collect();
+        let kept: Vec<String> = loaded.iter().map(|(version, _)| version).chain(&found.wanted).cloned().collect();
         for (version, outcome) in loaded {
             let slot = entry.slot_mut(&version);
             match outcome {
@@ -278,7 +307,7 @@ impl Repository {
             }
         }
         // What is not wanted any more goes only if all that is wanted came: a broken version never costs a good one.
-        let replaced = failures.is_empty();
+        let replaced = found.wanted.iter().all(|version| entry.slot(version).is_some_and(|slot| slot.state.servable().is_some()));
         entry.versions.retain_mut(|slot| {
             if kept.contains(&slot.version) || (matches!(slot.state, State::Ready(_)) && !replaced) {
                 return true;
@@ -292,13 +321,46 @@ impl Repository {
             }
         });
         entry.settings = found.settings;
+        entry.prepare_shadows();
+        pipelines::rebuild(&mut entries);
         Changed { failures, retired }
+    }
+
+    /// Puts a pipeline into service, if its steps are.
+    fn exchange_pipeline(&self, name: &str, found: Found, terms: &Terms<'_>) -> Changed {
+        let mut changed = Changed::default();
+        let status = {
+            let mut entries = self.write();
+            let entry = entries.get_mut(name).expect("the gate made it");
+            entry.settings = found.settings;
+            entry.prepare_shadows();
+            entry.versions.retain(|slot| slot.version == pipelines::VERSION);
+            let slot = entry.slot_mut(pipelines::VERSION);
+            match std::mem::replace(&mut slot.state, State::Loading) {
+                // What was a model until now.
+                State::Ready(old) if old.handle().is_some() => changed.retired.push((pipelines::VERSION.to_owned(), old)),
+                State::Ready(old) => slot.state = State::Ready(old),
+                _ => {}
+            }
+            pipelines::rebuild(&mut entries);
+            entries[name].slot(pipelines::VERSION).cloned()
+        };
+        if let Some(status) = status {
+            if !status.reason().is_empty() {
+                tracing::warn!(model = name, reason = status.reason(), "a pipeline failed to load");
+                changed.failures.push((status.version.clone(), status.reason().to_owned()));
+            }
+            if terms.pace == Pace::Background {
+                self.count(name, status.reason().is_empty());
+            }
+        }
+        changed
     }
 
     /// Notes why a model as a whole could not be loaded; what serves goes on.
     fn fail(&self, name: &str, reason: &str) {
         tracing::warn!(model = name, %reason, "a model failed to load");
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default().failed += 1;
+        self.count(name, false);
         let mut entries = self.write();
         let Some(entry) = entries.get_mut(name) else { return };
         match entry.versions.iter_mut().rev().find(|slot| slot.state.servable().is_some()) {
@@ -307,14 +369,28 @@ impl Repository {
         }
     }
 
-    fn unload_now(self: &Arc<Self>, name: &str) -> Result<(), Error> {
-        let gate = {
+    fn unload_now(self: &Arc<Self>, name: &str, unload: Unload) -> Result<(), Error> {
+        let (gate, steps) = {
             let entries = self.read();
-            entries.get(name).map(|entry| Arc::clone(&entry.gate)).ok_or_else(|| unknown(name, &entries))?
+            let entry = entries.get(name).ok_or_else(|| unknown(name, &entries))?;
+            let steps: Vec<String> = entry.settings.steps.iter().map(|step| step.model.clone()).collect();
+            (Arc::clone(&entry.gate), steps)
         };
+        self.take_out(name, &gate);
+        if unload.dependents {
+            for step in steps.iter().filter(|step| !self.is_unloaded(step)) {
+                self.unload_now(step, unload)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes every version of a model out of service.
+    fn take_out(self: &Arc<Self>, name: &str, gate: &std::sync::Mutex<()>) {
         let _turn = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let mut retired = Vec::new();
-        if let Some(entry) = self.write().get_mut(name) {
+        let mut entries = self.write();
+        if let Some(entry) = entries.get_mut(name) {
             entry.versions.retain(|slot| !slot.version.is_empty());
             for slot in &mut entry.versions {
                 slot.reload_failure.clear();
@@ -328,9 +404,33 @@ impl Repository {
                 }
             }
         }
+        pipelines::rebuild(&mut entries);
+        drop(entries);
         tracing::info!(model = name, "unloaded");
         self.drain_later(name, retired);
-        Ok(())
+    }
+
+    /// Whether the model was unloaded on request.
+    pub(super) fn is_unloaded(&self, name: &str) -> bool {
+        let unloaded = |slot: &VersionStatus| matches!(slot.state, State::Unloaded | State::Unloading);
+        self.read().get(name).is_some_and(|entry| !entry.versions.is_empty() && entry.versions.iter().all(unloaded))
+    }
+
+    /// Loads what has changed of a model's files. `false` if they changed again meanwhile: then nothing else has.
+    pub(super) fn follow(self: &Arc<Self>, name: &str, fresh: &dyn Fn(&str) -> bool, unchanged: &dyn Fn() -> bool) -> bool {
+        let terms = Terms { fresh, unchanged, ..Terms::all(Pace::Background) };
+        // A failure is in the index and the log.
+        let _ = self.load_now(name, &Overrides::default(), &terms);
+        unchanged()
+    }
+
+    /// Unloads a model whose files are gone, and no longer knows it.
+    pub(super) fn forget(self: &Arc<Self>, name: &str) {
+        if self.unload_now(name, Unload::default()).is_ok() {
+            let mut entries = self.write();
+            entries.remove(name);
+            pipelines::rebuild(&mut entries);
+        }
     }
 
     /// [`Repository::drain`] on a thread of its own: the change is done, what is left is waiting.

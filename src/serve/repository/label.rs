@@ -146,7 +146,6 @@ impl Turn {
         self.0.fetch_add(STEP, Relaxed)
     }
 
-    #[cfg(test)]
     /// Whether a request is among the `share` that is taken.
     pub(super) fn takes(&self, share: f64) -> bool {
         f64::from(self.next()) < share * 2_f64.powi(32)

@@ -6,10 +6,12 @@
 mod change;
 mod label;
 mod overrides;
+mod pipelines;
 mod source;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use super::Servable;
 use super::compute::Compute;
 use super::handle::Handle;
 use super::settings::{Defaults, ModelSettings};
+use super::shadow::{Shadow, ShadowSnapshot, ShadowStats};
 use crate::engine::{LoadOptions, Threads};
 use crate::error::{Error, Kind};
 use crate::resources;
@@ -32,6 +35,7 @@ pub use label::{Choice, DEFAULT_LABEL, Label, Mirror};
 pub use overrides::Overrides;
 pub use source::{is_model_name, model_files, version_file, versions};
 pub use state::{ModelState, ModelStatus, ReadyWhen, ServerState, State, VersionStatus};
+pub use watch::Watch;
 
 use label::Turn;
 use source::{Found, Source, version_order};
@@ -93,6 +97,8 @@ struct Entry {
     versions: Vec<VersionStatus>,
     /// Labels that were set or removed (`None`) at run time: they go before those of the settings.
     labels: BTreeMap<String, Option<Label>>,
+    /// What copies of requests showed, by label.
+    shadows: BTreeMap<String, Arc<ShadowStats>>,
     turn: Turn,
     /// Held while the model is changed: one change at a time.
     gate: Arc<Mutex<()>>,
@@ -100,7 +106,17 @@ struct Entry {
 
 impl Entry {
     fn new(settings: ModelSettings, versions: Vec<VersionStatus>) -> Self {
-        Self { settings, versions, labels: BTreeMap::new(), turn: Turn::default(), gate: Arc::default() }
+        let (labels, shadows) = (BTreeMap::new(), BTreeMap::new());
+        let mut entry = Self { settings, versions, labels, shadows, turn: Turn::default(), gate: Arc::default() };
+        entry.prepare_shadows();
+        entry
+    }
+
+    /// Makes a place for what each label's copies will show.
+    fn prepare_shadows(&mut self) {
+        for (name, _) in self.all_labels().into_iter().filter(|(_, label)| label.mirror.is_some()) {
+            self.shadows.entry(name).or_default();
+        }
     }
 
     fn slot(&self, version: &str) -> Option<&VersionStatus> {
@@ -145,10 +161,48 @@ impl Entry {
     fn labelled(&self, model: &str, name: &str, label: &Label) -> Result<Servable, Error> {
         let ready = |version: &str| self.slot(version).is_some_and(|slot| slot.state.servable().is_some());
         let picked = label.pick(&self.turn, ready).and_then(|version| self.slot(version)?.state.servable());
-        picked.cloned().ok_or_else(|| {
+        picked.map(|servable| self.shadowed(servable, name, label)).ok_or_else(|| {
             let versions = label.split.iter().map(|(version, _)| version.as_str()).collect::<Vec<_>>().join(", ");
             Error::new(Kind::Unavailable, format!("model `{model}`: no version of the label `{name}` is ready: {versions}"))
         })
+    }
+}
+
+impl Entry {
+    /// What answers, with a copy of the request to the label's mirror if it is this request's turn.
+    fn shadowed(&self, servable: &Servable, name: &str, label: &Label) -> Servable {
+        let mirror = label.mirror.as_ref().filter(|mirror| mirror.version != servable.version());
+        let target = mirror.filter(|mirror| self.turn.takes(mirror.share)).and_then(|mirror| self.slot(&mirror.version)?.state.servable());
+        match (target, self.shadows.get(name)) {
+            (Some(target), Some(stats)) => servable.clone().with_shadow(Shadow { target: target.clone(), stats: Arc::clone(stats) }),
+            _ => servable.clone(),
+        }
+    }
+
+    /// What answers a choice.
+    fn choose(&self, model: &str, choice: Choice<'_>) -> Result<Servable, Error> {
+        match choice {
+            Choice::Default => match self.label(DEFAULT_LABEL) {
+                Some(label) => self.labelled(model, DEFAULT_LABEL, label),
+                None => self.newest().cloned().ok_or_else(|| unavailable(model, self.versions.last())),
+            },
+            Choice::Version(version) => match (self.slot(version), self.label(version)) {
+                (Some(slot), _) => slot.state.servable().cloned().ok_or_else(|| unavailable(model, Some(slot))),
+                (None, Some(label)) => self.labelled(model, version, label),
+                (None, None) => {
+                    let known = self.versions.iter().map(|v| v.version.as_str()).collect::<Vec<_>>().join(", ");
+                    Err(Error::new(Kind::NotFound, format!("model `{model}` has no version `{version}`; its versions are {known}")))
+                }
+            },
+            Choice::Label(label) => match self.label(label) {
+                Some(rule) => self.labelled(model, label, rule),
+                None => {
+                    let labels = self.all_labels();
+                    let known = if labels.is_empty() { "none".to_owned() } else { labels.into_keys().collect::<Vec<_>>().join(", ") };
+                    Err(Error::new(Kind::NotFound, format!("model `{model}` has no label `{label}`; its labels are {known}")))
+                }
+            },
+        }
     }
 }
 
@@ -222,6 +276,17 @@ impl Repository {
             }
             work();
         });
+        let ended: Vec<(String, VersionStatus)> = {
+            let mut entries = self.write();
+            pipelines::rebuild(&mut entries);
+            let pipelines = entries.iter().filter(|(_, entry)| !entry.settings.steps.is_empty());
+            pipelines.flat_map(|(name, entry)| entry.versions.iter().map(|status| (name.clone(), status.clone()))).collect()
+        };
+        for (name, status) in ended {
+            self.count(&name, status.state.servable().is_some());
+            let done = done.fetch_add(1, Relaxed) + 1;
+            progress(&name, &status, done, total.max(done));
+        }
         self.started.store(true, Relaxed);
     }
 
@@ -241,28 +306,7 @@ impl Repository {
     pub fn get<'a>(&self, name: &str, choice: impl Into<Choice<'a>>) -> Result<Servable, Error> {
         let entries = self.read();
         let entry = entries.get(name).ok_or_else(|| unknown(name, &entries))?;
-        match choice.into() {
-            Choice::Default => match entry.label(DEFAULT_LABEL) {
-                Some(label) => entry.labelled(name, DEFAULT_LABEL, label),
-                None => entry.newest().cloned().ok_or_else(|| unavailable(name, entry.versions.last())),
-            },
-            Choice::Version(version) => match (entry.slot(version), entry.label(version)) {
-                (Some(slot), _) => slot.state.servable().cloned().ok_or_else(|| unavailable(name, Some(slot))),
-                (None, Some(label)) => entry.labelled(name, version, label),
-                (None, None) => {
-                    let known = entry.versions.iter().map(|v| v.version.as_str()).collect::<Vec<_>>().join(", ");
-                    Err(Error::new(Kind::NotFound, format!("model `{name}` has no version `{version}`; its versions are {known}")))
-                }
-            },
-            Choice::Label(label) => match entry.label(label) {
-                Some(rule) => entry.labelled(name, label, rule),
-                None => {
-                    let labels = entry.all_labels();
-                    let known = if labels.is_empty() { "none".to_owned() } else { labels.into_keys().collect::<Vec<_>>().join(", ") };
-                    Err(Error::new(Kind::NotFound, format!("model `{name}` has no label `{label}`; its labels are {known}")))
-                }
-            },
-        }
+        entry.choose(name, choice.into())
     }
 
     /// Who answers where a request names no model: the configured default, or the only model.
@@ -317,6 +361,8 @@ impl Repository {
             }
         }
         entry.labels.insert(label.to_owned(), rule);
+        entry.prepare_shadows();
+        pipelines::rebuild(&mut entries);
         Ok(())
     }
 
@@ -373,6 +419,17 @@ impl Repository {
         let entries = self.read();
         let servables = entries.values().flat_map(|entry| &entry.versions).filter_map(|version| version.state.servable());
         servables.filter_map(|servable| servable.handle().cloned()).collect()
+    }
+
+    /// What copies of requests showed, by model and label.
+    pub fn shadows(&self) -> Vec<(String, String, ShadowSnapshot)> {
+        let entries = self.read();
+        let of = |(name, entry): (&String, &Entry)| {
+            let name = name.clone();
+            let all: Vec<_> = entry.shadows.iter().map(|(label, stats)| (name.clone(), label.clone(), stats.snapshot())).collect();
+            all
+        };
+        entries.iter().flat_map(of).collect()
     }
 
     /// From now on the server is not ready; requests are still answered.

@@ -75,6 +75,9 @@ impl Source {
     /// # Errors
     /// If the folder cannot be read or has no version.
     pub(super) fn find<'a>(self, settings: ModelSettings, labelled: impl Iterator<Item = &'a str>) -> Result<Found, String> {
+        if !settings.steps.is_empty() {
+            return Ok(Found { source: self, settings, wanted: vec![super::pipelines::VERSION.to_owned()], spare: Vec::new() });
+        }
         let there = self.versions(&settings)?;
         let mut wanted: Vec<String> = match &settings.versions {
             Versions::Latest(count) => there[there.len().saturating_sub(*count)..].to_vec(),

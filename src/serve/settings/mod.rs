@@ -1,4 +1,7 @@
-//! Settings of one model: `model.toml` in its folder, over the server's defaults.
+//! Settings of one model: `model.toml` in its folder, over Triton's `config.pbtxt`, over the server's defaults.
+
+mod text_format;
+mod triton;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,8 +11,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::golden::Tolerance;
+use super::pipeline::Step;
 use super::repository::Label;
 use super::sequence::SequenceSettings;
+
+pub use triton::{Declared, DeclaredPort, Warmup, WarmupData};
+
+use text_format::Fields;
 
 /// Most levels of priority: a search for the next request looks at each.
 const PRIORITY_LEVELS_MAX: usize = 32;
@@ -25,11 +33,13 @@ pub struct Defaults {
     pub queue_limit: usize,
     /// How long a request may take if it does not say.
     pub timeout: Option<Duration>,
+    /// Whether what is not understood of a configuration is an error and not a warning.
+    pub strict: bool,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { max_batch_rows: 64, max_delay: Duration::ZERO, queue_limit: 1024, timeout: None }
+        Self { max_batch_rows: 64, max_delay: Duration::ZERO, queue_limit: 1024, timeout: None, strict: false }
     }
 }
 
@@ -42,6 +52,9 @@ struct File {
     versions: Option<Versions>,
     version_labels: Option<BTreeMap<String, Label>>,
     file_name: Option<String>,
+    #[serde(default)]
+    step: Vec<Step>,
+    pipeline_outputs: Option<Vec<String>>,
     batching: Option<bool>,
     max_batch_rows: Option<usize>,
     preferred_batch_rows: Option<Vec<usize>>,
@@ -172,6 +185,14 @@ pub struct ModelSettings {
     pub version_labels: BTreeMap<String, Label>,
     /// The name of the model file in a version's folder, if it is not the format's usual one.
     pub file_name: Option<String>,
+    /// The steps of a pipeline; empty: the model has a file.
+    pub steps: Vec<Step>,
+    /// The values that a pipeline answers with; empty: every one that no step takes.
+    pub pipeline_outputs: Vec<String>,
+    /// Inputs and outputs that the model file must have.
+    pub declared: Option<Declared>,
+    /// Runs before the model serves, beside those of its own.
+    pub model_warmup: Vec<Warmup>,
     /// Whether rows of several requests may share a forward pass.
     pub batching: bool,
     /// Most rows of one forward pass, and of one request.
@@ -213,6 +234,10 @@ impl ModelSettings {
             versions: Versions::default(),
             version_labels: BTreeMap::new(),
             file_name: None,
+            steps: Vec::new(),
+            pipeline_outputs: Vec::new(),
+            declared: None,
+            model_warmup: Vec::new(),
             batching: true,
             max_batch_rows: defaults.max_batch_rows,
             max_delay: defaults.max_delay,
@@ -230,35 +255,44 @@ impl ModelSettings {
         }
     }
 
-    /// Reads `folder/model.toml`, if there is one.
+    /// Reads the settings in a model's folder: `config.pbtxt` of a Triton repository and over it `model.toml`, as far as they are
+    /// there.
     ///
     /// # Errors
     /// A message that names the file and the key.
     pub fn read(folder: &Path, defaults: &Defaults) -> Result<Self, String> {
-        let path = folder.join("model.toml");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(defaults)),
-            Err(error) => return Err(format!("{}: {error}", path.display())),
+        let read = |name: &str| {
+            let path = folder.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(format!("{}: {error}", path.display())),
+            }
         };
-        Self::parse(&text, defaults).map_err(|error| format!("{}: {error}", path.display()))
+        let told = |name: &str, error: String| format!("{}: {error}", folder.join(name).display());
+        let mut settings = Self::new(defaults);
+        if let Some(text) = read(triton::FILE)? {
+            let warnings = Fields::parse(&text).and_then(|fields| triton::apply(&fields, &mut settings, Some(folder)));
+            let warnings = warnings.map_err(|error| told(triton::FILE, error))?;
+            report(&warnings, defaults.strict).map_err(|error| told(triton::FILE, error))?;
+            settings.check().map_err(|error| told(triton::FILE, error))?;
+        }
+        match read("model.toml")? {
+            None => Ok(settings),
+            Some(text) => Self::over(&text, settings).map_err(|error| told("model.toml", error)),
+        }
     }
 
     /// Puts the fields of a model configuration, as JSON, over these settings.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn apply_json(&mut self, config: &str) -> Result<(), String> {
-        let value: serde_json::Value = serde_json::from_str(config).map_err(|error| format!("config: {error}"))?;
-        let Some(fields) = value.as_object() else { return Err("config: a JSON object is wanted".to_owned()) };
-        for (key, value) in fields {
-            match (key.as_str(), value.as_u64()) {
-                ("name" | "platform" | "backend", _) => {}
-                ("max_batch_size", Some(rows @ 1..)) => self.max_batch_rows = usize::try_from(rows).map_err(|error| error.to_string())?,
-                _ => tracing::warn!(field = key, "config: the field is not understood"),
-            }
-        }
-        Ok(())
+    /// What is wrong with it; if `strict`, also what is not understood.
+    pub fn apply_json(&mut self, config: &str, strict: bool) -> Result<(), String> {
+        let told = |error: String| format!("config: {error}");
+        let fields = Fields::parse_json(config).map_err(told)?;
+        let warnings = triton::apply(&fields, self, None).map_err(told)?;
+        report(&warnings, strict).map_err(told)?;
+        self.check().map_err(told)
     }
 
     /// Reads the text of a `model.toml`.
@@ -266,6 +300,11 @@ impl ModelSettings {
     /// # Errors
     /// A message that names the key.
     pub fn parse(text: &str, defaults: &Defaults) -> Result<Self, String> {
+        Self::over(text, Self::new(defaults))
+    }
+
+    /// The settings that the text gives, over `base`.
+    fn over(text: &str, base: Self) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
         let at_least_one = |key: &str, value: Option<usize>, default: usize| match value {
             Some(0) => Err(format!("{key} must be at least 1")),
@@ -279,7 +318,6 @@ impl ModelSettings {
             Some(value) if !(value.is_finite() && value >= 0.0) => Err(format!("{key} = {value} is not a tolerance")),
             value => Ok(value.unwrap_or(default)),
         };
-        let base = Self::new(defaults);
         let level = |level: &LevelFile| -> Result<LevelPolicy, String> {
             at_least_one("queue_limit", level.queue_limit, 1)?;
             Ok(LevelPolicy {
@@ -293,28 +331,34 @@ impl ModelSettings {
             Ok((number, level(file).map_err(|error| format!("[priority.{key}]: {error}"))?))
         });
         let settings = Self {
-            description: file.description.unwrap_or_default(),
-            labels: file.labels.unwrap_or_default(),
-            versions: file.versions.unwrap_or_default(),
-            version_labels: file.version_labels.unwrap_or_default(),
-            file_name: file.file_name,
-            batching: file.batching.unwrap_or(true),
+            description: file.description.unwrap_or(base.description),
+            labels: file.labels.unwrap_or(base.labels),
+            versions: file.versions.unwrap_or(base.versions),
+            version_labels: file.version_labels.unwrap_or(base.version_labels),
+            file_name: file.file_name.or(base.file_name),
+            steps: if file.step.is_empty() { base.steps } else { file.step },
+            pipeline_outputs: file.pipeline_outputs.unwrap_or(base.pipeline_outputs),
+            declared: base.declared,
+            model_warmup: base.model_warmup,
+            batching: file.batching.unwrap_or(base.batching),
             max_batch_rows: at_least_one("max_batch_rows", file.max_batch_rows, base.max_batch_rows)?,
             max_delay: millis("max_delay_ms", file.max_delay_ms)?.unwrap_or(base.max_delay),
             queue_limit: at_least_one("queue_limit", file.queue_limit, base.queue_limit)?,
             timeout: millis("timeout_ms", file.timeout_ms)?.or(base.timeout),
-            instances: at_least_one("instances", file.instances, 1)?,
+            instances: at_least_one("instances", file.instances, base.instances)?,
             tolerance: Tolerance {
                 relative: tolerance("golden_relative_tolerance", file.golden_relative_tolerance, base.tolerance.relative)?,
                 absolute: tolerance("golden_absolute_tolerance", file.golden_absolute_tolerance, base.tolerance.absolute)?,
             },
-            preferred_batch_rows: file.preferred_batch_rows.unwrap_or_default(),
-            max_timeout: millis("max_timeout_ms", file.max_timeout_ms)?,
-            priority_levels: at_least_one("priority_levels", file.priority_levels, 1)?,
-            default_priority: file.default_priority.unwrap_or_else(|| file.priority_levels.unwrap_or(1).div_ceil(2)),
-            priorities: levels.collect::<Result<_, String>>()?,
-            share: file.share.unwrap_or(1.0),
-            sequence: file.sequence.map(SequenceFile::settings).transpose()?,
+            preferred_batch_rows: file.preferred_batch_rows.unwrap_or(base.preferred_batch_rows),
+            max_timeout: millis("max_timeout_ms", file.max_timeout_ms)?.or(base.max_timeout),
+            priority_levels: at_least_one("priority_levels", file.priority_levels, base.priority_levels)?,
+            default_priority: file
+                .default_priority
+                .unwrap_or_else(|| file.priority_levels.map_or(base.default_priority, |levels| levels.div_ceil(2))),
+            priorities: base.priorities.into_iter().map(Ok).chain(levels).collect::<Result<_, String>>()?,
+            share: file.share.unwrap_or(base.share),
+            sequence: file.sequence.map(SequenceFile::settings).transpose()?.or(base.sequence),
         };
         settings.check()?;
         Ok(settings)
@@ -349,6 +393,17 @@ impl ModelSettings {
         }
         Ok(())
     }
+}
+
+/// Names what was not understood.
+fn report(warnings: &[String], strict: bool) -> Result<(), String> {
+    if strict && !warnings.is_empty() {
+        return Err(format!("not understood, and the server is strict: {}", warnings.join(", ")));
+    }
+    for field in warnings {
+        tracing::warn!(field, "a field of the model's configuration is not understood and has no effect");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
