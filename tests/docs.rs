@@ -42,7 +42,7 @@ fn the_operator_table_is_that_of_the_code() {
 fn the_page_of_gradients_is_that_of_the_code() {
     let mut text = "# Gradients\n\nThe operators that can be differentiated, written from the table of rules by a test. A graph with another one between what is\n\
                     differentiated and what it is differentiated by is refused by the node's name. How it works:\n\
-                    [decision 9](decisions/0009-gradients-are-rules-beside-operators.md).\n\n"
+                    [decision 11](decisions/0011-gradients-are-rules-beside-operators.md).\n\n"
         .to_owned();
     let mut names: Vec<String> = gradient_rules()
         .map(|rule| if rule.domain.is_empty() { rule.name.to_owned() } else { format!("{}.{}", rule.domain, rule.name) })
