@@ -69,11 +69,11 @@ async fn infer(shared: &Shared, handle: &Handle, request: Request) -> Result<Res
     let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
     let started = Instant::now();
     let signature = handle.model().signature();
-    let Decoded { inputs, form } = decode(&bytes, signature)?;
+    let Decoded { inputs, overrides, form } = decode(&bytes, signature)?;
     let parsed = Instant::now();
     // The numbers are in the tensors: the body's memory is not held while the request waits.
     drop(bytes);
-    let response = handle.infer(InferRequest { inputs, deadline: None }).await?;
+    let response = handle.infer(InferRequest { inputs, overrides, deadline: None }).await?;
     let computed = Instant::now();
     let body = encode(&response.outputs, signature, &handle.settings().labels, form)?;
     let phases =

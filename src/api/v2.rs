@@ -92,7 +92,12 @@ async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<
     // The name that the protocol's list of platforms has for ONNX; it has none for weights.
     let platform = if file.format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" };
     writer.raw("],\"platform\":").string(platform).raw(",\"inputs\":[").list(tensors(&signature.inputs), port);
-    writer.raw("],\"outputs\":[").list(tensors(&signature.outputs), port).raw("],\"properties\":{");
+    writer.raw("],\"outputs\":[").list(tensors(&signature.outputs), port).raw("],");
+    if !signature.optional.is_empty() {
+        // Beside the protocol's words: among `inputs` a client would take it as one that it must give.
+        writer.raw("\"optional_inputs\":[").list(&signature.optional, port).raw("],");
+    }
+    writer.raw("\"properties\":{");
     let description = if settings.description.is_empty() { &file.description } else { &settings.description };
     let labels = settings.labels.join(",");
     let properties = [("description", description), ("labels", &labels), ("producer", &file.producer)];
@@ -135,12 +140,12 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
     let started = Instant::now();
     let signature = handle.model().signature();
-    let Decoded { id, inputs, outputs, timeout } = decode::decode(&bytes, signature)
+    let Decoded { id, inputs, overrides, outputs, timeout } = decode::decode(&bytes, signature)
         .map_err(|error| Error::new(error.kind(), format!("model `{}`: {}", path.model, error.message())))?;
     let parsed = Instant::now();
     drop(bytes);
     let deadline = timeout.and_then(|timeout| parsed.checked_add(timeout.min(shared.limits.max_timeout)));
-    let response = handle.infer(InferRequest { inputs, deadline }).await?;
+    let response = handle.infer(InferRequest { inputs, overrides, deadline }).await?;
     let computed = Instant::now();
     // Clients exist that need an id; the request's is as good as any.
     let id = id.as_deref().unwrap_or_else(|| id_of(&parts.headers));

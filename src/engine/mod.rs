@@ -18,6 +18,7 @@ pub mod onnx;
 mod op;
 mod ops;
 mod optimize;
+mod overrides;
 mod plan;
 mod program;
 mod session;
@@ -28,7 +29,7 @@ mod threads;
 mod view;
 
 pub use attrs::{Attr, Attrs};
-pub use body::{Body, Runner};
+pub use body::{Body, Formal, Runner};
 pub use dtype::{DType, Element};
 pub use error::{LoadError, RunError, Unsupported};
 pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};

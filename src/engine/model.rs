@@ -12,6 +12,7 @@ use super::kernels::isa::Isa;
 use super::load::{self, Loaded, Metadata};
 use super::op::Shape;
 use super::optimize;
+use super::overrides::Overrides;
 use super::plan::Plan;
 use super::program::Program;
 use super::signature::{Port, Signature};
@@ -52,6 +53,7 @@ pub struct Model {
     metadata: Metadata,
     summary: Summary,
     run_limit: Option<Duration>,
+    overrides: Option<Overrides>,
 }
 
 /// Counts of what was loaded.
@@ -84,15 +86,17 @@ impl Model {
         graph.verify().map_err(|error| invalid("the graph is not valid", error))?;
         let mut summary = count(&graph);
         let ports = |ids: &[ValueId], graph: &Graph| -> Vec<Port> { ids.iter().map(|&id| port(graph, id)).collect() };
-        let mut signature = Signature { inputs: ports(&graph.inputs, &graph), outputs: ports(&graph.outputs, &graph), batchable: false };
+        let (inputs, optional, outputs) = (ports(&graph.inputs, &graph), ports(&graph.defaults, &graph), ports(&graph.outputs, &graph));
+        let mut signature = Signature { inputs, optional, outputs, batchable: false };
+        let overrides = Overrides::of(&graph, options);
         optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
         optimize::prepack(&mut graph, options.isa);
         graph.verify().map_err(|error| invalid("after prepacking", error))?;
 
         probe_outputs(&graph, &mut signature, options);
         let program = Program::new(graph, options);
-        summary.weight_bytes = program.weight_bytes();
-        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit })
+        summary.weight_bytes = program.weight_bytes() + overrides.as_ref().map_or(0, |overrides| overrides.weight_bytes(&program));
+        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit, overrides })
     }
 
     /// What the model takes and gives.
@@ -132,6 +136,11 @@ impl Model {
 
     pub(crate) fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// How initialisers are replaced, if there are any that may be.
+    pub(crate) fn overrides(&self) -> Option<&Overrides> {
+        self.overrides.as_ref()
     }
 
     /// The plan for inputs of these shapes, from the cache or made now.

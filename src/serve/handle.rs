@@ -1,6 +1,6 @@
 //! One loaded version of a model: what a request talks to.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub struct Handle {
     /// Time of a forward pass of one row, measured while warming up; `None` if that was not possible.
     row_cost: Option<Duration>,
     in_flight: AtomicUsize,
+    /// The classes of requests that are run alone: a new one for each.
+    classes: AtomicU64,
 }
 
 /// What [`Handle::start`] needs beside the model.
@@ -80,7 +82,19 @@ impl Handle {
         let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
         let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats))).collect();
         let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
-        Ok(Self { name, version, model, settings, queue, stats, workers, inline, row_cost, in_flight: AtomicUsize::new(0) })
+        Ok(Self {
+            name,
+            version,
+            model,
+            settings,
+            queue,
+            stats,
+            workers,
+            inline,
+            row_cost,
+            in_flight: AtomicUsize::new(0),
+            classes: AtomicU64::new(0),
+        })
     }
 
     /// The model's name.
@@ -126,9 +140,10 @@ impl Handle {
     /// - `DeadlineExceeded`: the deadline passed first;
     /// - `Internal`: the engine failed.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        let rows = self.validate(&request.inputs)?;
+        let rows = self.validate(&request)?;
         let _in_flight = InFlight::enter(&self.in_flight);
-        if self.may_run_inline(rows) {
+        // One that replaces initialisers may have a program to make first: not on this thread.
+        if request.overrides.is_empty() && self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
                 let outcome = runner.run_one(&request.inputs, rows);
@@ -137,9 +152,14 @@ impl Handle {
             }
         }
         let deadline = request.deadline.or_else(|| self.settings.timeout.map(|timeout| Instant::now() + timeout));
-        let ticket = Ticket { rows, class: shape_class(&request.inputs, self.model.signature().batchable), deadline };
+        let class = if request.overrides.is_empty() {
+            shape_class(&request.inputs, self.model.signature().batchable)
+        } else {
+            self.classes.fetch_add(1, Relaxed)
+        };
+        let ticket = Ticket { rows, class, deadline };
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(ticket, Payload { inputs: request.inputs, reply })?;
+        let id = self.queue.push(ticket, Payload { inputs: request.inputs, overrides: request.overrides, reply })?;
         let mut place = Place { queue: &self.queue, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
@@ -151,10 +171,13 @@ impl Handle {
     }
 
     /// Checks a request; returns its rows.
-    fn validate(&self, inputs: &[Tensor]) -> Result<usize, Error> {
+    fn validate(&self, InferRequest { inputs, overrides, .. }: &InferRequest) -> Result<usize, Error> {
         let signature = self.model.signature();
         let name = &self.name;
-        signature.check(inputs).map_err(|mismatch| Error::invalid(format!("model `{name}`: {mismatch}")))?;
+        signature
+            .check(inputs)
+            .and_then(|()| signature.check_overrides(overrides))
+            .map_err(|mismatch| Error::invalid(format!("model `{name}`: {mismatch}")))?;
         let rows = signature.rows(inputs).unwrap_or(1);
         let limit = self.settings.max_batch_rows;
         match rows {

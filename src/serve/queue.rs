@@ -15,6 +15,7 @@ use crate::error::{Error, Kind};
 #[derive(Debug)]
 pub(super) struct Payload {
     pub(super) inputs: Vec<Tensor>,
+    pub(super) overrides: Vec<(usize, Tensor)>,
     pub(super) reply: oneshot::Sender<Result<InferResponse, Error>>,
 }
 
@@ -155,7 +156,7 @@ mod tests {
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Error>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], reply }, answer)
+        (Payload { inputs: vec![], overrides: vec![], reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { rows: 1, class: 0, deadline: None };

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use crate::engine::{Tensor, Value};
 
 /// What a client wants computed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct InferRequest {
     /// One tensor per input of the model, in the order of its signature.
     pub inputs: Vec<Tensor>,
+    /// Tensors for optional inputs, by their positions in the signature. A request with one is run alone.
+    pub overrides: Vec<(usize, Tensor)>,
     /// When the client stops waiting; `None` for the model's default.
     pub deadline: Option<Instant>,
 }

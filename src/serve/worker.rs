@@ -32,8 +32,23 @@ impl Runner {
     /// # Errors
     /// As [`Session::run_rows`]; a panic of the engine is an internal error, after which the session is a new one.
     fn run(&mut self, requests: &[&[Tensor]], rows: usize, inline: bool) -> (Result<Vec<Vec<Value>>, Failure>, Duration) {
+        self.guard(rows, inline, |session| session.run_rows(requests))
+    }
+
+    /// Runs one request that replaces initialisers.
+    fn run_overriding(&mut self, Job { payload, rows, .. }: &Job<Payload>) -> (Result<Vec<Vec<Value>>, Failure>, Duration) {
+        let inputs: Vec<Value> = payload.inputs.iter().cloned().map(Value::Tensor).collect();
+        self.guard(*rows, false, |session| Ok(vec![session.run_overriding(&inputs, &payload.overrides)?]))
+    }
+
+    fn guard<R>(
+        &mut self,
+        rows: usize,
+        inline: bool,
+        run: impl FnOnce(&mut Session) -> Result<R, RunError>,
+    ) -> (Result<R, Failure>, Duration) {
         let start = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.session.run_rows(requests)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut self.session)));
         let compute = start.elapsed();
         self.stats.batch(rows, compute, inline);
         let outcome = match outcome {
@@ -56,10 +71,17 @@ impl Runner {
     /// Runs a batch and answers each of its requests.
     fn run_batch(&mut self, batch: Vec<Job<Payload>>) {
         let started = Instant::now();
-        let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
         let batch_rows = batch.iter().map(|job| job.rows).sum();
-        let (outcome, compute) = self.run(&inputs, batch_rows, false);
-        drop(inputs);
+        let overrides = batch.iter().any(|job| !job.payload.overrides.is_empty());
+        if overrides && batch.len() > 1 {
+            return batch.into_iter().for_each(|job| self.run_batch(vec![job]));
+        }
+        let (outcome, compute) = if overrides {
+            self.run_overriding(&batch[0])
+        } else {
+            let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
+            self.run(&inputs, batch_rows, false)
+        };
         match outcome {
             Ok(results) => {
                 for (job, outputs) in batch.into_iter().zip(results) {

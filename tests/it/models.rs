@@ -64,7 +64,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// A folder of the repository's models and one identity per kind of input:
 /// `pair` (x: FP32 [batch, 2], n: INT64 [batch, 1], in two versions), `bytes` (UINT8 [batch, 3]), `text` (BYTES [batch]),
-/// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]), `broken` (no model at all).
+/// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]),
+/// `scaled` (x: FP32 [batch, 2] times twice the optional w, 1.5 by default), `broken` (no model at all).
 pub(crate) fn folder() -> Folder {
     let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
     let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
@@ -76,6 +77,7 @@ pub(crate) fn folder() -> Folder {
     write(&folder, "flags", "1", &[("f", BOOL, &[2])]);
     write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
     write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
+    write_scaled(&folder);
     fs::create_dir_all(folder.join("broken/1")).unwrap();
     fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
     folder
@@ -97,13 +99,34 @@ fn write(folder: &Path, name: &str, version: &str, tensors: &[Tensor<'_>]) {
         graph.message(11, &value_info(tensor, *dtype, dims));
         graph.message(12, &value_info(&format!("{tensor}_out"), *dtype, dims));
     }
+    save(folder, name, version, &graph);
+}
+
+fn save(folder: &Path, name: &str, version: &str, graph: &Message) {
     let mut opset = Message::default();
     opset.text(1, "").number(2, 17);
     let mut model = Message::default();
-    model.number(1, 8).message(7, &graph).message(8, &opset);
+    model.number(1, 8).message(7, graph).message(8, &opset);
     let folder = folder.join(name).join(version);
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("model.onnx"), model.0).unwrap();
+}
+
+/// Writes a model that has an initialiser among its inputs.
+fn write_scaled(folder: &Path) {
+    let mut graph = Message::default();
+    for (op, inputs, output) in [("Add", ["w", "w"], "s"), ("Mul", ["x", "s"], "y")] {
+        let mut node = Message::default();
+        node.text(1, inputs[0]).text(1, inputs[1]).text(2, output).text(4, op);
+        graph.message(1, &node);
+    }
+    let mut weight = Message::default();
+    weight.number(1, 1).number(2, FLOAT).text(8, "w").bytes(9, &1.5_f32.to_le_bytes());
+    graph.text(2, "scaled").message(5, &weight);
+    for (field, name, dims) in [(11, "x", &[2][..]), (11, "w", &[]), (12, "y", &[2])] {
+        graph.message(field, &value_info(name, FLOAT, dims));
+    }
+    save(folder, "scaled", "1", &graph);
 }
 
 fn value_info(name: &str, dtype: u64, dims: &[u64]) -> Message {

@@ -14,6 +14,8 @@ pub(super) struct Decoded {
     pub(super) id: Option<String>,
     /// One tensor per input of the model, in order.
     pub(super) inputs: Vec<Tensor>,
+    /// Tensors for optional inputs, by their positions.
+    pub(super) overrides: Vec<(usize, Tensor)>,
     /// Positions of the outputs that are wanted, in the order of the request.
     pub(super) outputs: Vec<usize>,
     /// How long the client waits.
@@ -27,7 +29,8 @@ pub(super) struct Decoded {
 pub(super) fn decode(body: &[u8], signature: &Signature) -> std::result::Result<Decoded, Error> {
     let mut id = None;
     let mut timeout = None;
-    let mut inputs: Vec<Option<Tensor>> = vec![None; signature.inputs.len()];
+    // The optional ones behind the others.
+    let mut inputs: Vec<Option<Tensor>> = vec![None; signature.inputs.len() + signature.optional.len()];
     let mut outputs = Vec::new();
     let mut seen = Seen::default();
     let mut reader = Reader::new(body);
@@ -42,11 +45,13 @@ pub(super) fn decode(body: &[u8], signature: &Signature) -> std::result::Result<
         }
     })?;
     reader.end()?;
+    let optional = inputs.split_off(signature.inputs.len());
     if let Some(missing) = inputs.iter().position(Option::is_none) {
         let names = names(&signature.inputs);
         return Err(Error::invalid(format!("input `{}` is missing; the inputs are {names}", signature.inputs[missing].name)));
     }
-    Ok(Decoded { id, inputs: inputs.into_iter().flatten().collect(), outputs: choose(outputs, signature)?, timeout })
+    let overrides = optional.into_iter().enumerate().filter_map(|(position, tensor)| Some((position, tensor?))).collect();
+    Ok(Decoded { id, inputs: inputs.into_iter().flatten().collect(), overrides, outputs: choose(outputs, signature)?, timeout })
 }
 
 fn names(ports: &[Port]) -> String {
@@ -181,7 +186,8 @@ fn read_input(reader: &mut Reader<'_>, signature: &Signature, inputs: &mut [Opti
     let Input { name, dtype, shape, data } = input;
     let missing = |key: &str| JsonError::value(at, format!("has no `{key}`; name, shape, datatype and data are wanted"));
     let name = name.ok_or_else(|| missing("name"))?;
-    let Some(position) = signature.input(&name) else {
+    let optional = || signature.optional(&name).map(|position| signature.inputs.len() + position);
+    let Some(position) = signature.input(&name).or_else(optional) else {
         return Err(JsonError::value(at, format!("`{name}` is no input; the inputs are {}", names(&signature.inputs))));
     };
     if inputs[position].is_some() {
@@ -298,7 +304,7 @@ mod tests {
         };
         let mut outputs = vec![port("p", DType::F32), port("q", DType::F32), port("h", DType::F16)];
         outputs.push(Port { name: "z".into(), kind: Kind::Sequence(Box::new(Kind::Tensor(DType::F32))), dims: None });
-        Signature { inputs: vec![port("x", DType::F32), port("n", DType::I64)], outputs, batchable: true }
+        Signature { inputs: vec![port("x", DType::F32), port("n", DType::I64)], outputs, batchable: true, ..Signature::default() }
     }
 
     const N: &str = r#"{"name":"n","shape":[1,2],"datatype":"INT64","data":[1,2]}"#;
