@@ -17,6 +17,8 @@ pub enum Kind {
     MethodNotAllowed,
     /// The body exceeds the limit.
     TooLarge,
+    /// The body is encoded in a way that the server does not read.
+    UnsupportedEncoding,
     /// A header exceeds the limit.
     HeadersTooLarge,
     /// The body did not arrive in time.
@@ -40,6 +42,7 @@ impl Kind {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::TooLarge,
+        Self::UnsupportedEncoding,
         Self::HeadersTooLarge,
         Self::Timeout,
         Self::Unavailable,
@@ -56,6 +59,7 @@ impl Kind {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TooLarge => "too_large",
+            Self::UnsupportedEncoding => "unsupported_encoding",
             Self::HeadersTooLarge => "headers_too_large",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",

@@ -1,35 +1,49 @@
-//! Reading a request's body: whole, under a size limit and a time limit, without copying one that came in one piece.
+//! Bodies. A request's is read whole, under a size limit and a time limit, without copying one that came in one piece, and
+//! decompressed. An answer's is sent in the pieces that it was made of, compressed if the client accepts it.
 
-use std::time::Duration;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
+use axum::response::Response;
 use bytes::BytesMut;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
+use super::Limits;
+use super::coding::Coding;
+use super::infer::off_thread;
 use crate::error::{Error, Kind};
 
 /// Reads the body.
 ///
 /// # Errors
-/// - `TooLarge`: it is longer than `max_bytes`, announced or counted;
-/// - `Timeout`: it did not arrive within `timeout`;
-/// - `InvalidArgument`: the client closed the connection first;
-/// - `Unsupported`: it is compressed.
-pub(super) async fn read(headers: &HeaderMap, body: Body, max_bytes: usize, timeout: Duration) -> Result<Bytes, Error> {
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
-        return Err(Error::new(Kind::Unsupported, format!("Content-Encoding {encoding:?} is not supported; send the body uncompressed")));
-    }
+/// - `TooLarge`: it is longer than `max_body_bytes`, announced, counted or decompressed;
+/// - `Timeout`: it did not arrive within `body_timeout`;
+/// - `InvalidArgument`: the client closed the connection first, or it is not what its `Content-Encoding` says;
+/// - `UnsupportedEncoding`: it is compressed in a way that the server does not have.
+pub(super) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Error> {
+    let (max_bytes, timeout) = (limits.max_body_bytes, limits.body_timeout);
+    let coding = Coding::of_body(headers)?;
     let announced = body.size_hint().lower();
     if announced > max_bytes as u64 {
         return Err(Error::new(Kind::TooLarge, format!("the body has {announced} bytes, the limit is {max_bytes}")));
     }
-    match tokio::time::timeout(timeout, collect(body, max_bytes)).await {
-        Ok(bytes) => bytes,
-        Err(_) => Err(Error::new(Kind::Timeout, format!("the body did not arrive within {timeout:?}"))),
+    let bytes = match tokio::time::timeout(timeout, collect(body, max_bytes)).await {
+        Ok(bytes) => bytes?,
+        Err(_) => return Err(Error::new(Kind::Timeout, format!("the body did not arrive within {timeout:?}"))),
+    };
+    match coding {
+        None => Ok(bytes),
+        // What it expands to is not known: up to a thousand times as much.
+        Some(coding) => off_thread(bytes.len() << EXPANSION_BITS, move || coding.decompress(&bytes, max_bytes)).await,
     }
 }
+
+/// Compressing and decompressing take so many bits more time per byte than parsing.
+const EXPANSION_BITS: u32 = 4;
 
 async fn collect(mut body: Body, max_bytes: usize) -> Result<Bytes, Error> {
     let Some(first) = data(&mut body).await? else { return Ok(Bytes::new()) };
@@ -61,4 +75,81 @@ async fn data(body: &mut Body) -> Result<Option<Bytes>, Error> {
 
 fn too_large(max_bytes: usize) -> Error {
     Error::new(Kind::TooLarge, format!("the body has more bytes than the limit of {max_bytes}"))
+}
+
+/// Answers shorter than this are not compressed: it would save no packet.
+const COMPRESS_MIN: usize = 1024;
+/// Pieces that together are shorter than this are sent as one.
+const JOIN_MAX: usize = 16 << 10;
+
+/// The body of an answer, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Payload {
+    content_type: &'static str,
+    pieces: Vec<Bytes>,
+    coding: Option<Coding>,
+}
+
+impl Payload {
+    /// A body of `pieces`, compressed if it is worth it.
+    pub(super) fn new(content_type: &'static str, pieces: Vec<Bytes>, coding: Option<Coding>) -> Self {
+        let length: usize = pieces.iter().map(Bytes::len).sum();
+        match coding.filter(|_| length >= COMPRESS_MIN) {
+            Some(coding) => Self { content_type, pieces: vec![coding.compress(&pieces)], coding: Some(coding) },
+            None if pieces.len() > 1 && length < JOIN_MAX => Self { content_type, pieces: vec![pieces.concat().into()], coding: None },
+            None => Self { content_type, pieces, coding: None },
+        }
+    }
+
+    /// The answer.
+    pub(super) fn into_response(self) -> Response {
+        let mut response = Response::new(match <[Bytes; 1]>::try_from(self.pieces) {
+            Ok([only]) => Body::from(only),
+            Err(pieces) => Body::new(Pieces { left: pieces.iter().map(Bytes::len).sum(), pieces: pieces.into_iter() }),
+        });
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        if let Some(coding) = self.coding {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
+            headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        }
+        response
+    }
+}
+
+/// Compresses or not, here or on a thread that may block: `make` is given the coding and makes about `bytes` bytes.
+pub(super) async fn encode<T: Send + 'static>(
+    headers: &HeaderMap,
+    limits: &Limits,
+    bytes: usize,
+    make: impl FnOnce(Option<Coding>) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let coding = if limits.compress { Coding::accepted(headers) } else { None };
+    let work = if coding.is_some() { bytes << EXPANSION_BITS } else { bytes };
+    off_thread(work, move || make(coding)).await
+}
+
+/// Pieces that are sent one after the other.
+struct Pieces {
+    left: usize,
+    pieces: std::vec::IntoIter<Bytes>,
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.pieces.find(|piece| !piece.is_empty());
+        self.left -= next.as_ref().map_or(0, Bytes::len);
+        Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left as u64)
+    }
 }

@@ -29,6 +29,7 @@ pub fn codes(kind: Kind) -> Codes {
         Kind::NotFound => (StatusCode::NOT_FOUND, 5, None),
         Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, 12, None),
         Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, 8, None),
+        Kind::UnsupportedEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, 12, None),
         Kind::HeadersTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, None),
         Kind::Timeout => (StatusCode::REQUEST_TIMEOUT, 4, None),
         // Loading takes seconds, a queue is over in less than one.
@@ -80,6 +81,9 @@ pub(super) fn render(response: &mut Response, kind: Kind, message: &str) {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.remove(header::CONTENT_LENGTH);
+    if kind == Kind::UnsupportedEncoding {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(super::coding::READ));
+    }
     if let Some(seconds) = codes(kind).retry_after {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }

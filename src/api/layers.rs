@@ -224,13 +224,6 @@ fn push_millis(text: &mut Vec<u8>, duration: Duration) {
     text.extend_from_slice(&digits[at..]);
 }
 
-/// An answer of a model.
-pub(super) fn answer(body: Vec<u8>, measured: Measured) -> Response {
-    let mut response = json_response(body);
-    response.extensions_mut().insert(measured);
-    response
-}
-
 /// A JSON answer.
 pub(super) fn json_response(body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));

@@ -15,14 +15,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderValue, header};
 
+use super::Shared;
+use super::body::{self, Payload};
 use super::error::Failure;
+use super::infer::{self, Given, Parameters, off_thread};
 use super::json::Writer;
-use super::layers::{Measured, answer, json_response};
-use super::metrics::Phases;
+use super::layers::json_response;
 use super::path::{ModelPath, wrong_method};
-use super::{Shared, body};
 use crate::error::{Error, Kind};
-use crate::serve::{Handle, InferRequest, State as ModelState, VersionStatus};
+use crate::serve::{Handle, State as ModelState, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
 pub use encode::encode;
@@ -64,21 +65,28 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
     response
 }
 
-async fn infer(shared: &Shared, handle: &Handle, request: Request) -> Result<Response, Failure> {
+async fn infer(shared: &Shared, handle: &Arc<Handle>, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
+    let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
-    let signature = handle.model().signature();
-    let Decoded { inputs, overrides, form } = decode(&bytes, signature)?;
-    let parsed = Instant::now();
-    // The numbers are in the tensors: the body's memory is not held while the request waits.
-    drop(bytes);
-    let response = handle.infer(InferRequest { inputs, overrides, deadline: None }).await?;
-    let computed = Instant::now();
-    let body = encode(&response.outputs, signature, &handle.settings().labels, form)?;
-    let phases =
-        Phases { parse: parsed - started, queue: response.timing.queue, compute: response.timing.compute, serialize: computed.elapsed() };
-    Ok(answer(body, Measured { phases, metrics: shared.metrics.model(handle.name(), handle.version()) }))
+    let decoded = {
+        let handle = Arc::clone(handle);
+        // The numbers are in the tensors then: the body's memory is not held while the request waits.
+        off_thread(bytes.len(), move || decode(&bytes, handle.model().signature())).await?
+    };
+    let Decoded { inputs, overrides, form } = decoded;
+    let executed = infer::execute(shared, handle, Given { inputs, overrides }, &Parameters::default(), started).await?;
+    let measured = executed.clock();
+    let payload = {
+        let (handle, non_finite) = (Arc::clone(handle), shared.limits.non_finite);
+        body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
+            let (signature, labels) = (handle.model().signature(), &handle.settings().labels);
+            let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
+            Ok(Payload::new("application/json", vec![body.into()], coding))
+        })
+        .await?
+    };
+    Ok(measured.answer(payload, shared, handle))
 }
 
 /// `{"models":[…]}`, every configured one.

@@ -1,6 +1,6 @@
-//! The Open Inference protocol (KServe v2) over REST, with JSON tensors.
+//! The Open Inference protocol (KServe v2) over REST, with tensors in JSON and in binary.
 //!
-//! Not offered yet, and refused by name rather than ignored: binary tensor data, classification, shared memory.
+//! Shared memory is not offered, and refused by name rather than ignored.
 
 mod decode;
 mod encode;
@@ -13,17 +13,20 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 
+use super::body::{self, Payload};
 use super::error::Failure;
+use super::infer::{of_model, off_thread, prepare};
 use super::json::Writer;
-use super::layers::{Measured, answer, id_of, json_response};
-use super::metrics::Phases;
+use super::layers::{id_of, json_response};
 use super::path::ModelPath;
-use super::{Shared, body, health};
+use super::{Shared, health};
 use crate::engine::{Dim, Port};
-use crate::error::Error;
-use crate::serve::{InferRequest, State as ModelState};
+use crate::serve::State as ModelState;
 
-use decode::Decoded;
+use encode::{Encoded, Head, encode};
+
+/// The extensions of the protocol that are here complete, by the names that clients look for.
+const EXTENSIONS: [&str; 3] = ["binary_tensor_data", "classification", "parameters"];
 
 /// `/v2` and below.
 pub(super) fn routes() -> Router<Arc<Shared>> {
@@ -47,7 +50,11 @@ fn model_routes(path: &str) -> Router<Arc<Shared>> {
 /// Server metadata. Beyond the protocol, `models` tells the state of every version, and why one failed.
 async fn server(State(shared): State<Arc<Shared>>) -> Response {
     let mut writer = Writer::default();
-    writer.raw("{\"name\":\"ndserve\",\"version\":").string(env!("CARGO_PKG_VERSION")).raw(",\"extensions\":[],\"models\":[");
+    writer.raw("{\"name\":\"ndserve\",\"version\":").string(env!("CARGO_PKG_VERSION")).raw(",\"extensions\":[");
+    writer.list(EXTENSIONS, |writer, extension| {
+        writer.string(extension);
+    });
+    writer.raw("],\"models\":[");
     let versions = shared.repository.list().into_iter().flat_map(|model| {
         let name = model.name;
         model.versions.into_iter().map(move |version| (name.clone(), version))
@@ -132,26 +139,35 @@ fn port(writer: &mut Writer, port: &Port) {
 async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
     let handle = shared.repository.get(&path.model, path.version.as_deref())?;
     let (parts, body) = request.into_parts();
-    if parts.headers.contains_key("inference-header-content-length") {
-        let message = "the header Inference-Header-Content-Length announces binary tensor data, which this server does not offer; send JSON \
-                       tensors";
-        return Err(Error::invalid(message).into());
-    }
-    let bytes = body::read(&parts.headers, body, shared.limits.max_body_bytes, shared.limits.body_timeout).await?;
-    let started = Instant::now();
-    let signature = handle.model().signature();
-    let Decoded { id, inputs, overrides, outputs, timeout } = decode::decode(&bytes, signature)
-        .map_err(|error| Error::new(error.kind(), format!("model `{}`: {}", path.model, error.message())))?;
-    let parsed = Instant::now();
-    drop(bytes);
-    let deadline = timeout.and_then(|timeout| parsed.checked_add(timeout.min(shared.limits.max_timeout)));
-    let response = handle.infer(InferRequest { inputs, overrides, deadline }).await?;
-    let computed = Instant::now();
+    let header = decode::header_length(&parts.headers)?;
+    let bytes = body::read(&parts.headers, body, &shared.limits).await?;
+    let received = Instant::now();
+    let prepared = {
+        let handle = Arc::clone(&handle);
+        // The body's memory is not held while the request waits.
+        off_thread(bytes.len(), move || {
+            let envelope = decode::decode(&bytes, header, handle.model().signature()).map_err(|error| of_model(&handle, error))?;
+            prepare(envelope, &handle)
+        })
+        .await?
+    };
+    let answer = prepared.run(&shared, &handle, received).await?;
+    let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
-    let id = id.as_deref().unwrap_or_else(|| id_of(&parts.headers));
-    let wanted = outputs.iter().map(|&output| (&signature.outputs[output], &response.outputs[output]));
-    let body = encode::encode(handle.name(), handle.version(), id, wanted);
-    let phases =
-        Phases { parse: parsed - started, queue: response.timing.queue, compute: response.timing.compute, serialize: computed.elapsed() };
-    Ok(answer(body, Measured { phases, metrics: shared.metrics.model(handle.name(), handle.version()) }))
+    let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
+    let (non_finite, same) = (shared.limits.non_finite, Arc::clone(&handle));
+    let (json_bytes, payload) = body::encode(&parts.headers, &shared.limits, answer.bytes(), move |coding| {
+        let head = Head { model: same.name(), version: same.version(), id: &id };
+        let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;
+        let json_bytes = binary.is_some().then_some(json.len());
+        let content_type = if binary.is_some() { "application/octet-stream" } else { "application/json" };
+        let pieces = [vec![json.into()], binary.unwrap_or_default()].concat();
+        Ok((json_bytes, Payload::new(content_type, pieces, coding)))
+    })
+    .await?;
+    let mut response = clock.answer(payload, &shared, &handle);
+    if let Some(json_bytes) = json_bytes {
+        response.headers_mut().insert(decode::HEADER_LENGTH, json_bytes.into());
+    }
+    Ok(response)
 }

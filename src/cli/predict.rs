@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::target::Target;
 use super::{Failure, Outcome, files, print};
 use crate::api::predict::{Decoded, decode, encode};
-use crate::config::{Engine, Flags, Settings};
+use crate::config::{Engine, Flags, NonFinite, Settings};
 use crate::engine::{Session, Threads, Value};
 use crate::error::Error;
 use crate::serve::ModelSettings;
@@ -62,7 +62,7 @@ pub(super) fn command(args: Args) -> Outcome {
     match (&args.outputs, source) {
         (Some(path), _) => files::write_outputs(path, &signature, &outputs)?,
         (None, Source::Json(Decoded { form, .. })) => {
-            let answer = encode(&outputs, &signature, &labels(&target, &settings, labels_of_model)?, form)?;
+            let answer = encode(&outputs, &signature, &labels(&target, &settings, labels_of_model)?, form, NonFinite::Token)?;
             print(&format!("{}\n", String::from_utf8_lossy(&answer)))?;
         }
         (None, Source::Files(_)) => {}

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
-pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, Period, Value};
+pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Value};
 
 use crate::engine::{Isa, LoadOptions, PASSES};
 use crate::resources;
@@ -171,6 +171,15 @@ settings! {
     /// Threads that read requests and write answers. `auto` is the number of usable CPUs, at most 4: they wait most of
     /// the time, the engine does the work.
     http_threads: Count = "auto";
+
+    #![group = "Answers"]
+    /// What JSON answers say for NaN and infinities, which JSON does not have: `token` writes `NaN`, `Infinity` and `-Infinity`
+    /// bare, as Triton and TensorFlow Serving do; `null` suits clients whose parsers know JSON only; `error` refuses the request
+    /// with 400. Binary tensors are always exact.
+    json_non_finite: NonFinite = "token";
+    /// Compress answers for clients that accept it (`Accept-Encoding: gzip` or `deflate`). Turn it off where the network is
+    /// faster than the compression: many HTTP libraries accept by default.
+    compress_answers: bool = "true";
 
     #![group = "Batching"]
     /// Most rows of one run of a model, and so of one request. `max_batch_rows` of a model's `model.toml` goes before it;

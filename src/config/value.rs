@@ -111,7 +111,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, Bytes, Count, IsaChoice, LogFormat);
+deserialize_as_text!(Period, Bytes, Count, IsaChoice, LogFormat, NonFinite);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
@@ -269,6 +269,31 @@ impl Value for LogFormat {
     }
 }
 
+/// What JSON answers say for NaN and the infinities, for which JSON has no form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// The bare tokens `NaN`, `Infinity` and `-Infinity`.
+    #[default]
+    Token,
+    /// `null`.
+    Null,
+    /// The request is refused.
+    Error,
+}
+
+impl Value for NonFinite {
+    const NAME: &'static str = "token|null|error";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "token" => Ok(Self::Token),
+            "null" => Ok(Self::Null),
+            "error" => Ok(Self::Error),
+            _ => Err(format!("`{text}` is none of token, null, error")),
+        }
+    }
+}
+
 /// Names: separated by commas in a flag or variable, an array in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(transparent)]
@@ -320,6 +345,8 @@ mod tests {
         assert!(Count::parse("0").is_err() && Count::parse("-1").is_err());
         assert_eq!(IsaChoice::parse("scalar"), Ok(IsaChoice::Fixed(Isa::Scalar)));
         assert!(IsaChoice::parse("sse9").is_err());
+        assert_eq!(NonFinite::parse("null"), Ok(NonFinite::Null));
+        assert!(NonFinite::parse("nan").is_err());
         assert_eq!(Names::parse("a, b,,"), Ok(Names(vec!["a".into(), "b".into()])));
     }
 }

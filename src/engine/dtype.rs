@@ -150,6 +150,45 @@ macro_rules! with_dtype {
 }
 pub(crate) use with_dtype;
 
+/// Like [`with_dtype`] for the types that a view of [`bits`](super::view::View::bits) has.
+macro_rules! with_bits {
+    ($dtype:expr, $t:ident => $body:expr) => {{
+        use $crate::engine::dtype::DType;
+        match $dtype {
+            DType::U8 => {
+                type $t = u8;
+                $body
+            }
+            DType::U16 => {
+                type $t = u16;
+                $body
+            }
+            DType::U32 => {
+                type $t = u32;
+                $body
+            }
+            DType::U64 => {
+                type $t = u64;
+                $body
+            }
+            DType::Bool => {
+                type $t = bool;
+                $body
+            }
+            DType::String => {
+                type $t = String;
+                $body
+            }
+            DType::C128 => {
+                type $t = num_complex::Complex<f64>;
+                $body
+            }
+            other => unreachable!("{other} is no type of a view of bits"),
+        }
+    }};
+}
+pub(crate) use with_bits;
+
 /// Like [`with_dtype`] for the types that compute: integers of 8 bits and more, floats of 16 and more. `$other` is the
 /// value for the rest.
 macro_rules! with_number {

@@ -4,6 +4,8 @@
 //! the readers. The small floats are those of the OCP specifications (OFP8 and MX v1.0) and of
 //! <https://arxiv.org/abs/2206.02915> (the `Fnuz` kinds: one NaN at the place of −0, no infinity).
 
+use bytemuck::{Pod, Zeroable};
+
 use super::dtype::Element;
 
 /// What the types of this file have in common.
@@ -122,7 +124,8 @@ impl Layout {
 macro_rules! small_floats {
     ($($(#[$doc:meta])* $name:ident: $layout:expr;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Zeroable, Pod)]
+        #[repr(transparent)]
         pub struct $name(u8);
 
         impl $name {
@@ -192,7 +195,8 @@ pub enum PowerRounding {
 }
 
 /// A power of two, the scale of a block in the MX formats: 2^(bits − 127); 255 is NaN.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Zeroable, Pod)]
+#[repr(transparent)]
 pub struct F8E8M0(u8);
 
 impl F8E8M0 {
@@ -256,7 +260,8 @@ impl Narrow for F8E8M0 {
 macro_rules! small_integers {
     ($($(#[$doc:meta])* $name:ident($store:ty): $bits:literal;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Zeroable, Pod)]
+        #[repr(transparent)]
         pub struct $name($store);
 
         impl $name {

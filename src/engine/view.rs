@@ -58,6 +58,39 @@ macro_rules! define_slices {
 }
 for_each_dtype!(define_slices);
 
+/// The table behind [`View::bits`]: which types are seen as which unsigned integer.
+macro_rules! define_bits {
+    ($($bits:ident: $($variant:ident),*;)*) => {
+        impl<'a> Slice<'a> {
+            /// The same elements as unsigned integers of their size; see [`View::bits`].
+            fn bits(self) -> Self {
+                match self {
+                    $($(Self::$variant(s) => Self::$bits(bytemuck::cast_slice(s)),)*)*
+                    same => same,
+                }
+            }
+        }
+
+        impl SliceMut<'_> {
+            /// The same elements as unsigned integers of their size; see [`View::bits`].
+            fn bits(&mut self) -> SliceMut<'_> {
+                match self {
+                    $($(Self::$variant(s) => SliceMut::$bits(bytemuck::cast_slice_mut(s)),)*)*
+                    Self::Bool(s) => SliceMut::Bool(s),
+                    Self::String(s) => SliceMut::String(s),
+                    Self::C128(s) => SliceMut::C128(s),
+                }
+            }
+        }
+    };
+}
+define_bits! {
+    U8: U8, I8, F8E4M3Fn, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0, F6E2M3, F6E3M2, F4E2M1, I4, U4, I2, U2;
+    U16: U16, I16, F16, BF16;
+    U32: U32, I32, F32;
+    U64: U64, I64, F64, C64;
+}
+
 /// A tensor that an operator reads.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -107,6 +140,13 @@ impl<'a> View<'a> {
         T::slice(&self.slice).ok_or_else(|| OpError::wrong_type(T::DTYPE, self.dtype()))
     }
 
+    /// The same tensor with its elements as unsigned integers of their size, for an operator that moves elements and computes
+    /// nothing: it is compiled for a handful of types (`with_bits!`) and not for each that there is. Texts, truth values and
+    /// complex128 stay what they are.
+    pub fn bits(self) -> Self {
+        Self { slice: self.slice.bits(), shape: self.shape }
+    }
+
     /// The tensor as an ndarray view.
     ///
     /// # Errors
@@ -153,6 +193,11 @@ impl<'a> ViewMut<'a> {
     pub fn slice<T: Element>(&mut self) -> Result<&mut [T], OpError> {
         let found = self.slice.dtype();
         T::slice_mut(&mut self.slice).ok_or_else(|| OpError::wrong_type(T::DTYPE, found))
+    }
+
+    /// The same tensor with its elements as unsigned integers of their size: [`View::bits`].
+    pub fn bits(&mut self) -> ViewMut<'_> {
+        ViewMut { slice: self.slice.bits(), shape: self.shape }
     }
 
     /// The tensor as an ndarray view.

@@ -1,7 +1,7 @@
 //! Every kind of bad input, through the socket: the status, a message that names what was wrong and what was wanted, no error
 //! in the server's log, and the next request is answered.
 
-use crate::client::{Client, post, request};
+use crate::client::{Client, post, request, request_of};
 use crate::server::{logged_errors, shared, strict};
 
 /// A request and what is wanted of the answer.
@@ -27,6 +27,12 @@ fn predict(name: &'static str, body: &str, status: u16, wants: &'static [&'stati
 /// An inference by `pair`: FP32 `x` [batch, 2], INT64 `n` [batch, 1], at most four rows.
 fn infer(name: &'static str, body: &str, status: u16, wants: &'static [&'static str]) -> Row {
     row(name, request("POST", "/v2/models/pair/infer", &[], body), status, wants)
+}
+
+/// An inference by `pair` whose JSON has so many bytes.
+fn header(name: &'static str, length: &str, body: &[u8], wants: &'static [&'static str]) -> Row {
+    let header = format!("Inference-Header-Content-Length: {length}");
+    row(name, request_of("POST", "/v2/models/pair/infer", &[&header], body), 400, wants)
 }
 
 /// The inputs of `pair` around one that is under test.
@@ -134,30 +140,52 @@ fn infer_rows() -> Vec<Row> {
             &["the batch is empty"],
         ),
         infer("batch over the limit", five, 400, &["5 rows are more than the limit of 4"]),
-        infer("unknown input", &x(good).replace(r#""name":"n""#, r#""name":"m""#), 400, &["`m` is no input; the inputs are `x`, `n`"]),
+        infer(
+            "unknown input",
+            &x(good).replace(r#""name":"n""#, r#""name":"m""#),
+            400,
+            &["model `pair`: input `m` is not known; the inputs are `x`, `n`"],
+        ),
         infer("missing input", r#"{"inputs":[]}"#, 400, &["input `x` is missing; the inputs are `x`, `n`"]),
         infer("no inputs", "{}", 400, &["input `x` is missing"]),
-        infer("duplicate input", &x(good).replace(r#""name":"n""#, r#""name":"x""#), 400, &["gives input `x` twice"]),
-        infer("unknown output", &outputs(r#"[{"name":"z"}]"#), 400, &["`z` is no output; the outputs are `x_out`, `n_out`"]),
+        infer("duplicate input", &x(good).replace(r#""name":"n""#, r#""name":"x""#), 400, &["model `pair`: input `x` is given twice"]),
         infer(
-            "binary input",
+            "unknown output",
+            &outputs(r#"[{"name":"z"}]"#),
+            400,
+            &["model `pair`: output `z` is not known; the outputs are `x_out`, `n_out`"],
+        ),
+        infer(
+            "binary input without its bytes",
             &x(r#""shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}"#),
             400,
-            &["binary tensor data", "does not offer"],
+            &["model `pair`", "`x`: binary_data_size is 8; 0 bytes are left behind the JSON"],
         ),
-        infer("binary output", &outputs(r#"[{"name":"x_out","parameters":{"binary_data":true}}]"#), 400, &["binary tensor data"]),
+        infer("output twice", &outputs(r#"[{"name":"x_out"},{"name":"x_out"}]"#), 400, &["output `x_out` is asked for twice"]),
         infer(
-            "binary outputs",
-            &format!(r#"{},"parameters":{{"binary_data_output":true}}}}"#, x(good).strip_suffix('}').unwrap()),
+            "classes that are no number",
+            &outputs(r#"[{"name":"x_out","parameters":{"classification":"3"}}]"#),
             400,
-            &["binary_data_output asks for binary tensor data"],
+            &["outputs[0].parameters.classification is \"3\" where how many classes"],
         ),
-        row(
-            "binary header",
-            request("POST", "/v2/models/pair/infer", &["Inference-Header-Content-Length: 2"], "{}"),
+        infer(
+            "shared memory",
+            &outputs(r#"[{"name":"x_out","parameters":{"shared_memory_region":"r"}}]"#),
             400,
-            &["Inference-Header-Content-Length", "binary"],
+            &["shared_memory_region asks for shared memory"],
         ),
+        infer(
+            "reserved parameter",
+            &format!(r#"{},"parameters":{{"triton_final_response":true}}}}"#, x(good).strip_suffix('}').unwrap()),
+            400,
+            &["parameters.triton_final_response is reserved"],
+        ),
+        header("binary header that is no number", "x", b"{}", &["Inference-Header-Content-Length is \"x\" where a number of bytes"]),
+        header("negative binary header", "-1", b"{}", &["Inference-Header-Content-Length is \"-1\""]),
+        header("binary header over the body", "3", b"{}", &["Inference-Header-Content-Length is 3; the body has 2 bytes"]),
+        header("binary header that cuts the JSON", "1", b"{}", &["not valid JSON"]),
+        header("bytes that nobody wants", "2", b"{}abc", &["3 bytes are left behind the binary data"]),
+        header("raw body for two inputs", "0", b"abc", &["has one input; the inputs are `x`, `n`"]),
         row(
             "out of range",
             request("POST", "/v2/models/bytes/infer", &[], bytes),
@@ -214,10 +242,16 @@ fn path_rows() -> Vec<Row> {
         row("wrong method, v2", request("PUT", "/v2/models/pair/infer", &[], body), 405, &["method PUT is not allowed", "allowed: POST"]),
         row("path that is no UTF-8", request("POST", "/v1/models/%ff:predict", &[], body), 400, &["/v1/models/%ff:predict", "UTF-8"]),
         row(
-            "compressed body",
+            "body that is not compressed",
             request("POST", "/v1/models/pair:predict", &["content-encoding: gzip"], body),
-            501,
-            &["gzip", "uncompressed"],
+            400,
+            &["the body is no valid gzip stream"],
+        ),
+        row(
+            "unknown compression",
+            request("POST", "/v1/models/pair:predict", &["content-encoding: br"], body),
+            415,
+            &["Content-Encoding \"br\" is not supported; gzip, deflate, identity are"],
         ),
         Row { name: "truncated body", request: truncated, finish: true, status: 400, wants: &["the body ended too early"] },
         row(
@@ -273,6 +307,9 @@ fn check(address: std::net::SocketAddr, path: &str, rows: Vec<Row>) {
         }
         if status == 405 && answer.header("allow").is_none() {
             wrong.push(format!("{name}: no Allow"));
+        }
+        if status == 415 && answer.header("accept-encoding").is_none() {
+            wrong.push(format!("{name}: no Accept-Encoding"));
         }
         if status == 503 && answer.header("retry-after").is_none() {
             wrong.push(format!("{name}: no Retry-After"));

@@ -10,7 +10,9 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// The head's lines, lower case names.
     pub(crate) headers: Vec<(String, String)>,
+    /// The body as text; what is no UTF-8 is replaced.
     pub(crate) body: String,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -73,12 +75,13 @@ impl Client {
             .map(|line| line.split_once(':').unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let mut answer = Answer { status, headers, body: String::new() };
+        let mut answer = Answer { status, headers, body: String::new(), bytes: Vec::new() };
         let length: usize = answer.header("content-length").expect("a length").parse().unwrap();
         while self.unread.len() < length {
             assert!(self.read_more(), "the body is cut: {answer:?}");
         }
-        answer.body = String::from_utf8(self.unread.drain(..length).collect()).unwrap();
+        answer.bytes = self.unread.drain(..length).collect();
+        answer.body = String::from_utf8_lossy(&answer.bytes).into_owned();
         Some(answer)
     }
 
@@ -109,8 +112,13 @@ impl Client {
     }
 }
 
-/// The bytes of a request with a body.
+/// The bytes of a request with a body of text.
 pub(crate) fn request(method: &str, path: &str, headers: &[&str], body: &str) -> Vec<u8> {
+    request_of(method, path, headers, body.as_bytes())
+}
+
+/// The bytes of a request with any body.
+pub(crate) fn request_of(method: &str, path: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
     for header in headers {
         head.push_str(header);
@@ -119,7 +127,7 @@ pub(crate) fn request(method: &str, path: &str, headers: &[&str], body: &str) ->
     if !body.is_empty() {
         head.push_str(&format!("content-length: {}\r\n", body.len()));
     }
-    format!("{head}\r\n{body}").into_bytes()
+    [head.as_bytes(), b"\r\n", body].concat()
 }
 
 pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {

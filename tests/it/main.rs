@@ -2,8 +2,10 @@
 
 mod acceptance;
 mod bad_input;
+mod binary;
 mod client;
 mod contract;
+mod equality;
 mod lifecycle;
 mod models;
 mod server;

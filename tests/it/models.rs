@@ -4,6 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+/// Every type with a form in the Open Inference protocol: its name there and its number in `TensorProto.DataType`.
+pub(crate) const TYPES: [(&str, u64); 14] = [
+    ("FP32", FLOAT),
+    ("UINT8", UINT8),
+    ("INT8", 3),
+    ("UINT16", 4),
+    ("INT16", 5),
+    ("INT32", 6),
+    ("INT64", INT64),
+    ("BYTES", STRING),
+    ("BOOL", BOOL),
+    ("FP16", FLOAT16),
+    ("FP64", 11),
+    ("UINT32", 12),
+    ("UINT64", 13),
+    ("BF16", 16),
+];
+
 /// Numbers of `TensorProto.DataType`.
 const FLOAT: u64 = 1;
 const UINT8: u64 = 2;
@@ -64,8 +82,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// A folder of the repository's models and one identity per kind of input:
 /// `pair` (x: FP32 [batch, 2], n: INT64 [batch, 1], in two versions), `bytes` (UINT8 [batch, 3]), `text` (BYTES [batch]),
-/// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]),
-/// `scaled` (x: FP32 [batch, 2] times twice the optional w, 1.5 by default), `broken` (no model at all).
+/// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]), `types` (one input [batch, 2] of each of
+/// [`TYPES`], named after it), `scaled` (x: FP32 [batch, 2] times twice the optional w, 1.5 by default), `broken` (no model at all).
 pub(crate) fn folder() -> Folder {
     let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
     let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
@@ -78,6 +96,7 @@ pub(crate) fn folder() -> Folder {
     write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
     write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
     write_scaled(&folder);
+    write(&folder, "types", "1", &TYPES.map(|(name, number)| (name, number, &[2][..])));
     fs::create_dir_all(folder.join("broken/1")).unwrap();
     fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
     folder

@@ -5,7 +5,7 @@
 //! - [`Writer`] writes the answers.
 //!
 //! The grammar is RFC 8259 plus the bare tokens `NaN`, `Infinity` and `-Infinity`, which Triton and TensorFlow Serving read
-//! and write too. Every error has the byte where it was found.
+//! and write too; a [setting](crate::config::NonFinite) may keep them out of answers. Every error has the byte where it was found.
 
 mod digits;
 mod error;

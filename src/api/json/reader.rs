@@ -195,6 +195,18 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// Reads a number of any kind; its text, which Rust's types parse too.
+    ///
+    /// # Errors
+    /// If something else stands here.
+    pub fn number(&mut self) -> Result<&'a str> {
+        self.want(Token::Number)?;
+        let next = number::skip(self.bytes, self.at)?;
+        let text = self.utf8(self.at, next)?;
+        self.at = next;
+        Ok(text)
+    }
+
     /// Reads any value and forgets it.
     ///
     /// # Errors

@@ -1,22 +1,33 @@
 //! Writing JSON answers: numbers go straight out of a tensor's storage.
 //!
-//! Floats are the shortest text that reads back to the same bits; what is not finite is written as the bare tokens `NaN`,
-//! `Infinity` and `-Infinity`, as Triton and TensorFlow Serving do.
+//! Floats are the shortest text that reads back to the same bits. What is not finite has no form in JSON: a [`NonFinite`] says
+//! what stands there.
 
 use half::{bf16, f16};
 
+use crate::config::NonFinite;
 use crate::engine::{DType, Slice, Tensor, Value};
+use crate::error::Error;
 
 /// A JSON text under construction. The caller keeps the structure: brackets, commas and colons are [`raw`](Self::raw).
 #[derive(Debug, Default)]
 pub struct Writer {
-    out: Vec<u8>,
+    out: Out,
+}
+
+/// The text, and what its floats need to know.
+#[derive(Debug, Default)]
+struct Out {
+    text: Vec<u8>,
+    non_finite: NonFinite,
+    /// Floats that were not finite.
+    count: usize,
 }
 
 /// An element type as JSON has it.
 trait Scalar {
     /// Appends the value.
-    fn write(&self, out: &mut Vec<u8>);
+    fn write(&self, out: &mut Out);
 }
 
 /// Whole numbers up to this are written without `ryu`, which is slowest on them. Any float type holds them exactly.
@@ -26,15 +37,15 @@ macro_rules! floats {
     ($($t:ty),*) => {
         $(impl Scalar for $t {
             #[inline]
-            fn write(&self, out: &mut Vec<u8>) {
+            fn write(&self, out: &mut Out) {
                 let whole = *self as i32;
                 if whole as $t == *self && (-WHOLE..=WHOLE).contains(&whole) && (whole != 0 || self.is_sign_positive()) {
                     i64::from(whole).write(out);
-                    out.extend_from_slice(b".0");
+                    out.text.extend_from_slice(b".0");
                 } else if self.is_finite() {
-                    out.extend_from_slice(ryu::Buffer::new().format_finite(*self).as_bytes());
+                    out.text.extend_from_slice(ryu::Buffer::new().format_finite(*self).as_bytes());
                 } else {
-                    out.extend_from_slice(not_finite(self.is_nan(), *self < 0.0));
+                    out.not_finite(self.is_nan(), *self < 0.0);
                 }
             }
         })*
@@ -42,12 +53,16 @@ macro_rules! floats {
 }
 floats!(f32, f64);
 
-#[cold]
-fn not_finite(nan: bool, negative: bool) -> &'static [u8] {
-    match (nan, negative) {
-        (true, _) => b"NaN",
-        (false, false) => b"Infinity",
-        (false, true) => b"-Infinity",
+impl Out {
+    #[cold]
+    fn not_finite(&mut self, nan: bool, negative: bool) {
+        self.count += 1;
+        self.text.extend_from_slice(match (self.non_finite, nan, negative) {
+            (NonFinite::Null, ..) => b"null",
+            (_, true, _) => b"NaN",
+            (_, false, false) => b"Infinity",
+            (_, false, true) => b"-Infinity",
+        });
     }
 }
 
@@ -55,7 +70,7 @@ macro_rules! wide {
     ($($t:ty => $wide:ty),*) => {
         $(impl Scalar for $t {
             #[inline]
-            fn write(&self, out: &mut Vec<u8>) {
+            fn write(&self, out: &mut Out) {
                 <$wide>::from(*self).write(out);
             }
         })*
@@ -65,7 +80,7 @@ wide!(f16 => f32, bf16 => f32, u8 => u64, u16 => u64, u32 => u64, i8 => i64, i16
 
 impl Scalar for u64 {
     #[inline]
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, out: &mut Out) {
         // The largest has 20 digits.
         let mut text = [0; 20];
         let mut at = text.len();
@@ -78,29 +93,29 @@ impl Scalar for u64 {
                 break;
             }
         }
-        out.extend_from_slice(&text[at..]);
+        out.text.extend_from_slice(&text[at..]);
     }
 }
 
 impl Scalar for i64 {
     #[inline]
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, out: &mut Out) {
         if *self < 0 {
-            out.push(b'-');
+            out.text.push(b'-');
         }
         self.unsigned_abs().write(out);
     }
 }
 
 impl Scalar for bool {
-    fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(if *self { b"true" } else { b"false" });
+    fn write(&self, out: &mut Out) {
+        out.text.extend_from_slice(if *self { b"true" } else { b"false" });
     }
 }
 
 impl Scalar for String {
-    fn write(&self, out: &mut Vec<u8>) {
-        string(out, self);
+    fn write(&self, out: &mut Out) {
+        string(&mut out.text, self);
     }
 }
 
@@ -162,23 +177,42 @@ fn widened(values: Slice<'_>, shape: &[usize]) -> Option<Tensor> {
 impl Writer {
     /// An empty text with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { out: Vec::with_capacity(capacity) }
+        Self { out: Out { text: Vec::with_capacity(capacity), ..Out::default() } }
+    }
+
+    /// From now on floats that are not finite are written so.
+    pub fn non_finite(mut self, non_finite: NonFinite) -> Self {
+        self.out.non_finite = non_finite;
+        self
+    }
+
+    /// The text, of an answer to a client.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a float was not finite and that is to be refused.
+    pub fn finish(self) -> Result<Vec<u8>, Error> {
+        match self.out {
+            Out { non_finite: NonFinite::Error, count: count @ 1.., .. } => Err(Error::invalid(format!(
+                "{count} of the answer's values are NaN or infinite, which JSON cannot carry; ask for binary data (server: --json-non-finite)"
+            ))),
+            out => Ok(out.text),
+        }
     }
 
     /// The text.
     pub fn into_bytes(self) -> Vec<u8> {
-        self.out
+        self.out.text
     }
 
     /// Appends `text` as it is.
     pub fn raw(&mut self, text: &str) -> &mut Self {
-        self.out.extend_from_slice(text.as_bytes());
+        self.out.text.extend_from_slice(text.as_bytes());
         self
     }
 
     /// Appends a string.
     pub fn string(&mut self, text: &str) -> &mut Self {
-        string(&mut self.out, text);
+        string(&mut self.out.text, text);
         self
     }
 
@@ -271,35 +305,35 @@ impl Writer {
     }
 }
 
-fn flat<T: Scalar>(out: &mut Vec<u8>, values: &[T]) {
+fn flat<T: Scalar>(out: &mut Out, values: &[T]) {
     // Room for short numbers; longer ones make it grow.
-    out.reserve(values.len() * 4);
-    out.push(b'[');
+    out.text.reserve(values.len() * 4);
+    out.text.push(b'[');
     let mut values = values.iter();
     if let Some(first) = values.next() {
         first.write(out);
     }
     for value in values {
-        out.push(b',');
+        out.text.push(b',');
         value.write(out);
     }
-    out.push(b']');
+    out.text.push(b']');
 }
 
-fn nested<T: Scalar>(out: &mut Vec<u8>, values: &[T], shape: &[usize]) {
+fn nested<T: Scalar>(out: &mut Out, values: &[T], shape: &[usize]) {
     match shape {
         [] => values[0].write(out),
         [_] => flat(out, values),
         [count, inner @ ..] => {
             let size = values.len() / (*count).max(1);
-            out.push(b'[');
+            out.text.push(b'[');
             for i in 0..*count {
                 if i > 0 {
-                    out.push(b',');
+                    out.text.push(b',');
                 }
                 nested(out, &values[i * size..(i + 1) * size], inner);
             }
-            out.push(b']');
+            out.text.push(b']');
         }
     }
 }

@@ -10,18 +10,19 @@ use smallvec::SmallVec;
 
 use super::super::json::Writer;
 use super::decode::Form;
+use crate::config::NonFinite;
 use crate::engine::{Port, Signature, Slice, Tensor, Value};
 use crate::error::Error;
 
 /// Encodes the outputs of a model of `signature` in the form of the request.
 ///
 /// # Errors
-/// If rows are wanted and an output does not have one value per row.
-pub fn encode(outputs: &[Value], signature: &Signature, labels: &[String], form: Form) -> Result<Vec<u8>, Error> {
+/// If rows are wanted and an output does not have one value per row, or a value is not finite and `non_finite` refuses that.
+pub fn encode(outputs: &[Value], signature: &Signature, labels: &[String], form: Form, non_finite: NonFinite) -> Result<Vec<u8>, Error> {
     let answer = Answer { outputs, ports: &signature.outputs, labels, classes: classes(outputs, labels) };
     let numbers: usize = outputs.iter().filter_map(Value::tensor).map(Tensor::len).sum();
     // About what a float32 takes, and the label's share.
-    let mut writer = Writer::with_capacity(32 + numbers * if answer.classes.is_some() { 48 } else { 14 });
+    let mut writer = Writer::with_capacity(32 + numbers * if answer.classes.is_some() { 48 } else { 14 }).non_finite(non_finite);
     match form {
         Form::Rows(rows) => {
             answer.check_rows(rows)?;
@@ -41,7 +42,7 @@ pub fn encode(outputs: &[Value], signature: &Signature, labels: &[String], form:
         }
     }
     writer.raw("}");
-    Ok(writer.into_bytes())
+    writer.finish()
 }
 
 /// The output that the labels belong to: the only float matrix with as many columns.
@@ -180,7 +181,7 @@ mod tests {
             Signature { outputs: outputs.iter().map(|(name, _)| port(name)).collect(), batchable: true, ..Signature::default() };
         let values: Vec<Value> = outputs.iter().map(|(_, value)| value.clone()).collect();
         let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
-        encode(&values, &signature, &labels, form).map(|body| String::from_utf8(body).unwrap())
+        encode(&values, &signature, &labels, form, NonFinite::Token).map(|body| String::from_utf8(body).unwrap())
     }
 
     fn floats(shape: &[usize], values: &[f32]) -> Value {

@@ -1,61 +1,63 @@
-//! From an Open Inference request to one tensor per input.
+//! From an Open Inference request to an envelope: JSON, and behind it the raw tensors of the binary extension.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
+use axum::body::Bytes;
+use http::{HeaderMap, HeaderName};
+
+use super::super::infer::{self, Contents, Dims, Envelope, Input, Param, Parameters, Wanted, datatype, elements, names, raw};
 use super::super::json::{JsonError, Nested, Reader, Result, Token};
-use crate::engine::{DType, Port, Signature, Tensor};
+use crate::engine::{Buffer, DType, Dim, Port, Signature, Tensor};
 use crate::error::Error;
 
-/// A decoded request.
-#[derive(Debug)]
-pub(super) struct Decoded {
-    /// The client's name for it.
-    pub(super) id: Option<String>,
-    /// One tensor per input of the model, in order.
-    pub(super) inputs: Vec<Tensor>,
-    /// Tensors for optional inputs, by their positions.
-    pub(super) overrides: Vec<(usize, Tensor)>,
-    /// Positions of the outputs that are wanted, in the order of the request.
-    pub(super) outputs: Vec<usize>,
-    /// How long the client waits.
-    pub(super) timeout: Option<Duration>,
+/// How many bytes of the body are JSON; the tensors follow. 0: the body is the one input.
+pub(super) const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// The value of [`HEADER_LENGTH`]; `None` if the body is JSON alone.
+///
+/// # Errors
+/// If it is no number.
+pub(super) fn header_length(headers: &HeaderMap) -> std::result::Result<Option<usize>, Error> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let wrong = || Error::invalid(format!("Inference-Header-Content-Length is {value:?} where a number of bytes is wanted"));
+    number.map(Some).ok_or_else(wrong)
 }
 
 /// Decodes a request for a model of `signature`. Keys that the protocol does not have are ignored.
 ///
 /// # Errors
-/// `InvalidArgument` that names the input or output, what is wrong and what is wanted.
-pub(super) fn decode(body: &[u8], signature: &Signature) -> std::result::Result<Decoded, Error> {
-    let mut id = None;
-    let mut timeout = None;
-    // The optional ones behind the others.
-    let mut inputs: Vec<Option<Tensor>> = vec![None; signature.inputs.len() + signature.optional.len()];
-    let mut outputs = Vec::new();
+/// `InvalidArgument` that names the place, what is wrong and what is wanted.
+pub(super) fn decode(body: &Bytes, header: Option<usize>, signature: &Signature) -> std::result::Result<Envelope, Error> {
+    let json = match header {
+        Some(0) => return raw_request(body, signature).map_err(Error::invalid),
+        Some(length) if length > body.len() => {
+            let message = format!("Inference-Header-Content-Length is {length}; the body has {} bytes", body.len());
+            return Err(Error::invalid(message));
+        }
+        Some(length) => &body[..length],
+        None => body,
+    };
+    let mut envelope = Envelope::default();
+    let mut rest = body.slice(json.len()..);
     let mut seen = Seen::default();
-    let mut reader = Reader::new(body);
+    let mut reader = Reader::new(json);
     reader.object(|reader, key| {
         seen.once(reader, &key)?;
-        match &*key {
-            "id" => reader.string().map(|text| id = Some(text.into_owned())).map_err(|error| error.under("id")),
-            "parameters" => request_parameters(reader, &mut timeout).map_err(|error| error.under("parameters")),
-            "inputs" => reader.array(|reader, _| read_input(reader, signature, &mut inputs)).map_err(|error| error.under("inputs")),
-            "outputs" => reader.array(|reader, _| read_output(reader, signature, &mut outputs)).map_err(|error| error.under("outputs")),
-            _ => reader.skip(),
-        }
+        let read = match &*key {
+            "id" => reader.string().map(|text| envelope.id = Some(text.into_owned())),
+            "parameters" => request_parameters(reader, &mut envelope.parameters),
+            "inputs" => reader.array(|reader, _| read_input(reader, &mut rest).map(|input| envelope.inputs.push(input))),
+            "outputs" => reader.array(|reader, _| read_output(reader).map(|output| envelope.outputs.push(output))),
+            _ => return reader.skip(),
+        };
+        read.map_err(|error| error.under(key))
     })?;
     reader.end()?;
-    let optional = inputs.split_off(signature.inputs.len());
-    if let Some(missing) = inputs.iter().position(Option::is_none) {
-        let names = names(&signature.inputs);
-        return Err(Error::invalid(format!("input `{}` is missing; the inputs are {names}", signature.inputs[missing].name)));
+    if !rest.is_empty() {
+        return Err(Error::invalid(format!("{} bytes are left behind the binary data of the inputs", rest.len())));
     }
-    let overrides = optional.into_iter().enumerate().filter_map(|(position, tensor)| Some((position, tensor?))).collect();
-    Ok(Decoded { id, inputs: inputs.into_iter().flatten().collect(), overrides, outputs: choose(outputs, signature)?, timeout })
-}
-
-fn names(ports: &[Port]) -> String {
-    ports.iter().map(|port| format!("`{}`", port.name)).collect::<Vec<_>>().join(", ")
+    Ok(envelope)
 }
 
 /// The keys of the envelope that were read: each may come once.
@@ -74,144 +76,122 @@ impl Seen {
     }
 }
 
-/// The outputs that are wanted: those that are named, else every tensor. Half floats have no JSON form.
-fn choose(named: Vec<usize>, signature: &Signature) -> std::result::Result<Vec<usize>, Error> {
-    let every = || (0..signature.outputs.len()).filter(|&output| signature.outputs[output].kind.dtype().is_some()).collect();
-    let chosen = if named.is_empty() { every() } else { named };
-    for port in chosen.iter().map(|&output| &signature.outputs[output]) {
-        match port.kind.dtype() {
-            Some(dtype @ (DType::F16 | DType::BF16)) => {
-                let message = format!(
-                    "sending {} data via JSON is not supported by the protocol: output `{}` has a binary form only; /v1/models/<model>:predict \
-                     answers with numbers",
-                    dtype.oip(),
-                    port.name
-                );
-                return Err(Error::invalid(message));
+/// Reads an object of parameters; each goes to `take`, whose message continues its name.
+fn parameters(reader: &mut Reader<'_>, mut take: impl FnMut(&str, &Param) -> std::result::Result<(), String>) -> Result<()> {
+    reader.object(|reader, key| {
+        let at = reader.peek().map(|_| reader.at())?;
+        let value = param(reader)?;
+        take(&key, &value).map_err(|message| JsonError::value(at, message).under(key))
+    })
+}
+
+fn param(reader: &mut Reader<'_>) -> Result<Param> {
+    Ok(match reader.peek()? {
+        Token::Bool => Param::Bool(reader.boolean()?),
+        Token::String => Param::Text(reader.string()?.into_owned()),
+        Token::Number => {
+            let text = reader.number()?;
+            match text.parse() {
+                Ok(whole) => Param::Integer(whole),
+                Err(_) => Param::Float(text.parse().unwrap_or(f64::NAN)),
             }
-            Some(_) => {}
-            None => return Err(Error::invalid(format!("output `{}` is a {}; the protocol has tensors only", port.name, port.kind))),
         }
-    }
-    Ok(chosen)
-}
-
-/// Refuses a parameter that is set and would change the answer if the server had the feature.
-fn refuse(reader: &mut Reader<'_>, key: &str, feature: &str) -> Result<()> {
-    let at = reader.at();
-    // `false` is the same as leaving it out.
-    if reader.peek()? == Token::Bool && !reader.boolean()? {
-        return Ok(());
-    }
-    Err(JsonError::value(at, format!("asks for {feature}, which this server does not offer; send and take JSON tensors")).under(key))
-}
-
-fn request_parameters(reader: &mut Reader<'_>, timeout: &mut Option<Duration>) -> Result<()> {
-    reader.object(|reader, key| match &*key {
-        "binary_data_output" => refuse(reader, &key, "binary tensor data"),
-        "timeout" => {
-            let micros = reader.unsigned().map_err(|error| error.under("timeout"))?;
-            // Triton's 0 means no timeout.
-            *timeout = (micros > 0).then(|| Duration::from_micros(micros));
-            Ok(())
+        Token::Object | Token::Array | Token::Null => {
+            reader.skip()?;
+            Param::Other
         }
-        key if key.starts_with("triton_") => Err(JsonError::value(reader.at(), "is reserved; a client must not set it").under(key)),
-        _ => reader.skip(),
     })
 }
 
-fn read_output(reader: &mut Reader<'_>, signature: &Signature, outputs: &mut Vec<usize>) -> Result<()> {
-    let mut output = None;
+fn request_parameters(reader: &mut Reader<'_>, into: &mut Parameters) -> Result<()> {
+    parameters(reader, |key, value| into.set(key, value))
+}
+
+fn read_output(reader: &mut Reader<'_>) -> Result<Wanted> {
+    let mut output = Wanted::default();
+    let mut named = false;
     let at = reader.at();
-    reader.object(|reader, key| match &*key {
-        "name" => {
-            let at = reader.at();
-            let name = reader.string().map_err(|error| error.under("name"))?;
-            let unknown =
-                || JsonError::value(at, format!("`{name}` is no output; the outputs are {}", names(&signature.outputs))).under("name");
-            output = Some(signature.output(&name).ok_or_else(unknown)?);
-            Ok(())
-        }
-        "parameters" => output_parameters(reader).map_err(|error| error.under("parameters")),
-        _ => reader.skip(),
+    reader.object(|reader, key| {
+        let read = match &*key {
+            "name" => reader.string().map(|name| {
+                output.name = name.into_owned();
+                named = true;
+            }),
+            "parameters" => parameters(reader, |key, value| output.set(key, value)),
+            _ => return reader.skip(),
+        };
+        read.map_err(|error| error.under(key))
     })?;
-    let output = output.ok_or_else(|| JsonError::value(at, "has no `name`"))?;
-    if outputs.contains(&output) {
-        return Err(JsonError::value(at, format!("asks for output `{}` twice", signature.outputs[output].name)));
-    }
-    outputs.push(output);
-    Ok(())
-}
-
-fn output_parameters(reader: &mut Reader<'_>) -> Result<()> {
-    reader.object(|reader, key| match &*key {
-        "binary_data" => refuse(reader, &key, "binary tensor data"),
-        "classification" => refuse(reader, &key, "classification"),
-        key if key.starts_with("shared_memory") => refuse(reader, key, "shared memory"),
-        _ => reader.skip(),
-    })
-}
-
-fn input_parameters(reader: &mut Reader<'_>) -> Result<()> {
-    reader.object(|reader, key| match &*key {
-        "binary_data_size" => refuse(reader, &key, "binary tensor data"),
-        key if key.starts_with("shared_memory") => refuse(reader, key, "shared memory"),
-        _ => reader.skip(),
-    })
+    if named { Ok(output) } else { Err(JsonError::value(at, "has no `name`")) }
 }
 
 /// The members of an input. `data` is read at once if its type is known by then, else when it is.
 #[derive(Default)]
-struct Input<'a> {
+struct Members<'a> {
     name: Option<Cow<'a, str>>,
     dtype: Option<DType>,
     shape: Option<Shape>,
     data: Option<Data<'a>>,
+    binary_size: Option<usize>,
 }
 
 struct Shape {
-    sizes: Nested,
+    sizes: Dims,
     elements: usize,
 }
 
 enum Data<'a> {
-    Read(crate::engine::Buffer, Nested),
+    Read(Buffer, Nested),
     Later(Reader<'a>),
 }
 
-fn read_input(reader: &mut Reader<'_>, signature: &Signature, inputs: &mut [Option<Tensor>]) -> Result<()> {
+/// Reads an input; one with binary data takes it from the start of `rest`.
+fn read_input(reader: &mut Reader<'_>, rest: &mut Bytes) -> Result<Input> {
     let at = reader.at();
-    let mut input = Input::default();
-    reader.object(|reader, key| input.member(reader, &key))?;
-    let Input { name, dtype, shape, data } = input;
+    let mut members = Members::default();
+    reader.object(|reader, key| members.read(reader, &key))?;
+    let Members { name, dtype, shape, data, binary_size } = members;
     let missing = |key: &str| JsonError::value(at, format!("has no `{key}`; name, shape, datatype and data are wanted"));
-    let name = name.ok_or_else(|| missing("name"))?;
-    let optional = || signature.optional(&name).map(|position| signature.inputs.len() + position);
-    let Some(position) = signature.input(&name).or_else(optional) else {
-        return Err(JsonError::value(at, format!("`{name}` is no input; the inputs are {}", names(&signature.inputs))));
-    };
-    if inputs[position].is_some() {
-        return Err(JsonError::value(at, format!("gives input `{name}` twice")));
-    }
+    let name = name.ok_or_else(|| missing("name"))?.into_owned();
     let dtype = dtype.ok_or_else(|| missing("datatype"))?;
     let shape = shape.ok_or_else(|| missing("shape"))?;
-    let (values, nested) = match data.ok_or_else(|| missing("data"))? {
-        Data::Read(values, nested) => (values, nested),
-        Data::Later(mut reader) => read_data(&mut reader, dtype, shape.elements).map_err(|error| error.under("data"))?,
+    let wrong = |message: String| JsonError::value(at, format!("`{name}`: {message}"));
+    let contents = match (data, binary_size) {
+        (Some(_), Some(_)) => return Err(wrong("`data` and `parameters.binary_data_size` are given; one of them is wanted".to_owned())),
+        (None, None) => return Err(missing("data")),
+        (None, Some(size)) if size > rest.len() => {
+            return Err(wrong(format!("binary_data_size is {size}; {} bytes are left behind the JSON", rest.len())));
+        }
+        (None, Some(size)) => Contents::Raw { dtype, shape: shape.sizes, bytes: rest.split_to(size) },
+        (Some(_), None) if matches!(dtype, DType::F16 | DType::BF16) => {
+            let oip = dtype.oip();
+            return Err(wrong(format!(
+                "receiving {oip} data via JSON is not supported. Please use the binary data format for input `{name}`"
+            )));
+        }
+        (Some(data), None) => {
+            let (values, nested) = match data {
+                Data::Read(values, nested) => (values, nested),
+                Data::Later(mut reader) => read_data(&mut reader, dtype, shape.elements).map_err(|error| error.under("data"))?,
+            };
+            Contents::Tensor(tensor(values, &nested, &shape).map_err(wrong)?)
+        }
     };
-    let found = values.len();
-    // Flat data has any shape; nested data says its own.
-    if found != shape.elements || (nested.len() > 1 && nested != shape.sizes) {
-        let nesting = if nested.len() > 1 { format!(", nested as {:?}", nested.as_slice()) } else { String::new() };
-        let message = format!("`{name}`: shape {:?} wants {} values, data has {found}{nesting}", shape.sizes.as_slice(), shape.elements);
-        return Err(JsonError::value(at, message));
-    }
-    inputs[position] = values.into_tensor(&shape.sizes);
-    Ok(())
+    Ok(Input { name, contents })
 }
 
-impl<'a> Input<'a> {
-    fn member(&mut self, reader: &mut Reader<'a>, key: &str) -> Result<()> {
+/// Flat data has any shape; nested data says its own.
+fn tensor(values: Buffer, nested: &Nested, shape: &Shape) -> std::result::Result<Tensor, String> {
+    let found = values.len();
+    if found != shape.elements || (nested.len() > 1 && *nested != shape.sizes) {
+        let nesting = if nested.len() > 1 { format!(", nested as {:?}", nested.as_slice()) } else { String::new() };
+        return Err(format!("shape {:?} wants {} values, data has {found}{nesting}", shape.sizes.as_slice(), shape.elements));
+    }
+    Ok(values.into_tensor(&shape.sizes).expect("the values were counted"))
+}
+
+impl<'a> Members<'a> {
+    fn read(&mut self, reader: &mut Reader<'a>, key: &str) -> Result<()> {
         let at = reader.at();
         let twice = match key {
             "name" => self.name.is_some(),
@@ -227,20 +207,32 @@ impl<'a> Input<'a> {
             "name" => reader.string().map(|name| self.name = Some(name)),
             "datatype" => read_dtype(reader).map(|dtype| self.dtype = Some(dtype)),
             "shape" => read_shape(reader).map(|shape| self.shape = Some(shape)),
-            "parameters" => input_parameters(reader),
+            "parameters" => parameters(reader, |key, value| self.parameter(key, value)),
             "data" => self.read_data(reader),
             _ => reader.skip(),
         };
         read.map_err(|error| error.under(key))
     }
 
+    fn parameter(&mut self, key: &str, value: &Param) -> std::result::Result<(), String> {
+        if key != "binary_data_size" {
+            return infer::input_parameter(key);
+        }
+        let size = match value {
+            Param::Integer(size) => usize::try_from(*size).ok(),
+            _ => None,
+        };
+        self.binary_size = Some(size.ok_or("is no number of bytes")?);
+        Ok(())
+    }
+
     fn read_data(&mut self, reader: &mut Reader<'a>) -> Result<()> {
         self.data = Some(match self.dtype {
-            Some(dtype) => {
+            Some(dtype) if !matches!(dtype, DType::F16 | DType::BF16) => {
                 let (values, nested) = read_data(reader, dtype, self.shape.as_ref().map_or(0, |shape| shape.elements))?;
                 Data::Read(values, nested)
             }
-            None => {
+            _ => {
                 reader.want(Token::Array)?;
                 let later = reader.clone();
                 reader.skip()?;
@@ -251,137 +243,73 @@ impl<'a> Input<'a> {
     }
 }
 
-fn read_data(reader: &mut Reader<'_>, dtype: DType, expected: usize) -> Result<(crate::engine::Buffer, Nested)> {
+fn read_data(reader: &mut Reader<'_>, dtype: DType, expected: usize) -> Result<(Buffer, Nested)> {
     reader.want(Token::Array)?;
     reader.tensor(dtype, expected)
 }
 
 fn read_dtype(reader: &mut Reader<'_>) -> Result<DType> {
-    let at = reader.at();
     let name = reader.string()?;
-    match DType::from_oip(&name) {
-        Some(DType::F16 | DType::BF16) => {
-            let message =
-                format!("is {name}: receiving {name} data via JSON is not supported by the protocol, which has a binary form only");
-            Err(JsonError::value(at, message))
-        }
-        Some(dtype) => Ok(dtype),
-        None => {
-            let known = DType::ALL.iter().map(|dtype| dtype.oip()).collect::<Vec<_>>().join(", ");
-            Err(JsonError::value(at, format!("is `{name}`; known are {known}")))
-        }
-    }
+    datatype(&name).map_err(|message| JsonError::value(reader.at(), message))
 }
 
 fn read_shape(reader: &mut Reader<'_>) -> Result<Shape> {
-    let at = reader.at();
-    let mut shape = Shape { sizes: Nested::new(), elements: 1 };
+    let mut sizes = Dims::new();
     reader.array(|reader, _| {
-        let at = reader.at();
-        let size = usize::try_from(reader.unsigned()?).map_err(|_| JsonError::value(at, "is too large"))?;
-        shape.sizes.push(size);
+        let size = usize::try_from(reader.unsigned()?).map_err(|_| JsonError::value(reader.at(), "is too large"))?;
+        sizes.push(size);
         Ok(())
     })?;
-    // The engine counts bytes in an `isize`; sixteen bytes per element is more than any type takes but strings.
-    let product = shape.sizes.iter().try_fold(1_usize, |product, &size| product.checked_mul(size.max(1)));
-    match product.filter(|&product| product <= isize::MAX as usize / 16) {
-        Some(product) => shape.elements = if shape.sizes.contains(&0) { 0 } else { product },
-        None => return Err(JsonError::value(at, "causes the total element count to exceed the maximum")),
+    let elements = elements(&sizes).map_err(|message| JsonError::value(reader.at(), message))?;
+    Ok(Shape { sizes, elements })
+}
+
+/// A request whose body is the one input of the model: one row, with at most one size that the number of bytes decides; an
+/// input of BYTES is one element without its length. All outputs are wanted as bytes.
+fn raw_request(body: &Bytes, signature: &Signature) -> std::result::Result<Envelope, String> {
+    const WHAT: &str = "a raw request (Inference-Header-Content-Length: 0)";
+    let [port] = signature.inputs.as_slice() else {
+        return Err(format!("{WHAT} has one input; the inputs are {}", names(&signature.inputs)));
+    };
+    let of_input = |message: String| format!("{WHAT} cannot carry input `{}` ({}): {message}", port.name, port.dims_text());
+    let dtype = port.kind.dtype().ok_or_else(|| of_input(format!("it is a {}", port.kind)))?;
+    let contents = if dtype == DType::String {
+        let text = raw::utf8(body, 0).map_err(of_input)?;
+        let shape = raw_shape(port, signature.batchable, 1).map_err(of_input)?;
+        Contents::Tensor(Tensor::new(&shape, vec![text]).ok_or_else(|| of_input("it has more than one element".to_owned()))?)
+    } else {
+        if !body.len().is_multiple_of(dtype.size()) {
+            return Err(of_input(format!("{} bytes are no whole number of {} elements", body.len(), dtype.oip())));
+        }
+        let shape = raw_shape(port, signature.batchable, body.len() / dtype.size()).map_err(of_input)?;
+        Contents::Raw { dtype, shape, bytes: body.clone() }
+    };
+    let parameters = Parameters { binary_output: true, ..Parameters::default() };
+    let input = Input { name: port.name.clone(), contents };
+    Ok(Envelope { parameters, inputs: vec![input], ..Envelope::default() })
+}
+
+/// The shape of one row of so many elements.
+fn raw_shape(port: &Port, batchable: bool, count: usize) -> std::result::Result<Dims, String> {
+    let dims = port.dims.as_ref().ok_or("its rank is not known")?;
+    let mut open = None;
+    let mut shape = Dims::new();
+    for (axis, dim) in dims.iter().enumerate() {
+        shape.push(match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Free(_) if axis == 0 && batchable => 1,
+            Dim::Free(_) if open.replace(axis).is_some() => return Err("more than one of its dimensions is free".to_owned()),
+            Dim::Free(_) => 1,
+        });
+    }
+    let known = elements(&shape)?;
+    match open {
+        Some(axis) if known > 0 && count.is_multiple_of(known) => shape[axis] = count / known,
+        None if known == count => {}
+        _ => return Err(format!("{count} elements do not fit its shape")),
     }
     Ok(shape)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::{Dim, Kind};
-
-    fn signature() -> Signature {
-        let port = |name: &str, dtype| Port {
-            name: name.to_owned(),
-            kind: Kind::Tensor(dtype),
-            dims: Some(vec![Dim::Free("batch".into()), Dim::Fixed(2)]),
-        };
-        let mut outputs = vec![port("p", DType::F32), port("q", DType::F32), port("h", DType::F16)];
-        outputs.push(Port { name: "z".into(), kind: Kind::Sequence(Box::new(Kind::Tensor(DType::F32))), dims: None });
-        Signature { inputs: vec![port("x", DType::F32), port("n", DType::I64)], outputs, batchable: true, ..Signature::default() }
-    }
-
-    const N: &str = r#"{"name":"n","shape":[1,2],"datatype":"INT64","data":[1,2]}"#;
-    const OUT: &str = r#""outputs":[{"name":"p"}]"#;
-
-    #[test]
-    fn data_may_be_flat_or_nested_and_members_in_any_order() {
-        for x in [
-            r#"{"name":"x","shape":[2,2],"datatype":"FP32","data":[1,2,3,4]}"#,
-            r#"{"data":[[1,2],[3,4]],"datatype":"FP32","shape":[2,2],"name":"x","parameters":{"a":1}}"#,
-            r#"{"datatype":"FP32","data":[[1,2],[3,4]],"name":"x","shape":[2,2]}"#,
-        ] {
-            let body = format!(r#"{{"id":"7","inputs":[{N},{x}],{OUT},"parameters":{{"timeout":5000,"other":[1]}}}}"#);
-            let decoded = decode(body.as_bytes(), &signature()).unwrap();
-            assert_eq!(decoded.inputs[0], Tensor::new(&[2, 2], vec![1.0_f32, 2.0, 3.0, 4.0]).unwrap(), "{x}");
-            assert_eq!((decoded.id.as_deref(), decoded.outputs, decoded.timeout), (Some("7"), vec![0], Some(Duration::from_millis(5))));
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        let x = |member: &str| format!(r#"{{"inputs":[{{"name":"x",{member}}},{N}],{OUT}}}"#);
-        let cases = [
-            (x(r#""shape":[1,2],"datatype":"FP32","data":[1,2,3]"#), "inputs[0] `x`: shape [1, 2] wants 2 values, data has 3"),
-            (x(r#""shape":[1,2],"datatype":"FP32","data":[[1],[2]]"#), "shape [1, 2] wants 2 values, data has 2, nested as [2, 1]"),
-            (x(r#""shape":[-1,2],"datatype":"FP32","data":[]"#), "inputs[0].shape[0] is -1, out of range of uint64"),
-            (
-                x(r#""shape":[4294967296,4294967296],"datatype":"FP32","data":[]"#),
-                "inputs[0].shape causes the total element count to exceed",
-            ),
-            (
-                x(r#""shape":[0,9223372036854775807,9],"datatype":"FP32","data":[]"#),
-                "inputs[0].shape causes the total element count to exceed",
-            ),
-            (x(r#""shape":[1,2],"datatype":"FP31","data":[]"#), "inputs[0].datatype is `FP31`; known are FP32, FP64"),
-            (x(r#""shape":[1,2],"datatype":"FP16","data":[]"#), "receiving FP16 data via JSON is not supported"),
-            (x(r#""shape":[1,2],"datatype":"UINT8","data":[1,300]"#), "inputs[0].data[1] is 300, out of range of uint8 (0 to 255)"),
-            (x(r#""shape":[1,2],"data":[1,300],"datatype":"UINT8""#), "inputs[0].data[1] is 300, out of range of uint8 (0 to 255)"),
-            (x(r#""shape":[1,2],"datatype":"FP32","data":3"#), "inputs[0].data is a number where an array is wanted"),
-            (x(r#""shape":[1,2],"datatype":"FP32""#), "inputs[0] has no `data`"),
-            (x(r#""shape":[1,2],"data":[]"#), "inputs[0] has no `datatype`"),
-            (x(r#""shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}"#), "binary_data_size asks for binary tensor data"),
-            (x(r#""shape":[1,2],"datatype":"FP32","parameters":{"shared_memory_region":"r"}"#), "asks for shared memory"),
-            (x(r#""name":"x""#), "inputs[0].name is given twice"),
-            (format!(r#"{{"inputs":[{N},{N}]}}"#), "inputs[1] gives input `n` twice"),
-            (format!(r#"{{"inputs":[{N}]}}"#), "input `x` is missing; the inputs are `x`, `n`"),
-            (format!(r#"{{"inputs":[{}]}}"#, N.replace(r#""n""#, r#""m""#)), "inputs[0] `m` is no input; the inputs are `x`, `n`"),
-            (r#"{"inputs":[],"inputs":[]}"#.to_owned(), "inputs is given twice"),
-            (r#"{"outputs":[{"name":"w"}]}"#.to_owned(), "outputs[0].name `w` is no output; the outputs are `p`, `q`, `h`, `z`"),
-            (r#"{"outputs":[{}]}"#.to_owned(), "outputs[0] has no `name`"),
-            (r#"{"outputs":[{"name":"p"},{"name":"p"}]}"#.to_owned(), "outputs[1] asks for output `p` twice"),
-            (r#"{"outputs":[{"name":"p","parameters":{"binary_data":true}}]}"#.to_owned(), "binary_data asks for binary tensor data"),
-            (r#"{"outputs":[{"name":"p","parameters":{"classification":3}}]}"#.to_owned(), "classification asks for classification"),
-            (r#"{"parameters":{"binary_data_output":true}}"#.to_owned(), "parameters.binary_data_output asks for binary tensor data"),
-            (r#"{"parameters":{"triton_x":1}}"#.to_owned(), "parameters.triton_x is reserved"),
-            (r#"{"id":7}"#.to_owned(), "id is a number where a string is wanted"),
-            ("[]".to_owned(), "the body is an array where an object is wanted"),
-        ];
-        for (body, want) in cases {
-            let message = decode(body.as_bytes(), &signature()).unwrap_err().message().to_owned();
-            assert!(message.contains(want), "{body}\n got: {message}\nwant: {want}");
-        }
-    }
-
-    #[test]
-    fn no_outputs_means_all_tensors() {
-        let mut signature = signature();
-        let chosen = |outputs: &str, signature: &Signature| {
-            let body = format!(r#"{{"inputs":[{N},{}]{outputs}}}"#, r#"{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}"#);
-            decode(body.as_bytes(), signature).map(|decoded| decoded.outputs)
-        };
-        assert!(chosen("", &signature).unwrap_err().message().contains("sending FP16 data via JSON is not supported"));
-        signature.outputs.remove(2);
-        assert_eq!(chosen("", &signature).unwrap(), [0, 1]);
-        assert_eq!(chosen(r#","outputs":[]"#, &signature).unwrap(), [0, 1]);
-        let off = r#","outputs":[{"name":"q","parameters":{"binary_data":false}},{"name":"p"}],"parameters":{"binary_data_output":false}"#;
-        assert_eq!(chosen(off, &signature).unwrap(), [1, 0]);
-        assert!(chosen(r#","outputs":[{"name":"z"}]"#, &signature).unwrap_err().message().contains("the protocol has tensors only"));
-    }
-}
+mod tests;

@@ -153,6 +153,8 @@ async fn accept(
         body_timeout: settings.body_read_timeout.0,
         max_in_flight: settings.max_in_flight,
         max_timeout: settings.request_timeout_max.0,
+        non_finite: settings.json_non_finite,
+        compress: settings.compress_answers,
     };
     let options = ServerOptions {
         header_timeout: settings.header_read_timeout.0,

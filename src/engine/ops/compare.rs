@@ -5,7 +5,7 @@ use super::axes::{require, same_type};
 use super::broadcast::{self, Broadcast, zip};
 use super::legacy::by_attributes;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_dtype, with_number};
+use crate::engine::dtype::{DType, Element, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::View;
@@ -162,7 +162,8 @@ impl Op for Where {
         let (condition, a, b, y) = (inputs.at(0)?, inputs.at(1)?, inputs.at(2)?, outputs.at(0)?);
         let plan = Broadcast::new(y.shape(), [condition.shape(), a.shape(), b.shape()]);
         let condition = condition.slice::<bool>()?;
-        with_dtype!(a.dtype(), T => {
+        let (a, b, y) = (a.bits(), b.bits(), &mut y.bits());
+        with_bits!(a.dtype(), T => {
             let (a, b, y) = (a.slice::<T>()?, b.slice::<T>()?, y.slice::<T>()?);
             plan.for_each(|run| {
                 let at = |i: usize, step: usize| run.from[i] + if run.moves[i] { step } else { 0 };

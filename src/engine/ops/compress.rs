@@ -5,7 +5,7 @@ use smallvec::smallvec;
 use super::ANY;
 use super::axes::{around, axis, product, require, same_type};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -79,7 +79,8 @@ impl Op for Compress {
             None => (x.len(), 1),
         };
         let chosen = Self::chosen(inputs.at(1)?, size)?;
-        with_dtype!(x.dtype(), T => pick::<T>(x, (size, inner), &chosen, y))
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => pick::<T>(x, (size, inner), &chosen, y))
     }
 }
 

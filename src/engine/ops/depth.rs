@@ -3,7 +3,7 @@
 use super::ANY;
 use super::axes::{offsets, strides};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Op, OpDef, OpError, Outputs, Shape, types};
 
 const fn def(name: &'static str, build: fn(&Attrs) -> Result<Box<dyn Op>, OpError>) -> OpDef {
@@ -89,7 +89,8 @@ impl Op for Blocks {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let (x, y) = (inputs.at(0)?, outputs.at(0)?);
         let (_, dims, steps) = self.plan(x.shape())?;
-        with_dtype!(x.dtype(), T => {
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => {
             copy::<T>(x.slice()?, &dims, &steps, y.slice()?);
             Ok(())
         })

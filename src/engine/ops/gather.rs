@@ -4,7 +4,7 @@ use super::ANY;
 use super::axes::{Axes, around, axes, axis, ints, require, same_type, strides};
 use super::layout::copy_strided;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -62,7 +62,8 @@ impl Op for Gather {
             return Ok(());
         }
         let starts = (0..outer).flat_map(|o| indices.iter().map(move |i| (o * size + i) * inner));
-        with_dtype!(x.dtype(), T => slices::<T>(x, starts, inner, y))
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => slices::<T>(x, starts, inner, y))
     }
 }
 
@@ -124,7 +125,8 @@ impl Op for GatherNd {
             of.try_fold(t / tuples * size, |at, ((&i, &n), step)| Ok::<_, OpError>(at + position(i, n)? * step))
         };
         let starts: Vec<usize> = (0..count).map(start).collect::<Result<_, _>>()?;
-        with_dtype!(x.dtype(), T => slices::<T>(x, starts.into_iter(), inner, y))
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => slices::<T>(x, starts.into_iter(), inner, y))
     }
 }
 
@@ -166,7 +168,8 @@ impl Op for GatherElements {
         }
         let (x, indices) = (inputs.at(0)?, ints(inputs.at(1)?)?);
         let axis = axis(self.axis, x.shape().len())?;
-        with_dtype!(x.dtype(), T => body::<T>(x, axis, &indices, outputs.at(0)?))
+        let (x, y) = (x.bits(), &mut outputs.at(0)?.bits());
+        with_bits!(x.dtype(), T => body::<T>(x, axis, &indices, y))
     }
 }
 
@@ -258,7 +261,7 @@ impl Op for Slice {
         let from = strides(x.shape());
         let start: usize = ranges.iter().zip(&from).map(|(r, s)| r.0 * s).sum();
         let steps: Vec<isize> = ranges.iter().zip(&from).map(|(r, s)| r.1 * *s as isize).collect();
-        with_dtype!(x.dtype(), T => copy_strided::<T>(x, start as isize, &steps, outputs.at(0)?))
+        copy_strided(x, start as isize, &steps, outputs.at(0)?)
     }
 }
 

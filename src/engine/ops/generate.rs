@@ -6,7 +6,7 @@ use super::ANY;
 use super::axes::{around, axis, ints, require, same_type, size};
 use super::number::Number;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_dtype, with_number};
+use crate::engine::dtype::{DType, Element, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::{View, ViewMut};
@@ -117,9 +117,10 @@ impl Op for ConstantOfShape {
     }
 
     fn run(&self, _: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
-        with_dtype!(self.value.dtype(), T => {
-            let value = self.value.view().slice::<T>()?;
-            outputs.at(0)?.slice::<T>()?.iter_mut().for_each(|y| y.clone_from(&value[0]));
+        let (value, y) = (self.value.view().bits(), &mut outputs.at(0)?.bits());
+        with_bits!(value.dtype(), T => {
+            let value = value.slice::<T>()?;
+            y.slice::<T>()?.iter_mut().for_each(|y| y.clone_from(&value[0]));
             Ok(())
         })
     }
@@ -238,7 +239,8 @@ impl Op for OneHot {
         };
         let on: Vec<Option<usize>> = with_number!(x.dtype(), T => x.slice::<T>()?.iter().map(|v| class(v.to_i64())).collect(),
             else return Err(OpError::wrong_type(DType::I64, x.dtype())));
-        with_dtype!(values.dtype(), T => body::<T>(&on, (depth, inner), values, y))
+        let (values, y) = (values.bits(), &mut y.bits());
+        with_bits!(values.dtype(), T => body::<T>(&on, (depth, inner), values, y))
     }
 }
 
@@ -277,7 +279,8 @@ impl Op for Trilu {
             let diagonal = row.saturating_add(k);
             if self.upper { column >= diagonal } else { column <= diagonal }
         };
-        with_dtype!(x.dtype(), T => body::<T>(x, outputs.at(0)?, keep))
+        let (x, y) = (x.bits(), &mut outputs.at(0)?.bits());
+        with_bits!(x.dtype(), T => body::<T>(x, y, keep))
     }
 }
 

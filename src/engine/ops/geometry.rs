@@ -4,7 +4,7 @@ use super::ANY;
 use super::axes::{axes, ints, offsets, require, size, strides};
 use super::number::{Number, with_float};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::View;
@@ -153,7 +153,8 @@ impl Op for CenterCropPad {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let (x, y) = (inputs.at(0)?, outputs.at(0)?);
         let shape = self.shape(x.shape(), &ints(inputs.at(1)?)?)?;
-        with_dtype!(x.dtype(), T => copy_middle::<T>(x, &shape, y.slice()?))
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => copy_middle::<T>(x, &shape, y.slice()?))
     }
 }
 

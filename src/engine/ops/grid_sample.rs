@@ -6,7 +6,7 @@ use super::ANY;
 use super::axes::{require, strides};
 use super::number::{Number, with_float};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_dtype, with_number};
+use crate::engine::dtype::{DType, Element, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -250,7 +250,8 @@ impl Op for GridSample {
         let operands = (x, grid);
         with_float!(grid.dtype(), G => {
             if self.mode == Mode::Nearest {
-                return with_dtype!(x.dtype(), T => self.sample::<T, G>(operands, y, ctx, nearest));
+                let (operands, y) = ((x.bits(), grid), &mut y.bits());
+                return with_bits!(x.bits().dtype(), T => self.sample::<T, G>(operands, y, ctx, nearest));
             }
             with_number!(x.dtype(), T => self.sample::<T, G>(operands, y, ctx, |x, taps| {
                 <T as Number>::from_f64(taps.iter().map(|&(at, weight)| Number::to_f64(x[at]) * weight).sum())

@@ -7,7 +7,7 @@ use super::axes::{Axes, around, axes, axis, ints, offsets, require, same_type, s
 use super::broadcast::{self, Broadcast};
 use super::number::{Number, with_float};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -55,13 +55,18 @@ impl Op for Transpose {
         let order = self.order(x.shape().len())?;
         let from = strides(x.shape());
         let strides: Vec<isize> = order.iter().map(|&d| from[d] as isize).collect();
-        with_dtype!(x.dtype(), T => copy_strided::<T>(x, 0, &strides, y))
+        copy_strided(x, 0, &strides, y)
     }
 }
 
 /// Fills `y` in order from the elements of `x` at `start` and on, which lie `strides` apart; rows that are contiguous in
 /// both are copied whole.
-pub(crate) fn copy_strided<T: Element>(x: View<'_>, start: isize, strides: &[isize], y: &mut ViewMut<'_>) -> Result<(), OpError> {
+pub(crate) fn copy_strided(x: View<'_>, start: isize, strides: &[isize], y: &mut ViewMut<'_>) -> Result<(), OpError> {
+    let (x, y) = (x.bits(), &mut y.bits());
+    with_bits!(x.dtype(), T => copy_strided_typed::<T>(x, start, strides, y))
+}
+
+fn copy_strided_typed<T: Element>(x: View<'_>, start: isize, strides: &[isize], y: &mut ViewMut<'_>) -> Result<(), OpError> {
     let shape = y.shape();
     let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
     if y.is_empty() {
@@ -243,7 +248,8 @@ impl Op for Expand {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let (x, y) = (inputs.at(0)?, outputs.at(0)?);
         let plan = Broadcast::new(y.shape(), [x.shape()]);
-        with_dtype!(x.dtype(), T => {
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => {
             broadcast::map(&plan, x.slice::<T>()?, y.slice::<T>()?, |x, y| y.clone_from(x));
             Ok(())
         })
@@ -323,7 +329,8 @@ impl Op for Tile {
             dims.extend([m.checked_div(n).unwrap_or(0), n]);
             steps.extend([0, stride as isize]);
         }
-        with_dtype!(x.dtype(), T => {
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => {
             let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
             let mut y = y.iter_mut();
             offsets(&dims, &steps, 0, |from| {

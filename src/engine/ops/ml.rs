@@ -7,7 +7,7 @@ use super::ANY;
 use super::axes::{product, require, same_type};
 use super::number::Number;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_dtype, with_number};
+use crate::engine::dtype::{DType, Element, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -73,7 +73,8 @@ impl Op for ArrayFeatureExtractor {
             _ => Err(OpError::value(format!("index {i} is out of range for {width} columns"))),
         };
         let columns: Vec<usize> = super::axes::ints(inputs.at(1)?)?.iter().map(column).collect::<Result<_, _>>()?;
-        with_dtype!(x.dtype(), T => body::<T>(x, &columns, width, outputs.at(0)?))
+        let (x, y) = (x.bits(), &mut outputs.at(0)?.bits());
+        with_bits!(x.dtype(), T => body::<T>(x, &columns, width, y))
     }
 }
 

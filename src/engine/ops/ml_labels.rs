@@ -6,10 +6,10 @@ use std::hash::Hash;
 use super::ANY;
 use super::axes::require;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element};
+use crate::engine::dtype::{DType, Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::{Kind, Tensor};
-use crate::engine::view::{Slice, ViewMut};
+use crate::engine::view::{Slice, View, ViewMut};
 
 const LABELS: &[DType] = &[DType::F32, DType::F64, DType::I64, DType::I32, DType::I16, DType::String];
 
@@ -173,8 +173,8 @@ fn label_encoder(attrs: &Attrs, repeated: Repeated) -> Result<Box<dyn Op>, OpErr
     Ok(Box::new(LabelEncoder { keys: Keys::new(&keys, repeated)?, values, default }))
 }
 
-fn pick<T: Element>(positions: &[Option<usize>], values: &Tensor, default: &Tensor, y: &mut ViewMut<'_>) -> Result<(), OpError> {
-    let (values, default) = (values.view().slice::<T>()?, default.view().slice::<T>()?);
+fn pick<T: Element>(positions: &[Option<usize>], values: View<'_>, default: View<'_>, y: &mut ViewMut<'_>) -> Result<(), OpError> {
+    let (values, default) = (values.slice::<T>()?, default.slice::<T>()?);
     for (y, position) in y.slice::<T>()?.iter_mut().zip(positions) {
         y.clone_from(position.map_or(&default[0], |p| &values[p]));
     }
@@ -196,7 +196,9 @@ impl Op for LabelEncoder {
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let positions = self.keys.positions(inputs.at(0)?.data())?;
-        crate::engine::dtype::with_dtype!(self.values.dtype(), T => pick::<T>(&positions, &self.values, &self.default, outputs.at(0)?))
+        let (values, default) = (self.values.view().bits(), self.default.view().bits());
+        let y = &mut outputs.at(0)?.bits();
+        with_bits!(values.dtype(), T => pick::<T>(&positions, values, default, y))
     }
 }
 

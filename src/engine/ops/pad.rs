@@ -4,7 +4,7 @@ use super::ANY;
 use super::axes::{axes, ints, offsets, require, same_type, strides};
 use super::cast::convert;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::{Buffer, Kind, Tensor};
 use crate::engine::view::{View, ViewMut};
@@ -117,10 +117,10 @@ fn constant(value: Option<View<'_>>, fallback: f32, like: &ViewMut<'_>) -> Resul
     }
 }
 
-fn fill<T: Element>(x: View<'_>, sources: &[Vec<Option<usize>>], value: &Tensor, y: &mut ViewMut<'_>) -> Result<(), OpError> {
+fn fill<T: Element>(x: View<'_>, sources: &[Vec<Option<usize>>], value: View<'_>, y: &mut ViewMut<'_>) -> Result<(), OpError> {
     let from = strides(x.shape());
     let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
-    let value = value.view().slice::<T>()?;
+    let value = value.slice::<T>()?;
     let Some((inner, outer)) = sources.split_last() else {
         y.clone_from_slice(x);
         return Ok(());
@@ -188,7 +188,8 @@ impl Op for Pad {
         };
         let axes = x.shape().iter().zip(&pads).zip(y.shape());
         let sources: Vec<_> = axes.map(|((&n, &(before, _)), &m)| self.sources(n, before, m)).collect();
-        with_dtype!(x.dtype(), T => fill::<T>(x, &sources, &value, y))
+        let (x, value, y) = (x.bits(), value.view().bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => fill::<T>(x, &sources, value, y))
     }
 }
 

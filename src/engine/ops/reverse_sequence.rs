@@ -3,7 +3,7 @@
 use super::ANY;
 use super::axes::{around, ints, require, same_type};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{Element, with_dtype};
+use crate::engine::dtype::{Element, with_bits};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -74,7 +74,8 @@ impl Op for ReverseSequence {
             _ => Err(OpError::value(format!("a length of {n} in a sequence of {time}"))),
         };
         let lengths: Vec<usize> = ints(inputs.at(1)?)?.iter().map(length).collect::<Result<_, _>>()?;
-        with_dtype!(x.dtype(), T => self.run_typed::<T>(x, &lengths, y))
+        let (x, y) = (x.bits(), &mut y.bits());
+        with_bits!(x.dtype(), T => self.run_typed::<T>(x, &lengths, y))
     }
 }
 

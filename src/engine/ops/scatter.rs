@@ -7,7 +7,7 @@ use super::axes::{axis, ints, offsets, same_type, strides};
 use super::gather::position;
 use super::number::Number;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_dtype, with_number};
+use crate::engine::dtype::{DType, Element, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -59,7 +59,8 @@ impl Places {
     fn write(&self, reduction: Reduction, updates: View<'_>, y: &mut ViewMut<'_>) -> Result<(), OpError> {
         let dtype = y.dtype();
         if let Reduction::None = reduction {
-            return with_dtype!(dtype, T => self.each::<T>(updates, y, |y, x| y.clone_from(x)));
+            let (updates, y) = (updates.bits(), &mut y.bits());
+            return with_bits!(y.dtype(), T => self.each::<T>(updates, y, |y, x| y.clone_from(x)));
         }
         if dtype == DType::Bool {
             // As numpy adds and multiplies truth values.

@@ -12,7 +12,7 @@ use super::ANY;
 use super::axes::{Axes, axes, require};
 use super::number::{Number, with_float};
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, with_dtype, with_number};
+use crate::engine::dtype::{DType, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::View;
@@ -279,7 +279,8 @@ impl Op for Resize {
         match self.mode {
             Mode::Nearest(nearest) => {
                 let fill = constant(x.dtype(), self.extrapolation)?;
-                with_dtype!(x.dtype(), T => planes::pick::<T>(&all, nearest, x.slice()?, &fill.view().slice::<T>()?[0], y.slice()?, ctx));
+                let (x, fill, y) = (x.bits(), fill.view().bits(), &mut y.bits());
+                with_bits!(x.dtype(), T => planes::pick::<T>(&all, nearest, x.slice()?, &fill.slice::<T>()?[0], y.slice()?, ctx));
                 Ok(())
             }
             Mode::Weighted { filter, antialias, exclude_outside } => {
