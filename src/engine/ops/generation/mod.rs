@@ -126,6 +126,20 @@ impl Search {
         one::<f32>(Some(&Value::Tensor(value.widen())), what).map(|value| value.unwrap_or(1.0))
     }
 
+    /// Which tokens count where no mask is given: all but padding; before an encoder all but padding at the beginning, as its
+    /// tokenizer may end a sequence with the token of padding.
+    fn mask(&self, tokens: &[i32], length: usize) -> Vec<i32> {
+        let mut mask = Vec::with_capacity(tokens.len());
+        for row in tokens.chunks_exact(length.max(1)) {
+            let mut begun = false;
+            for &token in row {
+                begun |= token != self.pad;
+                mask.push(i32::from(if self.network.encodes() { begun } else { token != self.pad }));
+            }
+        }
+        mask
+    }
+
     fn wanted<'a>(&self, inputs: &[Option<&'a Value>]) -> Result<Wanted<'a>, OpError> {
         let places = self.places();
         let (tokens, shape) = self.elements::<i32>(inputs, 0)?.ok_or_else(|| OpError::missing_input(0))?;
@@ -133,7 +147,7 @@ impl Search {
         let mask = match self.elements::<i32>(inputs, places.mask)? {
             Some((mask, given)) if given == shape => mask.to_vec(),
             Some((_, given)) => return Err(OpError::shape(format!("a mask of shape {given:?} for tokens of shape {shape:?}"))),
-            None => tokens.iter().map(|&token| i32::from(token != self.pad)).collect(),
+            None => self.mask(tokens, length),
         };
         let begin: Vec<Vec<i32>> = match self.elements::<i32>(inputs, DECODER_TOKENS)?.filter(|_| self.network.encodes()) {
             Some((begin, &[rows, length])) if rows == batch && length > 0 => begin.chunks_exact(length).map(<[i32]>::to_vec).collect(),
@@ -163,8 +177,8 @@ impl Search {
         Ok(Wanted { tokens, batch, begin, mask, beams, returned, max_length, length_penalty, rules })
     }
 
-    fn prompt<'a>(wanted: &'a Wanted<'_>, started: &'a [i32]) -> Prompt<'a> {
-        Prompt { tokens: wanted.tokens, mask: wanted.mask.clone(), batch: wanted.batch, started, beams: wanted.beams }
+    fn prompt<'a>(&self, wanted: &'a Wanted<'_>, started: &'a [i32]) -> Prompt<'a> {
+        Prompt { tokens: wanted.tokens, mask: wanted.mask.clone(), pad: self.pad, batch: wanted.batch, started, beams: wanted.beams }
     }
 
     /// The best token each time.
@@ -175,7 +189,7 @@ impl Search {
         let mut ended = vec![false; *batch];
         let rows: Vec<usize> = (0..*batch).collect();
         let held = batch * max_length * size_of::<i32>();
-        let (mut decoding, mut given) = Decoding::start(&self.network, node, Self::prompt(wanted, &[]), held, ctx)?;
+        let (mut decoding, mut given) = Decoding::start(&self.network, node, self.prompt(wanted, &[]), held, ctx)?;
         let mut first = true;
         loop {
             let (mut scores, vocabulary) = last(&given, *batch, self.vocabulary)?;
@@ -192,7 +206,7 @@ impl Search {
             if sequences[0].len() >= *max_length || ended.iter().all(|&ended| ended) {
                 break;
             }
-            given = decoding.step(next, &rows, ctx)?;
+            given = decoding.step(&sequences, &rows, ctx)?;
         }
         let mut tokens = vec![self.pad; batch * max_length];
         tokens.chunks_exact_mut(*max_length).zip(&sequences).for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
@@ -211,7 +225,7 @@ impl Search {
         let mut found = Beams::new(choice, *batch);
         let mut steps = Vec::new();
         let started = wanted.begin.concat();
-        let (mut decoding, mut given) = Decoding::start(&self.network, node, Self::prompt(wanted, &started), held, ctx)?;
+        let (mut decoding, mut given) = Decoding::start(&self.network, node, self.prompt(wanted, &started), held, ctx)?;
         let dtype = given.dtype();
         let vocabulary = loop {
             let (mut scores, vocabulary) = last(&given, rows, self.vocabulary)?;
@@ -239,7 +253,7 @@ impl Search {
                 break vocabulary;
             }
             let from: Vec<usize> = next.iter().map(|next| next.row).collect();
-            given = decoding.step(next.iter().map(|next| next.token).collect(), &from, ctx)?;
+            given = decoding.step(&sequences, &from, ctx)?;
         };
         let best = found.finish(&sequences, wanted.returned);
         let mut outputs = self.answer(wanted, &best, dtype)?;

@@ -133,6 +133,8 @@ pub(super) struct Prompt<'a> {
     pub(super) tokens: &'a [i32],
     /// Which of the tokens count.
     pub(super) mask: Vec<i32>,
+    /// The token that has no place of its own.
+    pub(super) pad: i32,
     pub(super) batch: usize,
     /// `[batch, started]`: what the decoder behind an encoder begins with.
     pub(super) started: &'a [i32],
@@ -166,7 +168,7 @@ impl<'n> Decoding<'n> {
         held: usize,
         ctx: &mut Context<'_>,
     ) -> Result<(Self, Tensor), OpError> {
-        let Prompt { tokens, mask, batch, started, beams } = prompt;
+        let Prompt { tokens, mask, pad, batch, started, beams } = prompt;
         let mut decoding = Self {
             network,
             decoder: network.decoder.runner(),
@@ -179,19 +181,20 @@ impl<'n> Decoding<'n> {
             cross: Vec::new(),
             held,
         };
-        let scores = if network.encodes { decoding.encode(tokens, started, beams, ctx)? } else { decoding.read(tokens, beams, ctx)? };
+        let scores = if network.encodes { decoding.encode(tokens, started, beams, ctx)? } else { decoding.read(tokens, pad, beams, ctx)? };
         Ok((decoding, scores))
     }
 
     /// A decoder alone reads the prompt.
-    fn read(&mut self, tokens: &[i32], beams: usize, ctx: &mut Context<'_>) -> Result<Tensor, OpError> {
+    fn read(&mut self, tokens: &[i32], pad: i32, beams: usize, ctx: &mut Context<'_>) -> Result<Tensor, OpError> {
         let length = tokens.len() / self.rows.max(1);
         let mut positions = Vec::with_capacity(tokens.len());
-        for mask in self.mask.chunks_exact(length.max(1)) {
+        // Also where a mask is given, places are counted over what is no padding.
+        for row in tokens.chunks_exact(length.max(1)) {
             let mut next = 0;
-            for &mask in mask {
-                positions.push(if mask == 0 { 0 } else { next });
-                next += i32::from(mask != 0);
+            for &token in row {
+                positions.push(if token == pad { 0 } else { next });
+                next += i32::from(token != pad);
             }
             self.positions.push(next);
         }
@@ -260,8 +263,9 @@ impl<'n> Decoding<'n> {
         Ok(())
     }
 
-    /// The scores of what may follow the tokens, one for each row, where row `i` continues the old row `rows[i]`.
-    pub(super) fn step(&mut self, tokens: Vec<i32>, rows: &[usize], ctx: &mut Context<'_>) -> Result<Tensor, OpError> {
+    /// The scores of what may follow the sequences, of which the last token is new, and where row `i` continues the old row
+    /// `rows[i]`.
+    pub(super) fn step(&mut self, sequences: &[Vec<i32>], rows: &[usize], ctx: &mut Context<'_>) -> Result<Tensor, OpError> {
         let axis = self.axis();
         if rows.iter().enumerate().any(|(to, &from)| to != from) {
             for tensor in &mut self.carried {
@@ -272,6 +276,9 @@ impl<'n> Decoding<'n> {
             let length = self.mask.len() / self.rows.max(1);
             self.mask = self.mask.chunks_exact(length.max(1)).flat_map(|mask| mask.iter().copied().chain([1])).collect();
         }
+        // A decoder behind an encoder that takes more than a token at a time is given all of them, whatever it carries.
+        let all = self.network.encodes && self.network.decoder.formal(0).and_then(|formal| formal.sizes).is_none_or(|sizes| sizes.last() != Some(&Some(1)));
+        let tokens = sequences.iter().flat_map(|sequence| &sequence[if all { 0 } else { sequence.len() - 1 }..]).copied().collect();
         let scores = self.pass(tokens, ctx)?;
         self.positions.iter_mut().for_each(|position| *position = position.saturating_add(1));
         Ok(scores)
