@@ -13,7 +13,7 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterV
 use super::route::Route;
 use crate::error::Kind;
 use crate::resources;
-use crate::serve::{ROWS_BUCKETS, Repository, StatsSnapshot};
+use crate::serve::{ROWS_BUCKETS, Reason, Repository, StatsSnapshot};
 
 /// One family of metrics.
 #[derive(Debug)]
@@ -49,7 +49,9 @@ metrics! {
     INLINE = "counter" "ndserve_inline_passes_total" ["model", "version"] "Forward passes that ran on the thread of their request, without the queue";
     QUEUE = "gauge" "ndserve_queue_depth" ["model", "version"] "Requests that wait for a worker";
     CANCELLED = "counter" "ndserve_requests_cancelled_total" ["model", "version"] "Requests dropped from the queue: the client went away or the deadline passed";
-    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed";
+    DISPATCHED = "counter" "ndserve_batches_dispatched_total" ["model", "version", "reason"] "Forward passes by the reason they began then: full, idle, delay, deadline, inline";
+    REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
+    MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
@@ -214,15 +216,27 @@ fn repository_metrics(page: &mut Page, repository: &Repository) {
     }
     type Read = fn(&StatsSnapshot) -> f64;
     let values: [(&Metric, Read); 4] = [
-        (&COMPUTE, |stats| stats.compute.as_secs_f64()),
+        (&COMPUTE, |stats| stats.compute_time.as_secs_f64()),
         (&INLINE, |stats| stats.inline as f64),
         (&QUEUE, |stats| stats.waiting as f64),
-        (&CANCELLED, |stats| stats.cancelled as f64),
+        (&CANCELLED, |stats| (stats.cancelled + stats.expired) as f64),
     ];
     for (metric, value) in values {
         page.family(metric);
         for (stats, handle) in &handles {
             page.sample(metric, "", &[handle.name(), handle.version()], value(stats));
+        }
+    }
+    page.family(&DISPATCHED);
+    for (stats, handle) in &handles {
+        for reason in Reason::ALL {
+            page.sample(&DISPATCHED, "", &[handle.name(), handle.version(), reason.name()], stats.dispatched(reason) as f64);
+        }
+    }
+    page.family(&REFUSED);
+    for (stats, handle) in &handles {
+        for (reason, count) in [("full", stats.refused_full), ("late", stats.refused_late)] {
+            page.sample(&REFUSED, "", &[handle.name(), handle.version(), reason], count as f64);
         }
     }
 }

@@ -23,7 +23,7 @@ use super::json::Writer;
 use super::layers::json_response;
 use super::path::{ModelPath, wrong_method};
 use crate::error::{Error, Kind};
-use crate::serve::{Handle, State as ModelState, VersionStatus};
+use crate::serve::{Servable, State as ModelState, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
 pub use encode::encode;
@@ -65,22 +65,22 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
     response
 }
 
-async fn infer(shared: &Shared, handle: &Arc<Handle>, request: Request) -> Result<Response, Failure> {
+async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let decoded = {
-        let handle = Arc::clone(handle);
+        let handle = handle.clone();
         // The numbers are in the tensors then: the body's memory is not held while the request waits.
-        off_thread(bytes.len(), move || decode(&bytes, handle.model().signature())).await?
+        off_thread(bytes.len(), move || decode(&bytes, handle.signature())).await?
     };
     let Decoded { inputs, overrides, form } = decoded;
     let executed = infer::execute(shared, handle, Given { inputs, overrides }, &Parameters::default(), started).await?;
     let measured = executed.clock();
     let payload = {
-        let (handle, non_finite) = (Arc::clone(handle), shared.limits.non_finite);
+        let (handle, non_finite) = (handle.clone(), shared.limits.non_finite);
         body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
-            let (signature, labels) = (handle.model().signature(), &handle.settings().labels);
+            let (signature, labels) = (handle.signature(), &handle.settings().labels);
             let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
             Ok(Payload::new("application/json", vec![body.into()], coding))
         })
@@ -119,6 +119,8 @@ fn version_status(writer: &mut Writer, status: &VersionStatus) {
         ModelState::Loading => ("LOADING", "OK", ""),
         ModelState::Ready(_) => ("AVAILABLE", "OK", ""),
         ModelState::Failed(reason) => ("END", "UNKNOWN", reason.as_str()),
+        ModelState::Unloading => ("UNLOADING", "OK", ""),
+        ModelState::Unloaded => ("END", "OK", ""),
     };
     writer.raw("{\"version\":").string(&status.version).raw(",\"state\":\"").raw(state);
     writer.raw("\",\"status\":{\"error_code\":\"").raw(code).raw("\",\"error_message\":").string(message).raw("}}");

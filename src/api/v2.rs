@@ -62,8 +62,8 @@ async fn server(State(shared): State<Arc<Shared>>) -> Response {
     writer.list(versions, |writer, (name, version)| {
         writer.raw("{\"name\":").string(&name).raw(",\"version\":").string(&version.version);
         writer.raw(",\"state\":\"").raw(version.state.name()).raw("\"");
-        if let ModelState::Failed(reason) = &version.state {
-            writer.raw(",\"reason\":").string(reason);
+        if !version.reason().is_empty() {
+            writer.raw(",\"reason\":").string(version.reason());
         }
         writer.raw("}");
     });
@@ -91,7 +91,7 @@ async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<
         .filter(|version| matches!(version.state, ModelState::Ready(_)))
         .map(|version| version.version)
         .collect();
-    let (signature, settings, file) = (handle.model().signature(), handle.settings(), handle.model().metadata());
+    let (signature, settings, file) = (handle.signature(), handle.settings(), handle.metadata());
     let mut writer = Writer::default();
     writer.raw("{\"name\":").string(handle.name()).raw(",\"versions\":[").list(versions, |writer, version| {
         writer.string(&version);
@@ -143,10 +143,10 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let received = Instant::now();
     let prepared = {
-        let handle = Arc::clone(&handle);
+        let handle = handle.clone();
         // The body's memory is not held while the request waits.
         off_thread(bytes.len(), move || {
-            let envelope = decode::decode(&bytes, header, handle.model().signature()).map_err(|error| of_model(&handle, error))?;
+            let envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(&handle, error))?;
             prepare(envelope, &handle)
         })
         .await?
@@ -155,7 +155,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
     let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
-    let (non_finite, same) = (shared.limits.non_finite, Arc::clone(&handle));
+    let (non_finite, same) = (shared.limits.non_finite, handle.clone());
     let (json_bytes, payload) = body::encode(&parts.headers, &shared.limits, answer.bytes(), move |coding| {
         let head = Head { model: same.name(), version: same.version(), id: &id };
         let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;

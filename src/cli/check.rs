@@ -173,7 +173,9 @@ fn inspect_folder(report: &mut Report, target: &Target, folder: &Path, settings:
     options.threads = Arc::clone(threads);
     // Nobody sends requests here.
     options.inline_sessions = 0;
-    let version = target.file.as_ref().ok().and_then(|file| file.parent()?.strip_prefix(folder).ok()?.to_str()).unwrap_or_default();
+    let version = target.file.as_ref().ok().and_then(|file| file.parent()?.strip_prefix(folder).ok()?.to_str());
+    // A folder that holds its model itself is its own version 1.
+    let version = version.filter(|version| !version.is_empty()).unwrap_or("1");
     match load_version(&target.name, version, folder, model_settings, &options) {
         Ok(handle) => {
             let golden = golden.ok().flatten();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Failure;
 use crate::engine::{LoadError, LoadOptions, Model, find_model_file};
-use crate::serve::{is_model_name, model_files, versions};
+use crate::serve::{Defaults, ModelSettings, is_model_name, model_files, version_file, versions};
 
 /// A model on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +78,10 @@ fn newest(folder: &Path) -> Result<PathBuf, Failure> {
     if let Some(file) = find_model_file(folder) {
         return Ok(file);
     }
-    let versions = versions(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let newest = versions.last().and_then(|version| find_model_file(&folder.join(version)));
+    // Wrong settings are told when the model is loaded.
+    let settings = ModelSettings::read(folder, &Defaults::default()).unwrap_or_else(|_| ModelSettings::new(&Defaults::default()));
+    let versions = versions(folder, &settings).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let newest = versions.last().and_then(|version| version_file(folder, version, &settings).ok());
     newest.ok_or_else(|| format!("{}: there is no model file in it or in a <version> folder: {}", folder.display(), model_files()).into())
 }
 

@@ -40,7 +40,7 @@ pub use op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, P
 pub use ops::{LATEST_OPSET, all as operators};
 pub use optimize::{PASSES, Pass};
 pub use plan::Plan;
-pub use session::Session;
+pub use session::{RunTime, Session};
 pub use signature::{Mismatch, Port, Signature};
 pub use tensor::{Buffer, Kind, Tensor, Value};
 pub use threads::Threads;

@@ -153,16 +153,7 @@ impl Model {
 
     /// The input shapes of a batch of `rows`, if every other dimension is fixed.
     pub fn batch_shapes(&self, rows: usize) -> Option<SmallVec<[Shape; 4]>> {
-        let shape = |port: &Port| {
-            let dims = port.dims.as_ref()?.iter().enumerate();
-            let size = |(i, dim): (usize, &Dim)| match dim {
-                Dim::Fixed(n) => Some(*n),
-                Dim::Free(_) if i == 0 && self.signature.batchable => Some(rows),
-                Dim::Free(_) => None,
-            };
-            dims.map(size).collect::<Option<Shape>>()
-        };
-        self.signature.inputs.iter().map(shape).collect()
+        self.signature.batch_shapes(rows)
     }
 }
 

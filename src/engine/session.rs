@@ -25,12 +25,37 @@ pub struct Session {
     /// Storage for the rows of several requests, one per input.
     gathered: Vec<Buffer>,
     profile: Option<Vec<Duration>>,
+    time: RunTime,
+}
+
+/// Where the time of a run went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunTime {
+    /// Checking the inputs and gathering the rows of several requests.
+    pub input: Duration,
+    /// The operators.
+    pub infer: Duration,
+    /// Taking the outputs out, and apart.
+    pub output: Duration,
+}
+
+impl RunTime {
+    /// The whole run.
+    pub fn total(&self) -> Duration {
+        self.input + self.infer + self.output
+    }
 }
 
 impl Session {
     /// A session for `model` whose operators may use `threads`.
     pub fn new(model: Arc<Model>, threads: Arc<Threads>) -> Self {
-        Self { model, threads, memory: Memory::default(), overriding: Memory::default(), gathered: Vec::new(), profile: None }
+        let (memory, overriding) = (Memory::default(), Memory::default());
+        Self { model, threads, memory, overriding, gathered: Vec::new(), profile: None, time: RunTime::default() }
+    }
+
+    /// From now on operators use `threads`; the answers stay the same to the bit.
+    pub fn use_threads(&mut self, threads: Arc<Threads>) {
+        self.threads = threads;
     }
 
     /// The model.
@@ -43,10 +68,15 @@ impl Session {
     /// # Errors
     /// If the inputs do not fit the signature or each other, or an operator finds a value out of range.
     pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Value>, RunError> {
+        let mut clock = Clock::start(&mut self.time);
         self.model.signature().check(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|tensor| Given::View(tensor.view())).collect();
+        clock.input();
         let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
-        Ok(run.outputs(&self.memory))
+        clock.infer();
+        let outputs = run.outputs(&self.memory);
+        clock.output();
+        Ok(outputs)
     }
 
     /// Runs the model on one value per input: [`Session::run`] for models whose inputs are not all tensors.
@@ -69,6 +99,7 @@ impl Session {
         let signature = self.model.signature();
         signature.check_overrides(overrides)?;
         let (Some(open), false) = (self.model.overrides(), overrides.is_empty()) else { return self.run_values(inputs) };
+        let mut clock = Clock::start(&mut self.time);
         signature.check_values(inputs)?;
         let open = open.open().map_err(RunError::Overrides)?;
         let mut given: Vec<Given<'_>> = inputs.iter().map(Given::from).collect();
@@ -76,8 +107,12 @@ impl Session {
         for (position, tensor) in overrides {
             given[inputs.len() + position] = Given::View(tensor.view());
         }
+        clock.input();
         let run = execute(&open.program, &given, &mut self.overriding, &limits(&self.model, &self.threads), None)?;
-        Ok(run.outputs(&self.overriding))
+        clock.infer();
+        let outputs = run.outputs(&self.overriding);
+        clock.output();
+        Ok(outputs)
     }
 
     /// Runs the rows of several requests together and takes the outputs apart again: `result[r]` is what [`Session::run`]
@@ -93,6 +128,7 @@ impl Session {
         if !signature.batchable {
             return Err(Mismatch("rows of several requests cannot be run together: the model has no batch dimension".into()).into());
         }
+        let mut clock = Clock::start(&mut self.time);
         let mut rows: SmallVec<[usize; 64]> = SmallVec::with_capacity(requests.len());
         for request in requests {
             signature.check(request)?;
@@ -102,7 +138,9 @@ impl Session {
         let shapes = gather(&mut self.gathered, &signature.inputs, requests, total)?;
         let given: SmallVec<[Given<'_>; 4]> =
             self.gathered.iter().zip(&shapes).map(|(b, s)| Given::View(View::new(b.slice(s.iter().product()), s))).collect();
+        clock.input();
         let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
+        clock.infer();
 
         let mut results: Vec<Vec<Value>> = rows.iter().map(|_| Vec::with_capacity(signature.outputs.len())).collect();
         for &id in &self.model.graph().outputs {
@@ -117,12 +155,23 @@ impl Session {
                 result.push(part.to_buffer().into_tensor(&shape).expect("as many elements as the rows have").into());
             }
         }
+        clock.output();
         Ok(results)
+    }
+
+    /// Where the time of the last run of tensors went; of one that failed, up to where it did.
+    pub fn time(&self) -> RunTime {
+        self.time
     }
 
     /// Starts timing every operator; what was timed before is forgotten.
     pub fn start_profile(&mut self) {
         self.profile = Some(vec![Duration::ZERO; self.model.graph().nodes.len()]);
+    }
+
+    /// Ends timing every operator and returns what was timed.
+    pub fn end_profile(&mut self) -> Option<Vec<Duration>> {
+        self.profile.take()
     }
 
     /// Time spent in each node since [`Session::start_profile`], by position in the graph.
@@ -133,6 +182,38 @@ impl Session {
     /// Bytes that the session holds.
     pub fn bytes(&self) -> usize {
         self.memory.bytes() + self.overriding.bytes() + self.gathered.iter().map(Buffer::bytes).sum::<usize>()
+    }
+}
+
+/// Writes the time between its calls into a [`RunTime`].
+struct Clock<'a> {
+    time: &'a mut RunTime,
+    last: Instant,
+}
+
+impl<'a> Clock<'a> {
+    fn start(time: &'a mut RunTime) -> Self {
+        *time = RunTime::default();
+        Self { time, last: Instant::now() }
+    }
+
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        let lap = now - self.last;
+        self.last = now;
+        lap
+    }
+
+    fn input(&mut self) {
+        self.time.input = self.lap();
+    }
+
+    fn infer(&mut self) {
+        self.time.infer = self.lap();
+    }
+
+    fn output(&mut self) {
+        self.time.output = self.lap();
     }
 }
 

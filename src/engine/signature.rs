@@ -1,6 +1,9 @@
 //! What a model takes and gives: names, kinds and dimensions, and whether rows of several requests may share a run.
 
+use smallvec::SmallVec;
+
 use super::graph::Dim;
+use super::op::Shape;
 use super::tensor::{Kind, Tensor, Value};
 
 /// One input or output of a model.
@@ -142,6 +145,20 @@ impl Signature {
         let mut rows = inputs.iter().map(|tensor| tensor.shape().first().copied().unwrap_or(1));
         let first = rows.next()?;
         rows.all(|n| n == first).then_some(first)
+    }
+
+    /// The input shapes of a batch of `rows`, if every other dimension is fixed.
+    pub fn batch_shapes(&self, rows: usize) -> Option<SmallVec<[Shape; 4]>> {
+        let shape = |port: &Port| {
+            let dims = port.dims.as_ref()?.iter().enumerate();
+            let size = |(i, dim): (usize, &Dim)| match dim {
+                Dim::Fixed(n) => Some(*n),
+                Dim::Free(_) if i == 0 && self.batchable => Some(rows),
+                Dim::Free(_) => None,
+            };
+            dims.map(size).collect::<Option<Shape>>()
+        };
+        self.inputs.iter().map(shape).collect()
     }
 }
 

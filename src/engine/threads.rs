@@ -24,10 +24,19 @@ impl Threads {
     /// # Errors
     /// If the system cannot start the threads.
     pub fn new(count: usize) -> Result<Self, std::io::Error> {
+        Self::starting(count, || {})
+    }
+
+    /// As [`Threads::new`]; each thread of the pool first calls `start`.
+    ///
+    /// # Errors
+    /// If the system cannot start the threads.
+    pub fn starting(count: usize, start: impl Fn() + Send + Sync + 'static) -> Result<Self, std::io::Error> {
         if count <= 1 {
             return Ok(Self::single());
         }
         let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("engine-{i}"));
+        let builder = builder.start_handler(move |_| start());
         let pool = builder.build().map_err(std::io::Error::other)?;
         Ok(Self { pool: Some(pool), count })
     }

@@ -35,11 +35,42 @@ pub struct Job<T> {
     pub payload: T,
 }
 
+/// Why a batch was dispatched when it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// It had as many rows as a batch of this model should have.
+    Full,
+    /// A worker was free, and nothing says to wait for more rows.
+    Idle,
+    /// Its oldest job had waited for the longest delay.
+    Delay,
+    /// A job would have missed its deadline by waiting longer.
+    Deadline,
+    /// No batch: the pass ran at once on the thread of its request.
+    Inline,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [Self::Full, Self::Idle, Self::Delay, Self::Deadline, Self::Inline];
+
+    /// The name in metrics and traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Idle => "idle",
+            Self::Delay => "delay",
+            Self::Deadline => "deadline",
+            Self::Inline => "inline",
+        }
+    }
+}
+
 /// What a free worker should do.
 #[derive(Debug)]
 pub enum Poll<T> {
     /// Run these jobs together, in this order.
-    Run(Vec<Job<T>>),
+    Run(Vec<Job<T>>, Reason),
     /// Ask again at this moment, or when a job comes.
     Wait(Instant),
     /// Ask again when a job comes.
@@ -126,8 +157,13 @@ impl<T> Batcher<T> {
             let deadline = self.queue.iter().filter_map(|job| job.deadline).min();
             return Poll::Wait(deadline.map_or(dispatch_at, |deadline| dispatch_at.min(deadline)));
         }
+        let reason = match () {
+            () if full => Reason::Full,
+            () if self.limits.max_delay.is_zero() => Reason::Idle,
+            () => Reason::Delay,
+        };
         if count == self.queue.len() {
-            return Poll::Run(std::mem::take(&mut self.queue).into());
+            return Poll::Run(std::mem::take(&mut self.queue).into(), reason);
         }
         let mut batch = Vec::with_capacity(count);
         let mut rest = VecDeque::with_capacity(self.queue.len() - count);
@@ -135,7 +171,7 @@ impl<T> Batcher<T> {
             if job.class == class && batch.len() < count { batch.push(job) } else { rest.push_back(job) }
         }
         self.queue = rest;
-        Poll::Run(batch)
+        Poll::Run(batch, reason)
     }
 }
 
@@ -155,7 +191,7 @@ mod tests {
 
     fn ids(poll: Poll<()>) -> Vec<u64> {
         match poll {
-            Poll::Run(batch) => batch.iter().map(|job| job.id).collect(),
+            Poll::Run(batch, _) => batch.iter().map(|job| job.id).collect(),
             _ => panic!("a batch is wanted, got {poll:?}"),
         }
     }
@@ -272,7 +308,7 @@ mod tests {
                                 let oldest = waiting.values().next().expect("somebody waits").2;
                                 prop_assert!(until > now && until <= oldest + limits.max_delay);
                             }
-                            Poll::Run(batch) => {
+                            Poll::Run(batch, _) => {
                                 prop_assert!(!batch.is_empty());
                                 let rows: usize = batch.iter().map(|job| job.rows).sum();
                                 prop_assert!(rows <= max_rows || batch.len() == 1);

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::batcher::Limits;
-use super::queue::{Payload, Queue, Ticket, expired_error};
+use super::queue::{Failed, Payload, Queue, Ticket, expired};
 use super::request::{InferRequest, InferResponse};
 use super::settings::ModelSettings;
-use super::stats::{Stats, StatsSnapshot};
+use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
@@ -140,34 +140,49 @@ impl Handle {
     /// - `DeadlineExceeded`: the deadline passed first;
     /// - `Internal`: the engine failed.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        let rows = self.validate(&request)?;
+        let arrived = Instant::now();
+        self.answer(request, arrived).await.map_err(|Failed { reason, error }| {
+            self.stats.fail(reason, arrived.elapsed());
+            error
+        })
+    }
+
+    async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, Failed> {
+        let rows = self.validate(&request).map_err(Failed::because(FailReason::Other))?;
+        let InferRequest { inputs, overrides, deadline, profile, .. } = request;
         let _in_flight = InFlight::enter(&self.in_flight);
         // One that replaces initialisers may have a program to make first: not on this thread.
-        if request.overrides.is_empty() && self.may_run_inline(rows) {
+        if overrides.is_empty() && self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
-                let outcome = runner.run_one(&request.inputs, rows);
+                let outcome = runner.run_one(&inputs, rows, profile);
                 self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
-                return outcome;
+                return outcome.map_err(Failed::because(FailReason::Backend));
             }
         }
-        let deadline = request.deadline.or_else(|| self.settings.timeout.map(|timeout| Instant::now() + timeout));
-        let class = if request.overrides.is_empty() {
-            shape_class(&request.inputs, self.model.signature().batchable)
-        } else {
-            self.classes.fetch_add(1, Relaxed)
-        };
-        let ticket = Ticket { rows, class, deadline };
+        let deadline = deadline.or_else(|| self.settings.timeout.map(|timeout| arrived + timeout));
+        let class =
+            if overrides.is_empty() { shape_class(&inputs, self.model.signature().batchable) } else { self.classes.fetch_add(1, Relaxed) };
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(ticket, Payload { inputs: request.inputs, overrides: request.overrides, reply })?;
-        let mut place = Place { queue: &self.queue, id: Some(id) };
+        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, overrides, profile, reply })?;
+        let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| expired_error())?,
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    place.id = None;
+                    self.queue.cancel(id, true);
+                    return Err(expired());
+                }
+            },
             None => answer.await,
         };
         place.id = None;
-        answer.unwrap_or_else(|_| Err(Error::internal("the request was lost", "a worker dropped a request without an answer")))
+        answer.unwrap_or_else(|_| {
+            let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
+            Err(Failed { reason: FailReason::Backend, error })
+        })
     }
 
     /// Checks a request; returns its rows.
@@ -232,13 +247,16 @@ impl Drop for InFlight<'_> {
 /// A request's place in the queue, given up when its client goes away.
 struct Place<'a> {
     queue: &'a Queue,
+    stats: &'a Stats,
+    arrived: Instant,
     id: Option<u64>,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.queue.cancel(id);
+            self.queue.cancel(id, false);
+            self.stats.fail(FailReason::Canceled, self.arrived.elapsed());
         }
     }
 }

@@ -6,25 +6,50 @@ use std::time::{Duration, Instant};
 
 use super::golden::Golden;
 use super::handle::{Handle, Parts};
-use super::repository::{Options, version_folder};
+use super::repository::{Options, version_file};
 use super::settings::ModelSettings;
-use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Value, find_model_file};
+use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Threads, Value};
+
+/// What is to be loaded.
+#[derive(Debug)]
+pub(super) struct Task<'a> {
+    pub(super) name: &'a str,
+    pub(super) version: &'a str,
+    pub(super) file: &'a Path,
+    /// The folder of golden samples, which need not exist.
+    pub(super) golden: Option<&'a Path>,
+    pub(super) settings: ModelSettings,
+    pub(super) options: &'a Options,
+    /// The threads for loading; those of `options` are for requests.
+    pub(super) threads: Arc<Threads>,
+}
 
 /// Loads `folder/<version>` of the model `name`.
 ///
 /// # Errors
 /// What went wrong with which file.
-pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: ModelSettings, options: &Options) -> Result<Handle, String> {
-    let version_folder = version_folder(folder, version);
-    let file = find_model_file(&version_folder).ok_or_else(|| format!("{}: there is no model file", version_folder.display()))?;
-    let model = Model::load(&file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
+pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSettings, options: &Options) -> Result<Handle, String> {
+    let file = version_file(folder, version, &settings)?;
+    let golden = folder.join("golden");
+    let threads = Arc::clone(&options.threads);
+    let parts = prepare(Task { name, version, file: &file, golden: Some(&golden), settings, options, threads })?;
+    Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))
+}
+
+/// Loads, warms up, verifies and measures; what is left is to start the workers.
+///
+/// # Errors
+/// What went wrong with which file.
+pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
+    let Task { name, version, file, golden, mut settings, options, threads } = task;
+    let model = Model::load(file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
     let model = Arc::new(model);
     if settings.labels.is_empty() {
         settings.labels.clone_from(&model.metadata().labels);
     }
     check_labels(&model, &settings)?;
-    let golden = Golden::read(&folder.join("golden"))?;
-    let mut session = Session::new(Arc::clone(&model), Arc::clone(&options.threads));
+    let golden = golden.map(Golden::read).transpose()?.flatten();
+    let mut session = Session::new(Arc::clone(&model), threads);
     let row_cost = match golden {
         Some(golden) => {
             let answer = reproduce(&mut session, &golden, &settings)?;
@@ -38,8 +63,9 @@ pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: Mode
             warm_up(&mut session, &inputs, &settings).ok()
         }),
     };
+    session.use_threads(Arc::clone(&options.threads));
     let (name, version) = (name.to_owned(), version.to_owned());
-    let parts = Parts {
+    Ok(Parts {
         name,
         version,
         model,
@@ -48,8 +74,7 @@ pub fn load_version(name: &str, version: &str, folder: &Path, mut settings: Mode
         threads: Arc::clone(&options.threads),
         inline_sessions: options.inline_sessions,
         row_cost,
-    };
-    Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))
+    })
 }
 
 /// Labels name the classes of an output: its last dimension must have as many.

@@ -11,6 +11,7 @@ mod loading;
 mod queue;
 mod repository;
 mod request;
+mod servable;
 mod settings;
 mod stats;
 mod worker;
@@ -18,10 +19,15 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use batcher::Reason;
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
-pub use repository::{ModelStatus, Options, Repository, State, VersionStatus, is_model_name, model_files, versions};
-pub use request::{InferRequest, InferResponse, Timing};
-pub use settings::{Defaults, ModelSettings, Versions};
-pub use stats::{ROWS_BUCKETS, Stats, StatsSnapshot};
+pub use repository::{
+    Choice, DEFAULT_LABEL, Label, LoadCounts, Mirror, ModelState, ModelStatus, Options, Overrides, ReadyWhen, Repository, ServerState,
+    State, Unload, VersionStatus, is_model_name, model_files, version_file, versions,
+};
+pub use request::{InferRequest, InferResponse, OperatorTime, Timing};
+pub use servable::Servable;
+pub use settings::{Defaults, LevelPolicy, ModelSettings, Versions};
+pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};

@@ -5,18 +5,33 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::batcher::{Batcher, Job, Limits, Poll};
+use super::batcher::{Batcher, Job, Limits, Poll, Reason};
 use super::request::InferResponse;
-use super::stats::Stats;
+use super::stats::{FailReason, Stats};
 use crate::engine::Tensor;
 use crate::error::{Error, Kind};
+
+/// An error, and as what it is counted.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) reason: FailReason,
+    pub(super) error: Error,
+}
+
+impl Failed {
+    pub(super) fn because(reason: FailReason) -> impl Fn(Error) -> Self {
+        move |error| Self { reason, error }
+    }
+}
 
 /// A request in the queue.
 #[derive(Debug)]
 pub(super) struct Payload {
     pub(super) inputs: Vec<Tensor>,
     pub(super) overrides: Vec<(usize, Tensor)>,
-    pub(super) reply: oneshot::Sender<Result<InferResponse, Error>>,
+    /// Whether to time every operator; such a request is alone in its class.
+    pub(super) profile: bool,
+    pub(super) reply: oneshot::Sender<Result<InferResponse, Failed>>,
 }
 
 /// What a request says of itself when it enters the queue.
@@ -57,17 +72,19 @@ impl Queue {
     }
 
     /// Adds a request and returns its identity for [`Queue::cancel`].
-    pub(super) fn push(&self, ticket: Ticket, payload: Payload) -> Result<u64, Error> {
+    pub(super) fn push(&self, ticket: Ticket, payload: Payload) -> Result<u64, Failed> {
         let mut state = self.lock();
         if state.closed {
-            return Err(Error::new(Kind::Unavailable, "the model is being unloaded"));
+            return Err(Failed { reason: FailReason::Other, error: Error::new(Kind::Unavailable, "the model is being unloaded") });
         }
         let id = state.next_id;
         let Ticket { rows, class, deadline } = ticket;
         let job = Job { id, rows, class, arrived: Instant::now(), deadline, payload };
         if state.batcher.push(job).is_err() {
+            self.stats.refused(false);
             let limit = self.limits.queue_limit;
-            return Err(Error::new(Kind::Overloaded, format!("Exceeds maximum queue size: {limit} requests are waiting for the model")));
+            let message = format!("Exceeds maximum queue size: {limit} requests are waiting for the model");
+            return Err(Failed { reason: FailReason::Rejected, error: Error::new(Kind::Overloaded, message) });
         }
         state.next_id += 1;
         self.stats.set_waiting(state.batcher.len());
@@ -78,34 +95,38 @@ impl Queue {
         Ok(id)
     }
 
-    /// Frees the place of a request whose client no longer waits.
-    pub(super) fn cancel(&self, id: u64) {
+    /// Frees the place of a request whose client no longer waits: it went away or, if `expired`, its deadline passed.
+    pub(super) fn cancel(&self, id: u64, expired: bool) {
         let mut state = self.lock();
         if state.batcher.cancel(id).is_some() {
-            self.stats.cancelled(1);
+            if expired {
+                self.stats.expired(1)
+            } else {
+                self.stats.cancelled()
+            }
             self.stats.set_waiting(state.batcher.len());
         }
     }
 
     /// Blocks until there is a batch to run; `None` once the queue is closed and empty.
-    pub(super) fn next(&self) -> Option<Vec<Job<Payload>>> {
+    pub(super) fn next(&self) -> Option<(Vec<Job<Payload>>, Reason)> {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
-            let expired = state.batcher.expire(now);
-            if !expired.is_empty() {
-                self.stats.cancelled(expired.len());
-                for job in expired {
+            let late = state.batcher.expire(now);
+            if !late.is_empty() {
+                self.stats.expired(late.len());
+                for job in late {
                     // The client may have gone; then nobody needs the answer.
-                    let _ = job.payload.reply.send(Err(expired_error()));
+                    let _ = job.payload.reply.send(Err(expired()));
                 }
             }
             let polled = state.batcher.poll(now);
             self.stats.set_waiting(state.batcher.len());
             match polled {
-                Poll::Run(batch) => {
+                Poll::Run(batch, reason) => {
                     state.progress = now;
-                    return Some(batch);
+                    return Some((batch, reason));
                 }
                 Poll::Wait(_) if state.closed => {
                     // Nobody else will come to fill the batch; a short wait costs less than a second kind of poll.
@@ -142,8 +163,8 @@ impl Queue {
 }
 
 /// The answer to a request whose deadline passed. Triton's clients look for these words.
-pub(super) fn expired_error() -> Error {
-    Error::new(Kind::DeadlineExceeded, "Request timeout expired")
+pub(super) fn expired() -> Failed {
+    Failed { reason: FailReason::Canceled, error: Error::new(Kind::DeadlineExceeded, "Request timeout expired") }
 }
 
 #[cfg(test)]
@@ -154,9 +175,9 @@ mod tests {
         Queue::new(Limits { max_rows: 4, max_delay: Duration::ZERO, queue_limit }, Arc::default())
     }
 
-    fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Error>>) {
+    fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Failed>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], overrides: vec![], reply }, answer)
+        (Payload { inputs: vec![], overrides: vec![], profile: false, reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { rows: 1, class: 0, deadline: None };
@@ -166,7 +187,7 @@ mod tests {
         let queue = queue(1);
         let (first, _kept) = payload();
         queue.push(TICKET, first).unwrap();
-        let error = queue.push(TICKET, payload().0).unwrap_err();
+        let error = queue.push(TICKET, payload().0).unwrap_err().error;
         assert_eq!(error.kind(), Kind::Overloaded);
         assert!(error.message().contains("Exceeds maximum queue size: 1 "), "{error}");
     }
@@ -178,9 +199,9 @@ mod tests {
         queue.push(Ticket { deadline: Some(Instant::now()), ..TICKET }, late).unwrap();
         let (good, _kept) = payload();
         queue.push(TICKET, good).unwrap();
-        assert_eq!(queue.next().unwrap().len(), 1);
-        assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), Kind::DeadlineExceeded);
-        assert_eq!(queue.stats.snapshot().cancelled, 1);
+        assert_eq!(queue.next().unwrap().0.len(), 1);
+        assert_eq!(answer.try_recv().unwrap().unwrap_err().error.kind(), Kind::DeadlineExceeded);
+        assert_eq!(queue.stats.snapshot().expired, 1);
     }
 
     #[test]
@@ -189,8 +210,8 @@ mod tests {
         let (job, _kept) = payload();
         queue.push(TICKET, job).unwrap();
         queue.close();
-        assert_eq!(queue.push(TICKET, payload().0).unwrap_err().kind(), Kind::Unavailable);
-        assert_eq!(queue.next().unwrap().len(), 1);
+        assert_eq!(queue.push(TICKET, payload().0).unwrap_err().error.kind(), Kind::Unavailable);
+        assert_eq!(queue.next().unwrap().0.len(), 1);
         assert!(queue.next().is_none());
     }
 

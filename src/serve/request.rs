@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::batcher::Reason;
 use crate::engine::{Tensor, Value};
 
 /// What a client wants computed.
@@ -11,8 +12,19 @@ pub struct InferRequest {
     pub inputs: Vec<Tensor>,
     /// Tensors for optional inputs, by their positions in the signature. A request with one is run alone.
     pub overrides: Vec<(usize, Tensor)>,
-    /// When the client stops waiting; `None` for the model's default.
+    /// 1 is the most urgent of the model's levels. 0, or a level that the model does not have, stands for its default.
+    pub priority: u64,
+    /// When the client stops waiting; `None` for the model's default. It is cut to the model's longest timeout.
     pub deadline: Option<Instant>,
+    /// Whether to time every operator. Such a request shares its forward pass with no other.
+    pub profile: bool,
+}
+
+impl InferRequest {
+    /// A request for `inputs` with the model's defaults for everything else.
+    pub fn new(inputs: Vec<Tensor>) -> Self {
+        Self { inputs, ..Self::default() }
+    }
 }
 
 /// The answer.
@@ -22,15 +34,38 @@ pub struct InferResponse {
     pub outputs: Vec<Value>,
     /// Where the time went.
     pub timing: Timing,
+    /// Time of every operator, in the order of the graph, if the request asked for it.
+    pub profile: Option<Vec<OperatorTime>>,
 }
 
 /// Where a request's time went between decoding and encoding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// From entering the queue until the forward pass began.
     pub queue: Duration,
-    /// The forward pass, which the request may have shared with others.
+    /// The forward pass, which the request may have shared with others; [`Timing::input`] and [`Timing::output`] are in it.
     pub compute: Duration,
+    /// The part of `compute` that gathered the rows of several requests.
+    pub input: Duration,
+    /// The part of `compute` that took the outputs apart.
+    pub output: Duration,
     /// Rows of that forward pass, the others' included.
     pub batch_rows: usize,
+    /// Number of that forward pass among those of its version: requests of equal number shared it.
+    pub batch: u64,
+    /// When that forward pass began.
+    pub started: Instant,
+    /// Why it began then.
+    pub reason: Reason,
+}
+
+/// Time of one operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorTime {
+    /// The node's name.
+    pub node: String,
+    /// The operator's name, with its domain if that is not ONNX's own.
+    pub operator: String,
+    /// Time of all its runs in the forward pass.
+    pub time: Duration,
 }

@@ -100,7 +100,7 @@ fn handle(probe: &Probe, defaults: &Defaults) -> Arc<Handle> {
 
 fn request(rows: &[[f32; 2]]) -> InferRequest {
     let values = rows.iter().flatten().copied().collect();
-    InferRequest { inputs: vec![Tensor::new(&[rows.len(), 2], values).unwrap()], ..InferRequest::default() }
+    InferRequest::new(vec![Tensor::new(&[rows.len(), 2], values).unwrap()])
 }
 
 fn spawn(handle: &Arc<Handle>, request: InferRequest) -> tokio::task::JoinHandle<Result<InferResponse, Error>> {
@@ -231,7 +231,7 @@ async fn what_does_not_fit_the_model_is_refused_before_the_queue() {
     assert!(error.message().contains("the batch is empty"), "{error}");
     let error = handle.infer(request(&[[0.0; 2]; 3])).await.unwrap_err();
     assert!(error.message().contains("3 rows are more than the limit of 2"), "{error}");
-    let wrong = InferRequest { inputs: vec![Tensor::zeros(DType::F32, &[1, 3])], ..InferRequest::default() };
+    let wrong = InferRequest::new(vec![Tensor::zeros(DType::F32, &[1, 3])]);
     let error = handle.infer(wrong).await.unwrap_err();
     assert_eq!(error.message(), "model `probe`: input `x` wants shape [batch, 2], got [1, 3]");
     assert!(probe.runs().is_empty());
@@ -277,17 +277,17 @@ async fn a_worker_that_hangs_on_a_waiting_queue_is_seen() {
 }
 
 /// A folder that disappears with the test.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("ndserve-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn copy(&self, model: &str, to: &str) -> PathBuf {
+    pub(super) fn copy(&self, model: &str, to: &str) -> PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(model);
         let target = self.0.join(to);
         for file in ["1/model.onnx", "golden/input_0.pb", "golden/output_0.pb", "model.toml"] {
@@ -363,7 +363,7 @@ async fn a_downloaded_folder_is_served_as_it_is() {
         assert_eq!(handle.settings().labels, ["no", "maybe", "yes"], "the configuration's");
         let tokens = || Tensor::new(&[2, 3], vec![5_i64, 6, 7, 8, 1, 1]).unwrap();
         let mask = Tensor::new(&[2, 3], vec![1_i64, 1, 1, 1, 0, 0]).unwrap();
-        let response = handle.infer(InferRequest { inputs: vec![tokens(), mask], ..InferRequest::default() }).await.unwrap();
+        let response = handle.infer(InferRequest::new(vec![tokens(), mask])).await.unwrap();
         assert_eq!(response.outputs[0].tensor().unwrap().shape(), [2, 3]);
         assert_eq!(repository.list().iter().find(|model| model.name == name).unwrap().versions.len(), 1);
     }

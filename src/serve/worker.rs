@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::batcher::Job;
-use super::queue::{Payload, Queue};
-use super::request::{InferResponse, Timing};
-use super::stats::Stats;
-use crate::engine::{Model, RunError, Session, Tensor, Threads, Value};
+use super::batcher::{Job, Reason};
+use super::queue::{Failed, Payload, Queue};
+use super::request::{InferResponse, OperatorTime, Timing};
+use super::stats::{Answered, FailReason, Pass, Stats};
+use crate::engine::{Model, RunError, RunTime, Session, Tensor, Threads, Value};
 use crate::error::Error;
 
 /// A session that survives a panic of the engine.
@@ -22,35 +22,57 @@ pub(super) struct Runner {
     stats: Arc<Stats>,
 }
 
+/// A forward pass that has ended.
+struct Ran {
+    /// The outputs of each request.
+    outcome: Result<Vec<Vec<Value>>, Failure>,
+    batch: u64,
+    started: Instant,
+    time: RunTime,
+    profile: Option<Vec<OperatorTime>>,
+}
+
+impl Ran {
+    fn timing(&self, arrived: Instant, batch_rows: usize, reason: Reason) -> Timing {
+        Timing {
+            queue: self.started.saturating_duration_since(arrived),
+            compute: self.time.total(),
+            input: self.time.input,
+            output: self.time.output,
+            batch_rows,
+            batch: self.batch,
+            started: self.started,
+            reason,
+        }
+    }
+}
+
 impl Runner {
     pub(super) fn new(session: Session, threads: Arc<Threads>, stats: Arc<Stats>) -> Self {
         Self { model: Arc::clone(session.model()), threads, session, stats }
     }
 
-    /// Runs requests together.
-    ///
-    /// # Errors
-    /// As [`Session::run_rows`]; a panic of the engine is an internal error, after which the session is a new one.
-    fn run(&mut self, requests: &[&[Tensor]], rows: usize, inline: bool) -> (Result<Vec<Vec<Value>>, Failure>, Duration) {
-        self.guard(rows, inline, |session| session.run_rows(requests))
+    /// Runs requests together. A panic of the engine is an internal error, after which the session is a new one.
+    fn run(&mut self, requests: &[&[Tensor]], profile: bool) -> Ran {
+        self.pass(profile, |session| session.run_rows(requests))
     }
 
     /// Runs one request that replaces initialisers.
-    fn run_overriding(&mut self, Job { payload, rows, .. }: &Job<Payload>) -> (Result<Vec<Vec<Value>>, Failure>, Duration) {
+    fn run_overriding(&mut self, payload: &Payload) -> Ran {
         let inputs: Vec<Value> = payload.inputs.iter().cloned().map(Value::Tensor).collect();
-        self.guard(*rows, false, |session| Ok(vec![session.run_overriding(&inputs, &payload.overrides)?]))
+        // What is timed per operator is the program that other requests run.
+        self.pass(false, |session| Ok(vec![session.run_overriding(&inputs, &payload.overrides)?]))
     }
 
-    fn guard<R>(
-        &mut self,
-        rows: usize,
-        inline: bool,
-        run: impl FnOnce(&mut Session) -> Result<R, RunError>,
-    ) -> (Result<R, Failure>, Duration) {
-        let start = Instant::now();
+    fn pass(&mut self, profile: bool, run: impl FnOnce(&mut Session) -> Result<Vec<Vec<Value>>, RunError>) -> Ran {
+        let batch = self.stats.next_pass();
+        if profile {
+            self.session.start_profile();
+        }
+        let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut self.session)));
-        let compute = start.elapsed();
-        self.stats.batch(rows, compute, inline);
+        let time = self.session.time();
+        let times = self.session.end_profile();
         let outcome = match outcome {
             Ok(outcome) => outcome.map_err(Failure::Run),
             Err(panic) => {
@@ -58,57 +80,77 @@ impl Runner {
                 Err(Failure::Panic(panic_text(&*panic)))
             }
         };
-        (outcome, compute)
+        Ran { outcome, batch, started, time, profile: times.map(|times| self.operators(&times)) }
+    }
+
+    fn operators(&self, times: &[Duration]) -> Vec<OperatorTime> {
+        let nodes = self.model.graph().nodes.iter().zip(times);
+        nodes.map(|(node, &time)| OperatorTime { node: node.name.clone(), operator: node.op_type(), time }).collect()
     }
 
     /// Runs one request on the calling thread.
-    pub(super) fn run_one(&mut self, inputs: &[Tensor], rows: usize) -> Result<InferResponse, Error> {
-        let (outcome, compute) = self.run(&[inputs], rows, true);
-        let outputs = outcome.map_err(Error::from)?.pop().expect("one request has one answer");
-        Ok(InferResponse { outputs, timing: Timing { queue: Duration::ZERO, compute, batch_rows: rows } })
+    pub(super) fn run_one(&mut self, inputs: &[Tensor], rows: usize, profile: bool) -> Result<InferResponse, Error> {
+        let mut ran = self.run(&[inputs], profile);
+        let timing = ran.timing(ran.started, rows, Reason::Inline);
+        let answered = [Answered { queue: Duration::ZERO, total: timing.compute }];
+        let pass = Pass { rows, time: ran.time, reason: Reason::Inline };
+        self.stats.pass(&pass, ran.outcome.is_ok().then_some(&answered));
+        let outputs = ran.outcome.map_err(Error::from)?.pop().expect("one request has one answer");
+        Ok(InferResponse { outputs, timing, profile: ran.profile.take() })
     }
 
     /// Runs a batch and answers each of its requests.
-    fn run_batch(&mut self, batch: Vec<Job<Payload>>) {
-        let started = Instant::now();
-        let batch_rows = batch.iter().map(|job| job.rows).sum();
+    fn run_batch(&mut self, batch: Vec<Job<Payload>>, reason: Reason) {
         let overrides = batch.iter().any(|job| !job.payload.overrides.is_empty());
         if overrides && batch.len() > 1 {
-            return batch.into_iter().for_each(|job| self.run_batch(vec![job]));
+            return batch.into_iter().for_each(|job| self.run_batch(vec![job], reason));
         }
-        let (outcome, compute) = if overrides {
-            self.run_overriding(&batch[0])
+        let rows = batch.iter().map(|job| job.rows).sum();
+        let mut ran = if overrides {
+            self.run_overriding(&batch[0].payload)
         } else {
             let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
-            self.run(&inputs, batch_rows, false)
+            self.run(&inputs, batch.iter().any(|job| job.payload.profile))
         };
+        let pass = Pass { rows, time: ran.time, reason };
+        let outcome = std::mem::replace(&mut ran.outcome, Ok(Vec::new()));
         match outcome {
             Ok(results) => {
+                let now = Instant::now();
+                let counted = |job: &Job<Payload>| Answered {
+                    queue: ran.started.saturating_duration_since(job.arrived),
+                    total: now.saturating_duration_since(job.arrived),
+                };
+                self.stats.pass(&pass, Some(&batch.iter().map(counted).collect::<SmallVec<[_; 64]>>()));
                 for (job, outputs) in batch.into_iter().zip(results) {
-                    let timing = Timing { queue: started.saturating_duration_since(job.arrived), compute, batch_rows };
-                    answer(job, Ok(InferResponse { outputs, timing }));
+                    let (timing, profile) = (ran.timing(job.arrived, rows, reason), ran.profile.take());
+                    answer(job, Ok(InferResponse { outputs, timing, profile }));
                 }
             }
-            Err(failure) if batch.len() == 1 => {
-                for job in batch {
-                    answer(job, Err(Error::from(failure.clone())));
+            Err(failure) => {
+                self.stats.pass(&pass, None);
+                if batch.len() == 1 {
+                    batch
+                        .into_iter()
+                        .for_each(|job| answer(job, Err(Failed { reason: FailReason::Backend, error: failure.clone().into() })));
+                } else {
+                    // One request's values may fail the whole pass: alone, only that one fails.
+                    batch.into_iter().for_each(|job| self.run_batch(vec![job], reason));
                 }
             }
-            // One request's values may fail the whole pass: alone, only that one fails.
-            Err(_) => batch.into_iter().for_each(|job| self.run_batch(vec![job])),
         }
     }
 
     /// Takes batches from the queue until it is closed.
     pub(super) fn work(mut self, queue: &Queue) {
-        while let Some(batch) = queue.next() {
-            self.run_batch(batch);
+        while let Some((batch, reason)) = queue.next() {
+            self.run_batch(batch, reason);
         }
     }
 }
 
 /// Sends the answer; a client that went away does not need it.
-fn answer(job: Job<Payload>, outcome: Result<InferResponse, Error>) {
+fn answer(job: Job<Payload>, outcome: Result<InferResponse, Failed>) {
     let _ = job.payload.reply.send(outcome);
 }
 

@@ -63,7 +63,7 @@ fn held_out_digits_are_recognised_and_have_the_same_bits_alone_and_together() {
     let right = alone.iter().zip(&samples).filter(|(found, (_, label))| most_likely(found) as i64 == *label).count();
     assert!(right as f64 >= 0.98 * samples.len() as f64, "{right} of {} are right", samples.len());
     let handle = server.repository.get("digits", None).unwrap();
-    let (batches, rows) = (handle.stats().batches(), handle.stats().rows);
+    let (batches, rows) = (handle.handle().unwrap().stats().batches(), handle.handle().unwrap().stats().rows);
     assert_eq!((batches, rows), (450, 450), "one by one, every request is a pass of its own");
 
     let (next, start) = (AtomicUsize::new(0), Barrier::new(CONNECTIONS));
@@ -85,7 +85,7 @@ fn held_out_digits_are_recognised_and_have_the_same_bits_alone_and_together() {
     for (i, found) in together {
         assert_eq!(found, alone[i], "image {i} has other bits in a batch");
     }
-    let stats = handle.stats();
+    let stats = handle.handle().unwrap().stats();
     assert_eq!(stats.rows - rows, 450);
     assert!(stats.batches() - batches < 225, "{} passes for 450 requests of {CONNECTIONS} connections", stats.batches() - batches);
 }

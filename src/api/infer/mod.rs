@@ -2,7 +2,7 @@
 //!
 //! How a protocol uses it:
 //!
-//! 1. It asks the repository for the [`Handle`] first: a wrong name costs no parsing.
+//! 1. It asks the repository for the [`Servable`] first: a wrong name costs no parsing.
 //! 2. It reads its message into an [`Envelope`]. An input is a parsed tensor or raw little-endian bytes
 //!    ([`Contents`]); [`datatype`], [`dims`] and [`elements`] read the parts with the same words for every protocol.
 //!    Parameters go through [`Parameters::set`] and [`Wanted::set`], which know the reserved ones.
@@ -19,7 +19,6 @@ mod classify;
 mod parameters;
 pub(super) mod raw;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -32,7 +31,7 @@ use super::layers::Measured;
 use super::metrics::Phases;
 use crate::engine::{DType, Port, Signature, Tensor, Value};
 use crate::error::{Error, Kind};
-use crate::serve::{Handle, InferRequest};
+use crate::serve::{InferRequest, Servable};
 
 pub(super) use parameters::{Param, Parameters, input_parameter};
 
@@ -153,7 +152,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
 }
 
 /// The same error with the model's name in front.
-pub(super) fn of_model(handle: &Handle, error: Error) -> Error {
+pub(super) fn of_model(handle: &Servable, error: Error) -> Error {
     Error::new(error.kind(), format!("model `{}`: {}", handle.name(), error.message()))
 }
 
@@ -203,9 +202,9 @@ pub(super) fn names(ports: &[Port]) -> String {
 ///
 /// # Errors
 /// `InvalidArgument` that names the model and the input or output: one that is unknown, missing or given twice, raw bytes that
-/// do not fit their shape, an output that has no form in the answer. Shapes are checked by [`Handle::infer`].
-pub(super) fn prepare(envelope: Envelope, handle: &Handle) -> Result<Prepared, Error> {
-    let signature = handle.model().signature();
+/// do not fit their shape, an output that has no form in the answer. Shapes are checked by [`Servable::infer`].
+pub(super) fn prepare(envelope: Envelope, handle: &Servable) -> Result<Prepared, Error> {
+    let signature = handle.signature();
     let Envelope { id, parameters, inputs, outputs } = envelope;
     let prepared = arrange(inputs, signature)
         .and_then(|given| Ok((given, choose(&outputs, &parameters, signature)?)))
@@ -280,17 +279,17 @@ fn has_a_form(port: &Port, classes: usize, binary: bool) -> Result<(), String> {
 /// Queues a request and waits for the model. `received` is when its decoding began.
 ///
 /// # Errors
-/// As [`Handle::infer`].
+/// As [`Servable::infer`].
 pub(super) async fn execute(
     shared: &Shared,
-    handle: &Handle,
+    handle: &Servable,
     Given { inputs, overrides }: Given,
     parameters: &Parameters,
     received: Instant,
 ) -> Result<Executed, Error> {
     let parsed = Instant::now();
     let deadline = parameters.timeout.and_then(|timeout| received.checked_add(timeout.min(shared.limits.max_timeout)));
-    let response = handle.infer(InferRequest { inputs, overrides, deadline }).await?;
+    let response = handle.infer(InferRequest { deadline, priority: parameters.priority, overrides, ..InferRequest::new(inputs) }).await?;
     let timing = response.timing;
     let phases = Phases { parse: parsed - received, queue: timing.queue, compute: timing.compute, ..Phases::default() };
     Ok(Executed { outputs: response.outputs, phases, computed: Instant::now() })
@@ -310,13 +309,13 @@ impl Executed {
 
 impl Clock {
     /// The times of an answer that is encoded now.
-    pub(super) fn measured(self, shared: &Shared, handle: &Handle) -> Measured {
+    pub(super) fn measured(self, shared: &Shared, handle: &Servable) -> Measured {
         let phases = Phases { serialize: self.computed.elapsed(), ..self.phases };
         Measured { phases, metrics: shared.metrics.model(handle.name(), handle.version()) }
     }
 
     /// The answer over HTTP, encoded now.
-    pub(super) fn answer(self, payload: Payload, shared: &Shared, handle: &Handle) -> Response {
+    pub(super) fn answer(self, payload: Payload, shared: &Shared, handle: &Servable) -> Response {
         let mut response = payload.into_response();
         response.extensions_mut().insert(self.measured(shared, handle));
         response
@@ -327,11 +326,11 @@ impl Prepared {
     /// Queues the request and takes what was asked for of the model's outputs. `received` is when its decoding began.
     ///
     /// # Errors
-    /// As [`Handle::infer`].
-    pub(super) async fn run(self, shared: &Shared, handle: &Arc<Handle>, received: Instant) -> Result<Answer, Error> {
+    /// As [`Servable::infer`].
+    pub(super) async fn run(self, shared: &Shared, handle: &Servable, received: Instant) -> Result<Answer, Error> {
         let executed = execute(shared, handle, self.given, &self.parameters, received).await?;
         let (clock, mut values) = (executed.clock(), executed.outputs);
-        let signature = handle.model().signature();
+        let signature = handle.signature();
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for Chosen { output, classes, binary } in self.outputs {
             let name = &signature.outputs[output].name;

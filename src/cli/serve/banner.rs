@@ -7,7 +7,7 @@ use crate::api::Stats;
 use crate::cli::print;
 use crate::config::{LogFormat, Settings};
 use crate::engine::Isa;
-use crate::serve::{Handle, Repository, State};
+use crate::serve::{Repository, Servable, State};
 
 /// Where the server says something, and the address by which it is reached.
 #[derive(Clone, Copy, Debug)]
@@ -48,10 +48,10 @@ impl Banner {
                 match (self.format, &status.state) {
                     (LogFormat::Text, State::Ready(handle)) => say(&format!("  {name:width$}  version {version} ready{}\n", speed(handle))),
                     (LogFormat::Text, State::Failed(reason)) => say(&format!("  {name:width$}  FAILED: {reason}\n")),
-                    (LogFormat::Text, State::Loading) => say(&format!("  {name:width$}  version {version} is loading\n")),
+                    (LogFormat::Text, state) => say(&format!("  {name:width$}  version {version} is {}\n", state.name())),
                     (LogFormat::Json, State::Ready(_)) => tracing::info!(model = name, version, "model ready"),
                     (LogFormat::Json, State::Failed(reason)) => tracing::error!(model = name, version, %reason, "model failed"),
-                    (LogFormat::Json, State::Loading) => tracing::info!(model = name, version, "model loading"),
+                    (LogFormat::Json, state) => tracing::info!(model = name, version, state = state.name(), "model"),
                 }
             }
         }
@@ -81,7 +81,7 @@ fn engine(threads: usize, isa: Isa) -> String {
     format!("{threads} engine thread{plural}, {isa}")
 }
 
-fn speed(handle: &Handle) -> String {
+fn speed(handle: &Servable) -> String {
     handle.row_cost().map(|cost| format!(" ({:.3} ms per row)", cost.as_secs_f64() * 1e3)).unwrap_or_default()
 }
 

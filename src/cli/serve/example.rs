@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use crate::api::json::Writer;
 use crate::cli::healthcheck::reachable;
 use crate::config::Settings;
-use crate::engine::{Model, Signature, Tensor};
-use crate::serve::{Golden, Handle, Repository};
+use crate::engine::{Signature, Tensor};
+use crate::serve::{Golden, Repository, Servable};
 
 /// Longer ones are no example any more: a terminal shows a few lines.
 const BODY_MAX: usize = 1000;
@@ -19,9 +19,10 @@ pub(super) fn curl(repository: &Repository, settings: &Settings, address: Socket
     {
         return Some(line(&format!("{server}/predict"), &body));
     }
-    repository.ready().iter().find_map(|handle| {
-        let body = body(handle, settings)?;
-        Some(line(&format!("{server}/v1/models/{}:predict", handle.name()), &body))
+    let versions = repository.list().into_iter().flat_map(|model| model.versions);
+    versions.filter_map(|version| version.state.servable().cloned()).find_map(|servable| {
+        let body = body(&servable, settings)?;
+        Some(line(&format!("{server}/v1/models/{}:predict", servable.name()), &body))
     })
 }
 
@@ -30,20 +31,20 @@ fn line(url: &str, body: &str) -> String {
 }
 
 /// The body of a request for one row; `None` if there is no sample, or it is too long.
-fn body(handle: &Handle, settings: &Settings) -> Option<String> {
-    let golden = Golden::read(&settings.models.join(handle.name()).join("golden")).ok().flatten();
+fn body(servable: &Servable, settings: &Settings) -> Option<String> {
+    let golden = Golden::read(&settings.models.join(servable.name()).join("golden")).ok().flatten();
     let inputs = match golden {
         Some(golden) => golden.inputs,
-        None => zeros(handle.model())?,
+        None => zeros(servable.signature())?,
     };
-    let body = write(handle.model().signature(), &inputs);
+    let body = write(servable.signature(), &inputs);
     (body.len() <= BODY_MAX).then_some(body)
 }
 
-fn zeros(model: &Model) -> Option<Vec<Tensor>> {
-    let shapes = model.batch_shapes(1)?;
+fn zeros(signature: &Signature) -> Option<Vec<Tensor>> {
+    let shapes = signature.batch_shapes(1)?;
     let zero = |(port, shape): (&crate::engine::Port, &crate::engine::Shape)| Some(Tensor::zeros(port.kind.dtype()?, shape));
-    model.signature().inputs.iter().zip(&shapes).map(zero).collect()
+    signature.inputs.iter().zip(&shapes).map(zero).collect()
 }
 
 /// By rows where the model has rows and one input, by columns otherwise.

@@ -1,0 +1,376 @@
+//! Changes of what is served: load, reload and unload.
+//!
+//! What is new is loaded, planned, warmed and verified beside what serves, on a thread that only gets the CPU time that
+//! requests leave. Then both are exchanged under one short lock, by a thread of normal priority: a lock must not be held by
+//! one that may have to wait for the CPU. What served before answers the requests that hold it and is taken apart after the
+//! last of them. A version that fails changes nothing but the index.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::overrides::Scratch;
+use super::source::{self, Found, Source};
+use super::{Entry, Label, Overrides, Repository, State, VersionStatus, find, unknown};
+use crate::engine::Threads;
+use crate::error::{Error, Kind};
+use crate::resources;
+use crate::serve::Servable;
+use crate::serve::handle::{Handle, Parts};
+use crate::serve::loading::{Task, prepare};
+use crate::serve::settings::ModelSettings;
+use crate::serve::worker::panic_text;
+
+/// How often versions of a model were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadCounts {
+    /// Versions that became ready.
+    pub ok: u64,
+    /// Versions that failed.
+    pub failed: u64,
+}
+
+/// What to unload with a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unload {
+    /// Also the models that it uses as steps.
+    pub dependents: bool,
+}
+
+/// What a change brought.
+#[derive(Debug, Default)]
+struct Changed {
+    /// Versions that failed, and why.
+    failures: Vec<(String, String)>,
+    /// What served before and does not any more.
+    retired: Vec<(String, Servable)>,
+}
+
+/// What became of one version.
+type Loaded = (String, Result<Servable, String>);
+
+/// How much of the machine loading may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// Nobody is served yet.
+    Startup,
+    /// What requests leave.
+    Background,
+}
+
+impl Repository {
+    /// Loads a model of the repository, or loads it anew. It serves throughout: by the time this returns the new contents
+    /// answer. Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// `NotFound` if the repository has no such model; `InvalidArgument` if the overrides or the model are wrong, with the
+    /// reason: then what served before still does. `Unavailable` while the server is going down.
+    pub async fn load_model(self: &Arc<Self>, name: &str, overrides: Overrides) -> Result<(), Error> {
+        if self.is_draining() {
+            return Err(Error::new(Kind::Unavailable, "the server is draining"));
+        }
+        self.change(name, move |repository, name| repository.load_now(name, &overrides)).await
+    }
+
+    /// Takes a model out of service. Requests that hold it are still answered. Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such model.
+    pub async fn unload_model(self: &Arc<Self>, name: &str, _unload: Unload) -> Result<(), Error> {
+        self.change(name, move |repository, name| repository.unload_now(name)).await
+    }
+
+    /// Runs a change where it may block.
+    async fn change(
+        self: &Arc<Self>,
+        name: &str,
+        change: impl FnOnce(&Arc<Self>, &str) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (repository, name) = (Arc::clone(self), name.to_owned());
+        let task = async move {
+            let _turn = repository.changes.acquire().await;
+            let repository = Arc::clone(&repository);
+            let changed = tokio::task::spawn_blocking(move || change(&repository, &name)).await;
+            changed.unwrap_or_else(|error| Err(Error::internal("the change failed", error)))
+        };
+        // As a task of its own it goes on when the client goes away.
+        tokio::spawn(task).await.unwrap_or_else(|error| Err(Error::internal("the change failed", error)))
+    }
+
+    fn load_now(self: &Arc<Self>, name: &str, overrides: &Overrides) -> Result<(), Error> {
+        let (source, scratch) = self.source(name, overrides)?;
+        let gate = self.gate(name);
+        let _turn = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.find(name, source, overrides.config.as_deref());
+        let found = found.map_err(|reason| {
+            self.fail(name, &reason);
+            Error::invalid(format!("model `{name}`: {reason}"))
+        })?;
+        let Changed { failures, retired } = self.apply(name, found, Pace::Background, &|_| {});
+        drop(scratch);
+        self.drain_later(name, retired);
+        match failures.first() {
+            None => Ok(()),
+            Some((version, reason)) => Err(Error::invalid(format!("failed to load model `{name}` version {version}: {reason}"))),
+        }
+    }
+
+    /// Where the model's files are: in the repository, or in a folder for what the client sent.
+    fn source(&self, name: &str, overrides: &Overrides) -> Result<(Source, Option<Scratch>), Error> {
+        if !source::is_model_name(name) {
+            return Err(Error::invalid(format!("`{name}` is no name for a model")));
+        }
+        if !overrides.files.is_empty() {
+            let scratch = Scratch::write(&self.options.scratch, &overrides.files)?;
+            return Ok((Source::Folder(scratch.path().to_owned()), Some(scratch)));
+        }
+        let found = source::find(&self.options.folder, self.options.model_name.as_deref(), name);
+        let found = found.map_err(|reason| Error::internal("the repository cannot be read", reason))?;
+        found.map_or_else(|| Err(unknown(name, &self.read())), |source| Ok((source, None)))
+    }
+
+    /// What there is of a model now, its labels of the run time counted.
+    fn find(&self, name: &str, source: Source, config: Option<&str>) -> Result<Found, String> {
+        let mut settings = source.settings(&self.options.defaults)?;
+        if let Some(config) = config {
+            settings.apply_json(config)?;
+        }
+        let labels = {
+            let entries = self.read();
+            entries.get(name).map(|entry| entry.labels.clone()).unwrap_or_default()
+        };
+        let mut named = settings.version_labels.clone();
+        for (label, rule) in labels {
+            match rule {
+                Some(rule) => named.insert(label, rule),
+                None => named.remove(&label),
+            };
+        }
+        source.find(settings, named.values().flat_map(Label::versions))
+    }
+
+    /// The lock of a model's changes; the model is made known if it is not.
+    fn gate(&self, name: &str) -> Arc<std::sync::Mutex<()>> {
+        let mut entries = self.write();
+        let entry = entries.entry(name.to_owned()).or_insert_with(|| Entry::new(ModelSettings::new(&self.options.defaults), vec![]));
+        Arc::clone(&entry.gate)
+    }
+
+    /// Loads what was found of a model before the server serves.
+    pub(super) fn load_at_start(&self, name: &str, progress: impl Fn(&VersionStatus)) {
+        let source = source::find(&self.options.folder, self.options.model_name.as_deref(), name);
+        let found = source.and_then(|source| find(source.ok_or("it is not there any more")?, &self.options));
+        let gate = self.gate(name);
+        let _turn = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        match found {
+            Err(reason) => self.fail(name, &reason),
+            Ok(found) => {
+                let Changed { retired, .. } = self.apply(name, found, Pace::Startup, &progress);
+                self.drain(name, retired);
+            }
+        }
+    }
+
+    /// Loads the wanted versions and exchanges them for what served.
+    fn apply(&self, name: &str, found: Found, pace: Pace, progress: &dyn Fn(&VersionStatus)) -> Changed {
+        let serves = {
+            let mut entries = self.write();
+            let entry = entries.get_mut(name).expect("the gate made it");
+            entry.versions.retain(|slot| !slot.version.is_empty());
+            for version in &found.wanted {
+                let slot = entry.slot_mut(version);
+                if slot.state.servable().is_none() {
+                    slot.state = State::Loading;
+                }
+            }
+            entry.newest().is_some()
+        };
+        let mut loaded: Vec<Loaded> = Vec::new();
+        for version in found.wanted.iter().rev() {
+            let outcome = self.load_one(name, version, &found, pace);
+            progress(&VersionStatus::new(version, outcome.clone().map_or_else(State::Failed, State::Ready)));
+            loaded.push((version.clone(), outcome));
+        }
+        // Better an older version than none: what is newest on disk may be broken while the server starts.
+        if !serves && loaded.iter().all(|(_, outcome)| outcome.is_err()) {
+            for version in &found.spare {
+                let outcome = self.load_one(name, version, &found, pace);
+                let done = outcome.is_ok();
+                loaded.push((version.clone(), outcome));
+                if done {
+                    tracing::warn!(model = name, version = %version, "an older version serves instead");
+                    break;
+                }
+            }
+        }
+        self.exchange(name, found, loaded)
+    }
+
+    fn load_one(&self, name: &str, version: &str, found: &Found, pace: Pace) -> Result<Servable, String> {
+        let prepared = match pace {
+            Pace::Startup => self.prepare(name, version, found, Arc::clone(&self.options.threads)),
+            Pace::Background => std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().name("load".to_owned()).spawn_scoped(scope, || {
+                    resources::lower_priority();
+                    let threads = Threads::starting(self.options.threads.count(), resources::lower_priority);
+                    let threads = threads.map_err(|error| format!("the system cannot start threads: {error}"))?;
+                    self.prepare(name, version, found, Arc::new(threads))
+                });
+                let thread = thread.map_err(|error| format!("the system cannot start a thread: {error}"))?;
+                thread.join().unwrap_or_else(|panic| Err(panic_text(&*panic)))
+            }),
+        };
+        // The workers inherit this thread's priority, not that of the one that loaded.
+        let started = prepared.and_then(|parts| {
+            let handle = Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))?;
+            Ok(Servable::from(Arc::new(handle)))
+        });
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.entry(name.to_owned()).or_default();
+        match &started {
+            Ok(_) => {
+                counts.ok += 1;
+                tracing::info!(model = name, version, "loaded");
+            }
+            Err(reason) => {
+                counts.failed += 1;
+                tracing::warn!(model = name, version, %reason, "a version failed to load");
+            }
+        }
+        started
+    }
+
+    /// Loads, warms and verifies. A bug that one model brings out must not keep others from serving.
+    fn prepare(&self, name: &str, version: &str, found: &Found, threads: Arc<Threads>) -> Result<Parts, String> {
+        let Found { source, settings, .. } = found;
+        let golden = source.golden();
+        let load = || {
+            let file = source.file(version, settings)?;
+            let golden = golden.as_deref().map(Path::new);
+            prepare(Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads })
+        };
+        catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
+    }
+
+    /// Puts what was loaded into service and takes out what is not wanted any more.
+    fn exchange(&self, name: &str, found: Found, loaded: Vec<Loaded>) -> Changed {
+        let Changed { mut failures, mut retired } = Changed::default();
+        let mut entries = self.write();
+        let entry = entries.get_mut(name).expect("the gate made it");
+        let kept: Vec<String> = loaded.iter().map(|(version, _)| version.clone()).collect();
+        for (version, outcome) in loaded {
+            let slot = entry.slot_mut(&version);
+            match outcome {
+                Ok(servable) => {
+                    slot.reload_failure.clear();
+                    if let State::Ready(old) = std::mem::replace(&mut slot.state, State::Ready(servable)) {
+                        retired.push((version, old));
+                    }
+                }
+                Err(reason) => {
+                    match &mut slot.state {
+                        State::Ready(_) => slot.reload_failure.clone_from(&reason),
+                        state => *state = State::Failed(reason.clone()),
+                    }
+                    failures.push((version, reason));
+                }
+            }
+        }
+        // What is not wanted any more goes only if all that is wanted came: a broken version never costs a good one.
+        let replaced = failures.is_empty();
+        entry.versions.retain_mut(|slot| {
+            if kept.contains(&slot.version) || (matches!(slot.state, State::Ready(_)) && !replaced) {
+                return true;
+            }
+            match std::mem::replace(&mut slot.state, State::Unloading) {
+                State::Ready(old) => {
+                    retired.push((slot.version.clone(), old));
+                    true
+                }
+                state => matches!(state, State::Unloading),
+            }
+        });
+        entry.settings = found.settings;
+        Changed { failures, retired }
+    }
+
+    /// Notes why a model as a whole could not be loaded; what serves goes on.
+    fn fail(&self, name: &str, reason: &str) {
+        tracing::warn!(model = name, %reason, "a model failed to load");
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default().failed += 1;
+        let mut entries = self.write();
+        let Some(entry) = entries.get_mut(name) else { return };
+        match entry.versions.iter_mut().rev().find(|slot| slot.state.servable().is_some()) {
+            Some(slot) => slot.reload_failure = reason.to_owned(),
+            None => entry.versions = vec![VersionStatus::new("", State::Failed(reason.to_owned()))],
+        }
+    }
+
+    fn unload_now(self: &Arc<Self>, name: &str) -> Result<(), Error> {
+        let gate = {
+            let entries = self.read();
+            entries.get(name).map(|entry| Arc::clone(&entry.gate)).ok_or_else(|| unknown(name, &entries))?
+        };
+        let _turn = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = Vec::new();
+        if let Some(entry) = self.write().get_mut(name) {
+            entry.versions.retain(|slot| !slot.version.is_empty());
+            for slot in &mut entry.versions {
+                slot.reload_failure.clear();
+                match std::mem::replace(&mut slot.state, State::Unloaded) {
+                    State::Ready(old) => {
+                        slot.state = State::Unloading;
+                        retired.push((slot.version.clone(), old));
+                    }
+                    State::Unloading => slot.state = State::Unloading,
+                    _ => {}
+                }
+            }
+        }
+        tracing::info!(model = name, "unloaded");
+        self.drain_later(name, retired);
+        Ok(())
+    }
+
+    /// [`Repository::drain`] on a thread of its own: the change is done, what is left is waiting.
+    fn drain_later(self: &Arc<Self>, name: &str, retired: Vec<(String, Servable)>) {
+        if retired.is_empty() {
+            return;
+        }
+        let (repository, owned) = (Arc::clone(self), name.to_owned());
+        let spawned = std::thread::Builder::new().name("drain".to_owned()).spawn(move || repository.drain(&owned, retired));
+        if let Err(error) = spawned {
+            tracing::warn!(model = name, %error, "the system cannot start a thread; the last request takes the version apart");
+        }
+    }
+
+    /// Waits until nobody holds what was retired, and takes it apart here rather than on the thread of a request.
+    fn drain(&self, name: &str, retired: Vec<(String, Servable)>) {
+        /// How often it is looked whether the last request has gone: nothing waits for it but memory.
+        const LOOK: Duration = Duration::from_millis(2);
+        for (version, servable) in retired {
+            while servable.is_held() {
+                std::thread::sleep(LOOK);
+            }
+            servable.close();
+            drop(servable);
+            let mut entries = self.write();
+            let Some(entry) = entries.get_mut(name) else { continue };
+            let unloaded = entry.newest().is_none();
+            if let Some(at) = entry.versions.iter().position(|slot| slot.version == version && matches!(slot.state, State::Unloading)) {
+                if unloaded {
+                    entry.versions[at].state = State::Unloaded;
+                } else {
+                    entry.versions.remove(at);
+                }
+            }
+        }
+    }
+
+    /// How often versions were loaded, by model.
+    pub fn load_counts(&self) -> Vec<(String, LoadCounts)> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(name, counts)| (name.clone(), *counts)).collect()
+    }
+}

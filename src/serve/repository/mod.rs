@@ -1,0 +1,415 @@
+//! The model repository: which models there are, in which versions and states, and who answers for them.
+//!
+//! Requests only read: [`Repository::get`] takes a clone of what answers, and whoever holds one can be sure of its answer.
+//! Every change prepares what is new beside what serves, then exchanges both under one short lock (`change`).
+
+mod change;
+mod label;
+mod overrides;
+mod source;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::Servable;
+use super::handle::Handle;
+use super::settings::{Defaults, ModelSettings};
+use crate::engine::{LoadOptions, Threads};
+use crate::error::{Error, Kind};
+
+pub use change::{LoadCounts, Unload};
+pub use label::{Choice, DEFAULT_LABEL, Label, Mirror};
+pub use overrides::Overrides;
+pub use source::{is_model_name, model_files, version_file, versions};
+pub use state::{ModelState, ModelStatus, ReadyWhen, ServerState, State, VersionStatus};
+
+use label::Turn;
+use source::{Found, Source, version_order};
+
+/// How a repository is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder of models, or one model's folder or file.
+    pub folder: PathBuf,
+    /// The name of the model that `folder` is, if it is one; by default that of the file or folder.
+    pub model_name: Option<String>,
+    /// The model that answers where a request names none; the only one, if `None`.
+    pub default_model: Option<String>,
+    /// Settings of models that do not say otherwise.
+    pub defaults: Defaults,
+    /// How models are loaded.
+    pub load: LoadOptions,
+    /// The threads that one forward pass may use.
+    pub threads: Arc<Threads>,
+    /// Forward passes of one model that may run on the threads of their requests at once.
+    pub inline_sessions: usize,
+    /// Whether a repository without models is ready.
+    pub allow_no_models: bool,
+    /// Which models must serve for the server to be ready.
+    pub ready_when: ReadyWhen,
+    /// Where files are kept that clients send with a request to load, while they are loaded.
+    pub scratch: PathBuf,
+    /// A request that waits this long without any worker taking a batch means that the workers are stuck.
+    pub stall_limit: Duration,
+}
+
+impl Options {
+    /// The options for `folder` with defaults for everything else.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            model_name: None,
+            default_model: None,
+            defaults: Defaults::default(),
+            load: LoadOptions::default(),
+            threads: Arc::new(Threads::single()),
+            inline_sessions: 2,
+            allow_no_models: false,
+            ready_when: ReadyWhen::All,
+            scratch: std::env::temp_dir(),
+            stall_limit: Duration::from_secs(60),
+        }
+    }
+}
+
+/// One model.
+#[derive(Debug)]
+struct Entry {
+    settings: ModelSettings,
+    /// Oldest first.
+    versions: Vec<VersionStatus>,
+    /// Labels that were set or removed (`None`) at run time: they go before those of the settings.
+    labels: BTreeMap<String, Option<Label>>,
+    turn: Turn,
+    /// Held while the model is changed: one change at a time.
+    gate: Arc<Mutex<()>>,
+}
+
+impl Entry {
+    fn new(settings: ModelSettings, versions: Vec<VersionStatus>) -> Self {
+        Self { settings, versions, labels: BTreeMap::new(), turn: Turn::default(), gate: Arc::default() }
+    }
+
+    fn slot(&self, version: &str) -> Option<&VersionStatus> {
+        self.versions.iter().find(|known| known.version == version)
+    }
+
+    /// The slot of a version, made if there is none.
+    fn slot_mut(&mut self, version: &str) -> &mut VersionStatus {
+        let at = self.versions.iter().position(|known| known.version == version).unwrap_or_else(|| {
+            let at = self.versions.partition_point(|known| version_order(&known.version, version).is_lt());
+            self.versions.insert(at, VersionStatus::new(version, State::Loading));
+            at
+        });
+        &mut self.versions[at]
+    }
+
+    /// The newest version that is ready.
+    fn newest(&self) -> Option<&Servable> {
+        self.versions.iter().rev().find_map(|version| version.state.servable())
+    }
+
+    fn label(&self, name: &str) -> Option<&Label> {
+        match self.labels.get(name) {
+            Some(label) => label.as_ref(),
+            None => self.settings.version_labels.get(name),
+        }
+    }
+
+    /// Every label in force.
+    fn all_labels(&self) -> BTreeMap<String, Label> {
+        let mut labels = self.settings.version_labels.clone();
+        for (name, label) in &self.labels {
+            match label {
+                Some(label) => labels.insert(name.clone(), label.clone()),
+                None => labels.remove(name),
+            };
+        }
+        labels
+    }
+
+    /// What answers under a label.
+    fn labelled(&self, model: &str, name: &str, label: &Label) -> Result<Servable, Error> {
+        let ready = |version: &str| self.slot(version).is_some_and(|slot| slot.state.servable().is_some());
+        let picked = label.pick(&self.turn, ready).and_then(|version| self.slot(version)?.state.servable());
+        picked.cloned().ok_or_else(|| {
+            let versions = label.split.iter().map(|(version, _)| version.as_str()).collect::<Vec<_>>().join(", ");
+            Error::new(Kind::Unavailable, format!("model `{model}`: no version of the label `{name}` is ready: {versions}"))
+        })
+    }
+}
+
+/// The models of one folder.
+#[derive(Debug)]
+pub struct Repository {
+    options: Options,
+    entries: RwLock<BTreeMap<String, Entry>>,
+    counts: Mutex<BTreeMap<String, LoadCounts>>,
+    /// Changes that may be under way at once, over all models.
+    changes: Semaphore,
+    started: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Repository {
+    /// Finds the models of a folder; [`Repository::load`] loads them.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or the default model is not in it.
+    pub fn open(options: Options) -> Result<Self, String> {
+        let sources = source::scan(&options.folder, options.model_name.as_deref())?;
+        let entry = |(name, source): (String, Source)| {
+            let entry = match find(source, &options) {
+                Ok(Found { settings, wanted, .. }) => {
+                    Entry::new(settings, wanted.into_iter().map(|version| VersionStatus::new(version, State::Loading)).collect())
+                }
+                Err(reason) => Entry::new(ModelSettings::new(&options.defaults), vec![VersionStatus::new("", State::Failed(reason))]),
+            };
+            (name, entry)
+        };
+        let entries: BTreeMap<String, Entry> = sources.into_iter().map(entry).collect();
+        if let Some(name) = &options.default_model
+            && !entries.contains_key(name)
+        {
+            return Err(format!("the default model `{name}` is not in {}; there are {}", options.folder.display(), names(&entries)));
+        }
+        /// Loading is given what is left of the CPUs; more at once would only take memory.
+        const CHANGES_MAX: usize = 2;
+        Ok(Self {
+            started: AtomicBool::new(entries.is_empty()),
+            options,
+            entries: RwLock::new(entries),
+            counts: Mutex::default(),
+            changes: Semaphore::new(CHANGES_MAX),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Loads every version that was found, on as many threads as the engine may use. `progress` is told each version as it
+    /// ends, with how many are done and how many there are.
+    pub fn load(&self, progress: impl Fn(&str, &VersionStatus, usize, usize) + Sync) {
+        let (jobs, total): (Vec<String>, usize) = {
+            let entries = self.read();
+            let loading = |entry: &Entry| entry.versions.iter().filter(|version| matches!(version.state, State::Loading)).count();
+            let jobs = entries.iter().filter(|(_, entry)| loading(entry) > 0).map(|(name, _)| name.clone()).collect();
+            (jobs, entries.values().map(loading).sum())
+        };
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let work = || {
+            while let Some(name) = jobs.get(next.fetch_add(1, Relaxed)) {
+                self.load_at_start(name, |status| {
+                    let done = done.fetch_add(1, Relaxed) + 1;
+                    progress(name, status, done, total.max(done));
+                });
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.options.threads.count().min(jobs.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        self.started.store(true, Relaxed);
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who answers for a model. `None` for a version is [`Choice::Default`].
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such model, version or label, or it was unloaded; `Unavailable` if it is loading or failed to
+    /// load, with the reason.
+    pub fn get<'a>(&self, name: &str, choice: impl Into<Choice<'a>>) -> Result<Servable, Error> {
+        let entries = self.read();
+        let entry = entries.get(name).ok_or_else(|| unknown(name, &entries))?;
+        match choice.into() {
+            Choice::Default => match entry.label(DEFAULT_LABEL) {
+                Some(label) => entry.labelled(name, DEFAULT_LABEL, label),
+                None => entry.newest().cloned().ok_or_else(|| unavailable(name, entry.versions.last())),
+            },
+            Choice::Version(version) => match (entry.slot(version), entry.label(version)) {
+                (Some(slot), _) => slot.state.servable().cloned().ok_or_else(|| unavailable(name, Some(slot))),
+                (None, Some(label)) => entry.labelled(name, version, label),
+                (None, None) => {
+                    let known = entry.versions.iter().map(|v| v.version.as_str()).collect::<Vec<_>>().join(", ");
+                    Err(Error::new(Kind::NotFound, format!("model `{name}` has no version `{version}`; its versions are {known}")))
+                }
+            },
+            Choice::Label(label) => match entry.label(label) {
+                Some(rule) => entry.labelled(name, label, rule),
+                None => {
+                    let labels = entry.all_labels();
+                    let known = if labels.is_empty() { "none".to_owned() } else { labels.into_keys().collect::<Vec<_>>().join(", ") };
+                    Err(Error::new(Kind::NotFound, format!("model `{name}` has no label `{label}`; its labels are {known}")))
+                }
+            },
+        }
+    }
+
+    /// Who answers where a request names no model: the configured default, or the only model.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there are several and none is the default; otherwise as [`Repository::get`].
+    pub fn default_model(&self) -> Result<Servable, Error> {
+        if let Some(name) = &self.options.default_model {
+            return self.get(name, None);
+        }
+        let only = {
+            let entries = self.read();
+            if entries.len() > 1 {
+                let message = format!(
+                    "there are several models ({}) and no default: name one in the path, or start with --default-model",
+                    names(&entries)
+                );
+                return Err(Error::invalid(message));
+            }
+            entries.keys().next().cloned()
+        };
+        only.map_or_else(|| Err(Error::new(Kind::NotFound, "the server has no model")), |name| self.get(&name, None))
+    }
+
+    /// The labels of a model.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such model.
+    pub fn labels(&self, name: &str) -> Result<BTreeMap<String, Label>, Error> {
+        let entries = self.read();
+        entries.get(name).map(Entry::all_labels).ok_or_else(|| unknown(name, &entries))
+    }
+
+    /// Sets what a label of a model stands for, or removes it. It holds until the server ends, before the model's settings.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such model, or a version of the rule is not ready; `InvalidArgument` if the label is no name
+    /// or the rule cannot be followed.
+    pub fn set_label(&self, name: &str, label: &str, rule: Option<Label>) -> Result<(), Error> {
+        if !label::is_path_segment(label) {
+            return Err(Error::invalid(format!("`{label}` is no name for a label")));
+        }
+        let mut entries = self.write();
+        let Some(entry) = entries.get_mut(name) else { return Err(unknown(name, &entries)) };
+        if let Some(rule) = &rule {
+            rule.check().map_err(|reason| Error::invalid(format!("model `{name}`: label `{label}`: {reason}")))?;
+            for version in rule.versions() {
+                if entry.slot(version).is_none_or(|slot| slot.state.servable().is_none()) {
+                    let message = format!("model `{name}`: label `{label}`: version `{version}` is not ready");
+                    return Err(Error::new(Kind::NotFound, message));
+                }
+            }
+        }
+        entry.labels.insert(label.to_owned(), rule);
+        Ok(())
+    }
+
+    /// Every model and version with its state, by name.
+    pub fn list(&self) -> Vec<ModelStatus> {
+        self.read().iter().map(|(name, entry)| ModelStatus { name: name.clone(), versions: entry.versions.clone() }).collect()
+    }
+
+    /// The state of the server.
+    pub fn state(&self) -> ServerState {
+        self.state_with(&self.list())
+    }
+
+    fn state_with(&self, models: &[ModelStatus]) -> ServerState {
+        let wrong = |model: &ModelStatus| matches!(model.state(), ModelState::Degraded | ModelState::Failed);
+        match () {
+            () if self.is_draining() => ServerState::Draining,
+            () if !self.started.load(Relaxed) => ServerState::Starting,
+            () if models.iter().any(wrong) => ServerState::Degraded,
+            () => ServerState::Ready,
+        }
+    }
+
+    /// Whether the models serve that must, and the server is not going down.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn readiness(&self) -> Result<(), String> {
+        let models = self.list();
+        state::readiness(self.options.ready_when, self.state_with(&models), &models, self.options.allow_no_models)
+    }
+
+    /// Whether every queue that has requests makes progress.
+    ///
+    /// # Errors
+    /// Which model is stuck, and for how long.
+    pub fn liveness(&self) -> Result<(), String> {
+        let now = Instant::now();
+        for handle in self.ready() {
+            if let Some(stalled) = handle.stalled(now).filter(|&stalled| stalled > self.options.stall_limit) {
+                return Err(format!(
+                    "model `{}` version {}: no worker has taken a batch for {} s while requests wait",
+                    handle.name(),
+                    handle.version(),
+                    stalled.as_secs()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The models behind the versions that are ready.
+    pub fn ready(&self) -> Vec<Arc<Handle>> {
+        let entries = self.read();
+        let servables = entries.values().flat_map(|entry| &entry.versions).filter_map(|version| version.state.servable());
+        servables.filter_map(|servable| servable.handle().cloned()).collect()
+    }
+
+    /// From now on the server is not ready; requests are still answered.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    /// Whether the server is going down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Answers what waits and ends the workers.
+    pub fn close(&self) {
+        for handle in self.ready() {
+            handle.close();
+        }
+    }
+}
+
+/// What there is of a model at the start.
+fn find(source: Source, options: &Options) -> Result<Found, String> {
+    let settings = source.settings(&options.defaults)?;
+    let labels = settings.version_labels.clone();
+    source.find(settings, labels.values().flat_map(Label::versions))
+}
+
+fn names(entries: &BTreeMap<String, Entry>) -> String {
+    if entries.is_empty() { "none".to_owned() } else { entries.keys().map(String::as_str).collect::<Vec<_>>().join(", ") }
+}
+
+fn unknown(name: &str, entries: &BTreeMap<String, Entry>) -> Error {
+    Error::new(Kind::NotFound, format!("model `{name}` is not known; known are {}", names(entries)))
+}
+
+fn unavailable(name: &str, status: Option<&VersionStatus>) -> Error {
+    let Some(VersionStatus { version, state, .. }) = status else {
+        return Error::new(Kind::Unavailable, format!("model `{name}` has no version"));
+    };
+    match state {
+        State::Failed(reason) => Error::new(Kind::Unavailable, format!("model `{name}` version {version} failed to load: {reason}")),
+        State::Unloaded | State::Unloading => Error::new(Kind::NotFound, format!("model `{name}` version {version} is unloaded")),
+        State::Loading | State::Ready(_) => Error::new(Kind::Unavailable, format!("model `{name}` version {version} is loading")),
+    }
+}
