@@ -9,5 +9,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A weight's bytes stay a slice of the file's buffer instead of being copied while parsing.
         .bytes([".onnx.TensorProto.raw_data"])
         .compile_fds(descriptors)?;
+    let otlp = protox::compile(["proto/opentelemetry/proto/collector/trace/v1/trace_service.proto"], ["proto"])?;
+    // One file with the schema's packages as modules.
+    prost_build::Config::new().include_file("otlp.rs").compile_fds(otlp)?;
     Ok(())
 }

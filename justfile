@@ -41,6 +41,10 @@ isa:
 smoke:
     scripts/smoke.sh "$(scripts/static-build.sh)"
 
+# requests made from the OpenAPI document, valid and not, against the binary (installs schemathesis into target/)
+schemathesis:
+    scripts/schemathesis.sh "$(scripts/static-build.sh)"
+
 # the files in deploy/ against Dockerfile, settings and routes
 deploy:
     scripts/deploy-check.sh
@@ -76,6 +80,10 @@ full-size *NAMES:
 # kernels: each instruction set, over sizes
 bench-kernels *ARGS:
     cargo bench --locked --bench kernels -- {{ARGS}}
+
+# the engine beside ONNX Runtime and OpenVINO on exported models (installs both and PyTorch into .venv-peers)
+bench-peers *ARGS:
+    scripts/peers/run.sh {{ARGS}}
 
 # the server under load beside a hand-written handler (needs wrk)
 bench-serve *ARGS:

@@ -12,6 +12,7 @@ use ndserve::engine::kernels::epilogue::{Activation, Epilogue};
 use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
 use ndserve::engine::kernels::isa::Isa;
 use ndserve::engine::kernels::vector::{self, Binary, Operand};
+use ndserve::engine::kernels::weights::Precision;
 
 fn main() {
     // `cargo bench` passes `--bench`.
@@ -141,7 +142,7 @@ fn convolutions() -> Vec<(&'static str, ConvShape)> {
 fn convolution(isa: Isa, shape: &ConvShape) -> f64 {
     let c_in = shape.c_in / shape.groups;
     let weights = values(shape.c_out * c_in * shape.kernel_h * shape.kernel_w);
-    let w = PackedConv::pack(isa, &weights, shape.c_out, c_in, shape.kernel_h, shape.kernel_w, shape.groups);
+    let w = PackedConv::pack(Precision::F32, isa, &weights, shape.c_out, c_in, shape.kernel_h, shape.kernel_w, shape.groups);
     let (x, bias, mut y) = (values(shape.input_len()), values(shape.c_out), vec![0.0; shape.output_len()]);
     let mut scratch = Vec::new();
     fastest(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
@@ -167,7 +168,7 @@ fn measured_peak(isa: Isa) -> f64 {
     const ROUNDS: usize = 1_000_000;
     let seconds = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => fastest(|| x86::chains_512(ROUNDS)),
+        Isa::Avx512 | Isa::Amx => fastest(|| x86::chains_512(ROUNDS)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => fastest(|| x86::chains_256(ROUNDS)),
         _ => fastest(|| {
@@ -181,7 +182,7 @@ fn measured_peak(isa: Isa) -> f64 {
     let lanes = match isa {
         Isa::Scalar => 4,
         Isa::Avx2 => 8,
-        Isa::Avx512 => 16,
+        Isa::Avx512 | Isa::Amx => 16,
     };
     (2 * 12 * lanes * ROUNDS) as f64 / seconds / 1e9
 }

@@ -11,6 +11,12 @@ use crate::engine::{LoadError, RunError};
 pub enum Kind {
     /// The request is wrong; sending it again gives the same error.
     InvalidArgument,
+    /// The request brings no key, or one that is not known.
+    Unauthenticated,
+    /// The key is known, and not enough for this.
+    PermissionDenied,
+    /// The key was used more often than it may.
+    RateLimited,
     /// No such model, version or path.
     NotFound,
     /// The path exists and the method does not.
@@ -39,6 +45,9 @@ impl Kind {
     /// Every kind.
     pub const ALL: &[Self] = &[
         Self::InvalidArgument,
+        Self::Unauthenticated,
+        Self::PermissionDenied,
+        Self::RateLimited,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::TooLarge,
@@ -56,6 +65,9 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::InvalidArgument => "invalid_argument",
+            Self::Unauthenticated => "unauthenticated",
+            Self::PermissionDenied => "permission_denied",
+            Self::RateLimited => "rate_limited",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TooLarge => "too_large",

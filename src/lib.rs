@@ -5,6 +5,7 @@
 //! - [`serve`]: the model repository, the queue in front of each model and the workers behind it.
 //! - [`api`]: the protocols.
 //! - [`cli`]: the commands.
+//! - [`trace`]: traces and profiles of requests.
 //! - [`config`], [`telemetry`], [`resources`]: settings, logs, and what the process may use.
 //! - [`error`]: the error of a request, as it leaves the engine and the queue.
 //!
@@ -18,3 +19,4 @@ pub mod error;
 pub mod resources;
 pub mod serve;
 pub mod telemetry;
+pub mod trace;

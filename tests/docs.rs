@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use ndserve::api::METRICS;
+use ndserve::api::{METRICS, Metric, triton_metrics};
 use ndserve::engine::{LATEST_OPSET, operators};
 
 fn check(page: &str, text: &str) {
@@ -43,9 +43,15 @@ fn the_metrics_page_is_that_of_the_code() {
     let mut text = "# Metrics\n\n`GET /metrics` in the Prometheus text format, written from the table in the code by a test. Units are base units.\n\n\
                     | name | kind | labels | meaning |\n|---|---|---|---|\n"
         .to_owned();
-    for metric in METRICS {
+    let row = |metric: &Metric| {
         let labels = metric.labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(" ");
-        let _ = writeln!(text, "| `{}` | {} | {labels} | {} |", metric.name, metric.kind, metric.help);
-    }
+        format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help)
+    };
+    text.extend(METRICS.iter().map(row));
+    text.push_str(
+        "\n## Triton's names\n\nWith `--triton-metrics` these are there too, in Triton's units, so that dashboards and autoscalers that were written\n\
+         for it go on.\n\n| name | kind | labels | meaning |\n|---|---|---|---|\n",
+    );
+    text.extend(triton_metrics().map(row));
     check("metrics.md", &text);
 }

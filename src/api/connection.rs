@@ -1,5 +1,7 @@
-//! A client's connection, with two things that hyper leaves out.
+//! A client's connection, with three things that hyper leaves out.
 //!
+//! - Which HTTP a client without TLS speaks is seen by its first bytes: HTTP/2 begins with a sentence that is no request of
+//!   HTTP/1.1 (RFC 9113, 3.4). They are read here and given to hyper again.
 //! - hyper itself answers a head that it cannot parse, or that is too long, without a body. Clients of this server are promised
 //!   a JSON body with every error, so the head of such an answer is replaced as it is written.
 //! - When an answer is sent before the whole request was read (a body over the limit), closing at once makes the system reset
@@ -13,14 +15,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::error::body;
+use super::listen::Stream;
 use super::route::Route;
 use super::{Shared, error};
 use crate::error::Kind;
+
+/// The first bytes of a client that speaks HTTP/2.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a client may go on sending after the answer.
 const LINGER: Duration = Duration::from_secs(2);
@@ -36,7 +41,9 @@ const BARE_ANSWERS: [(&[u8], Kind, &str); 3] = [
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
+    /// What was read to see which HTTP it is, and hyper did not read yet.
+    first: Vec<u8>,
     shared: Arc<Shared>,
     /// What is left to write of an answer that replaces hyper's.
     replacement: Vec<u8>,
@@ -52,8 +59,25 @@ struct Linger {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>) -> Self {
-        Self { stream, shared, replacement: Vec::new(), failed: false, linger: None }
+    pub(super) fn new(stream: Stream, shared: Arc<Shared>) -> Self {
+        Self { stream, first: Vec::new(), shared, replacement: Vec::new(), failed: false, linger: None }
+    }
+
+    /// Whether the client speaks HTTP/2; waits for its first bytes.
+    pub(super) async fn speaks_http2(&mut self) -> io::Result<bool> {
+        if self.stream.chose_http2() {
+            return Ok(true);
+        }
+        let mut bytes = [0; HTTP2_PREFACE.len()];
+        while self.first.len() < HTTP2_PREFACE.len() {
+            let left = HTTP2_PREFACE.len() - self.first.len();
+            let count = self.stream.read(&mut bytes[..left]).await?;
+            self.first.extend_from_slice(&bytes[..count]);
+            if count == 0 || !HTTP2_PREFACE.starts_with(&self.first) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// If `written` is an answer that hyper made itself: the answer to send instead.
@@ -98,6 +122,12 @@ impl Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first[..count]);
+            self.first.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

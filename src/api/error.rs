@@ -26,6 +26,10 @@ pub struct Codes {
 pub fn codes(kind: Kind) -> Codes {
     let (http, grpc, retry_after) = match kind {
         Kind::InvalidArgument => (StatusCode::BAD_REQUEST, 3, None),
+        Kind::Unauthenticated => (StatusCode::UNAUTHORIZED, 16, None),
+        Kind::PermissionDenied => (StatusCode::FORBIDDEN, 7, None),
+        // The key's bucket knows when the next request may come.
+        Kind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, 8, None),
         Kind::NotFound => (StatusCode::NOT_FOUND, 5, None),
         Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, 12, None),
         Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, 8, None),

@@ -2,13 +2,16 @@
 //!
 //! 1. **counts**: accepted, answered, dropped, under way;
 //! 2. **request id**: `x-request-id` of the client if it is sane, else a new one; on the answer and in the log;
-//! 3. **metrics**: duration by route, requests by status, errors by kind, phases by model;
-//! 4. **errors**: a failed answer gets its JSON body, also the framework's own; it is logged at debug, a bug at error;
-//! 5. **`Server-Timing`** on answers of a model: parse, queue, compute, serialize;
-//! 6. **concurrency limit**: beyond it requests are refused at once, because a queue in front of the model's queue would only
+//! 3. **traces**: `traceparent` in and out, spans of a request whose trace is kept ([`spans`]);
+//! 4. **metrics**: duration by route, requests by status, errors by kind, phases by model;
+//! 5. **errors**: a failed answer gets its JSON body, also the framework's own; it is logged at debug, a bug at error;
+//! 6. **cross-origin requests**: whose page may read the answer;
+//! 7. **`Server-Timing`** on answers of a model: parse, queue, compute, serialize;
+//! 8. **concurrency limit**: beyond it requests are refused at once, because a queue in front of the model's queue would only
 //!    add delay; probes pass;
-//! 7. **panics** become internal errors;
-//! 8. the router. Body size and time limits hold where the body is read ([`body`](super::body)), behind the choice of a route.
+//! 9. **access**: whether the route is on this listener and the key is enough ([`access`](super::access));
+//! 10. **panics** become internal errors;
+//! 11. the router. Body size and time limits hold where the body is read ([`body`](super::body)), behind the choice of a route.
 //!
 //! All but the panics are one function and not a tower of middleware: each boxed layer of a router costs an allocation and a
 //! copy of the request, and together they would cost more than a small model.
@@ -21,14 +24,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
+use serde::Serialize;
 use tower::{Service as _, ServiceBuilder};
 use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 
+use super::access::{Guard, Refusal, Surface};
 use super::error::{self, Failure, kind_of};
 use super::metrics::{ModelMetrics, Phases};
 use super::route::Route;
-use super::{App, Shared};
+use super::spans::{self, Trace};
+use super::{App, Shared, profile};
 use crate::error::{Error, Kind};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -44,6 +50,10 @@ pub(super) struct Counts {
     pub(super) answered: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) in_flight: AtomicUsize,
+    /// Connections whose TLS handshake failed.
+    pub(super) handshakes_failed: AtomicU64,
+    /// Changed files of keys or certificates that were not valid.
+    pub(super) reloads_failed: AtomicU64,
 }
 
 /// Where the time of an answer of a model went; an extension of the response.
@@ -77,8 +87,8 @@ impl Drop for InFlight<'_> {
 }
 
 impl App {
-    /// Answers a request.
-    pub async fn answer<B>(&self, mut request: Request<B>) -> Response
+    /// Answers a request that came in by a listener with `surface`.
+    pub async fn answer<B>(&self, surface: Surface, mut request: Request<B>) -> Response
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
@@ -88,27 +98,52 @@ impl App {
         let mut under_way = InFlight::enter(&shared.counts);
         let route = Route::of(request.uri().path());
         let id = request_id(request.headers_mut());
+        let trace = Trace::begin(shared.tracer.as_ref(), &request);
+        let origin = shared.access.cors.allowed(request.headers());
+        let http2 = request.version() == Version::HTTP_2;
 
-        let mut response = if under_way.number > shared.limits.max_in_flight && !route.is_probe() {
-            let message = format!("the server has {} requests under way, which is its limit", shared.limits.max_in_flight);
-            Failure::from(Error::new(Kind::Overloaded, message)).into_response()
-        } else {
-            // The service is cheap to clone (one reference count) and a call wants `&mut`.
-            let Ok(response) = self.service.clone().call(request).await;
-            response.map(Body::new)
+        let gate = gate(shared, surface, &request, route, (under_way.number, started));
+        let mut probe = None;
+        let mut response = match gate {
+            Gate::Shut(response) => response,
+            Gate::Open { profile } => {
+                probe = spans::probe(trace.as_ref(), shared.tracer.as_ref(), profile);
+                if profile {
+                    profile::prepare(&mut request);
+                }
+                // The service is cheap to clone (one reference count) and a call wants `&mut`.
+                let answered = self.service.clone().call(request);
+                let Ok(response) = match &probe {
+                    Some(probe) => probe.watch(answered).await,
+                    None => answered.await,
+                };
+                response.map(Body::new)
+            }
         };
 
+        let mut phases = None;
         if !response.status().is_success() {
-            finish_failure(&mut response, shared, route, &id);
-        } else if let Some(Measured { phases, metrics }) = response.extensions_mut().remove::<Measured>() {
-            metrics.observe(&phases);
-            response.headers_mut().insert(SERVER_TIMING, server_timing(&phases));
+            finish_failure(&mut response, shared, route, &id, trace.as_ref());
+        } else if let Some(measured) = response.extensions_mut().remove::<Measured>() {
+            measured.metrics.observe(&measured.phases);
+            response.headers_mut().insert(SERVER_TIMING, server_timing(&measured.phases));
+            phases = Some(measured.phases);
         }
-        response.headers_mut().insert(REQUEST_ID, id);
-        if shared.repository.is_draining() {
+        if let Some(probe) = probe {
+            response = spans::finish(&probe, route, started, phases, response).await;
+        }
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, id);
+        if let Some(trace) = trace {
+            trace.answer(headers);
+        }
+        if shared.repository.is_draining() && !http2 {
             // The client connects anew, elsewhere if the load balancer has noticed, instead of sending its next request into
-            // a connection that is about to be closed.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            // a connection that is about to be closed. HTTP/2 has a message of its own for that.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(origin) = origin {
+            shared.access.cors.allow(&mut response, origin);
         }
         shared.metrics.answered(route, response.status().as_u16(), started.elapsed());
         under_way.answered = true;
@@ -116,9 +151,41 @@ impl App {
     }
 }
 
+/// What happens to a request before the router.
+enum Gate {
+    /// It goes on.
+    Open { profile: bool },
+    /// It has its answer.
+    Shut(Response),
+}
+
+fn gate<B>(shared: &Shared, surface: Surface, request: &Request<B>, route: Route, (number, now): (usize, Instant)) -> Gate {
+    let headers = request.headers();
+    if number > shared.limits.max_in_flight && !route.is_probe() {
+        let message = format!("the server has {} requests under way, which is its limit", shared.limits.max_in_flight);
+        return Gate::Shut(Failure::from(Error::new(Kind::Overloaded, message)).into_response());
+    }
+    if let Some(response) = shared.access.cors.preflight(request.method(), headers) {
+        return Gate::Shut(response);
+    }
+    let profile = profile::wanted(request.uri());
+    if shared.access.is_open(surface) {
+        return Gate::Open { profile };
+    }
+    let guard = Guard::of(request.uri().path(), profile);
+    match shared.access.admit(surface, guard, headers, now) {
+        Ok(_) => Gate::Open { profile },
+        Err(Refusal { error, header }) => {
+            let mut response = Failure::from(error).into_response();
+            response.headers_mut().extend(header);
+            Gate::Shut(response)
+        }
+    }
+}
+
 /// Gives a failed answer its body; counts and logs it.
 #[cold]
-fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &HeaderValue) {
+fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &HeaderValue, trace: Option<&Trace>) {
     let error = match response.extensions_mut().remove::<Failure>() {
         Some(Failure(error)) => error,
         // The framework's own answer.
@@ -138,11 +205,12 @@ fn finish_failure(response: &mut Response, shared: &Shared, route: Route, id: &H
     }
     shared.metrics.failed(kind);
     let (id, route) = (id.to_str().unwrap_or_default(), route.name());
+    let trace_id = trace.map(|trace| tracing::field::display(trace.id()));
     if kind == Kind::Internal {
         let source = std::error::Error::source(&*error).map(tracing::field::display);
-        tracing::error!(request_id = id, route, error = error.message(), source, "request failed");
+        tracing::error!(request_id = id, trace_id, route, error = error.message(), source, "request failed");
     } else {
-        tracing::debug!(request_id = id, route, kind = kind.name(), error = error.message(), "request refused");
+        tracing::debug!(request_id = id, trace_id, route, kind = kind.name(), error = error.message(), "request refused");
     }
 }
 
@@ -222,6 +290,14 @@ fn push_millis(text: &mut Vec<u8>, duration: Duration) {
         rest /= 10;
     }
     text.extend_from_slice(&digits[at..]);
+}
+
+/// A message as a JSON answer.
+///
+/// # Errors
+/// `Internal` if it has no JSON.
+pub(super) fn json(message: &impl Serialize) -> Result<Response, Error> {
+    serde_json::to_vec(message).map(json_response).map_err(|error| Error::internal("the answer could not be written", error))
 }
 
 /// A JSON answer.

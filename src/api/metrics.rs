@@ -2,18 +2,23 @@
 //!
 //! [`METRICS`] is the one list: the families are made from it, `/metrics` shows exactly it, and the documentation is written
 //! from it. Handles are made once per model and route, so that a request only adds to atomics.
+//!
+//! To add a family: a row in [`METRICS`], and where it is read: [`server_metrics`] for the server, [`VERSION_ROWS`] for a counter
+//! or gauge of each version.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
+use super::Shared;
 use super::route::Route;
 use crate::error::Kind;
 use crate::resources;
-use crate::serve::{ROWS_BUCKETS, Reason, Repository, StatsSnapshot};
+use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, StatsSnapshot};
 
 /// One family of metrics.
 #[derive(Debug)]
@@ -52,6 +57,11 @@ metrics! {
     DISPATCHED = "counter" "ndserve_batches_dispatched_total" ["model", "version", "reason"] "Forward passes by the reason they began then: full, idle, delay, deadline, inline";
     REFUSED = "counter" "ndserve_requests_refused_total" ["model", "version", "reason"] "Requests refused at once: the queue is full, or the deadline cannot be met (late)";
     MODEL = "gauge" "ndserve_model_state" ["model", "version", "state"] "1 for the state that a version is in: loading, ready, failed, unloading, unloaded";
+    KEYS = "counter" "ndserve_key_requests_total" ["key", "outcome"] "Requests that brought a known API key with a role that is enough, by its name: admitted, or limited by its rate";
+    HANDSHAKES = "counter" "ndserve_tls_handshakes_failed_total" [] "Connections whose TLS handshake failed";
+    EXPIRY = "gauge" "ndserve_tls_certificate_expiry_time_seconds" [] "When the server's certificate ends, in seconds since 1970";
+    RELOADS = "counter" "ndserve_reloads_failed_total" [] "Changed files of API keys or certificates that were not valid and changed nothing";
+    SPANS = "counter" "ndserve_spans_total" ["outcome"] "Spans by what became of them: exported, or dropped because the collector was away or slow";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
@@ -105,6 +115,8 @@ pub(super) struct Metrics {
     phases: HistogramVec,
     models: RwLock<HashMap<String, Versions>>,
     started: SystemTime,
+    /// Whether the page has Triton's names too.
+    triton: bool,
 }
 
 fn histogram(registry: &Registry, metric: &Metric) -> HistogramVec {
@@ -121,7 +133,7 @@ fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(triton: bool) -> Self {
         let registry = Registry::new();
         let requests = counter(&registry, &REQUESTS);
         let errors = counter(&registry, &ERRORS);
@@ -138,6 +150,7 @@ impl Metrics {
             phases,
             models: RwLock::default(),
             started: SystemTime::now(),
+            triton,
             registry,
         }
     }
@@ -175,35 +188,136 @@ impl Metrics {
         self.errors.with_label_values(&[kind.name()]).inc();
     }
 
-    /// Everything in the text format. What the repository counts is read now.
-    pub(super) fn text(&self, repository: &Repository, in_flight: usize, dropped: u64) -> String {
+    /// Everything in the text format. What others count is read now.
+    pub(super) fn text(&self, shared: &Shared) -> String {
         let mut text = String::new();
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("METRICS has valid names");
         let mut page = Page(text);
-        page.family(&IN_FLIGHT).sample(&IN_FLIGHT, "", &[], in_flight as f64);
-        page.family(&DROPPED).sample(&DROPPED, "", &[], dropped as f64);
-        repository_metrics(&mut page, repository);
-        page.family(&INFO).sample(&INFO, "", &[env!("CARGO_PKG_VERSION")], 1.0);
-        let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        page.family(&START).sample(&START, "", &[], started.as_secs_f64());
-        let bytes = resources::resident_bytes();
-        if bytes > 0 {
-            page.family(&RESIDENT).sample(&RESIDENT, "", &[], bytes as f64);
+        self.server_metrics(&mut page, shared);
+        let handles: Vec<_> = shared.repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
+        repository_metrics(&mut page, &shared.repository, &handles);
+        if self.triton {
+            triton_page(&mut page, &handles);
         }
         page.0
     }
+
+    fn server_metrics(&self, page: &mut Page, shared: &Shared) {
+        let counts = &shared.counts;
+        let rows = [
+            (&IN_FLIGHT, counts.in_flight.load(Relaxed) as f64),
+            (&DROPPED, counts.dropped.load(Relaxed) as f64),
+            (&HANDSHAKES, counts.handshakes_failed.load(Relaxed) as f64),
+            (&RELOADS, counts.reloads_failed.load(Relaxed) as f64),
+            (&START, self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()),
+        ];
+        for (metric, value) in rows {
+            page.family(metric).sample(metric, "", &[], value);
+        }
+        page.family(&INFO).sample(&INFO, "", &[env!("CARGO_PKG_VERSION")], 1.0);
+        page.family(&KEYS);
+        if let Some(keys) = shared.access.keys() {
+            for key in keys.get().iter() {
+                page.sample(&KEYS, "", &[key.name(), "admitted"], key.admitted.load(Relaxed) as f64);
+                page.sample(&KEYS, "", &[key.name(), "limited"], key.limited.load(Relaxed) as f64);
+            }
+        }
+        let expiry = shared.tls.as_ref().and_then(|tls| tls.get().expiry);
+        page.family(&EXPIRY);
+        if let Some(expiry) = expiry.and_then(|expiry| expiry.duration_since(SystemTime::UNIX_EPOCH).ok()) {
+            page.sample(&EXPIRY, "", &[], expiry.as_secs_f64());
+        }
+        page.family(&SPANS);
+        if let Some(tracer) = &shared.tracer {
+            let (exported, dropped) = tracer.counts();
+            page.sample(&SPANS, "", &["exported"], exported as f64).sample(&SPANS, "", &["dropped"], dropped as f64);
+        }
+        // The system may not tell.
+        let bytes = resources::resident_bytes();
+        page.family(&RESIDENT);
+        if bytes > 0 {
+            page.sample(&RESIDENT, "", &[], bytes as f64);
+        }
+    }
 }
 
-fn repository_metrics(page: &mut Page, repository: &Repository) {
+/// The counters of every ready version under Triton's names.
+fn triton_page(page: &mut Page, handles: &[(StatsSnapshot, Arc<Handle>)]) {
+    for (metric, read) in TRITON_ROWS {
+        page.family(metric);
+        for (stats, handle) in handles {
+            page.sample(metric, "", &[handle.name(), handle.version()], read(stats));
+        }
+    }
+    page.family(&TRITON_FAILURE);
+    for (stats, handle) in handles {
+        for reason in FailReason::ALL {
+            page.sample(&TRITON_FAILURE, "", &[handle.name(), handle.version(), reason.name()], stats.failed(reason) as f64);
+        }
+    }
+}
+
+/// A family whose samples have the labels of a version, and where a sample is read.
+type Row<T> = (&'static Metric, fn(&T) -> f64);
+
+/// A family with Triton's name; Triton's labels of a model are `model` and `version` too.
+const fn triton(name: &'static str, kind: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind, labels: &["model", "version"], help }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_micros() as f64
+}
+
+/// Triton's counters, each with where it is read. Its units stay: microseconds.
+const TRITON_ROWS: &[Row<StatsSnapshot>] = &[
+    (&triton("nv_inference_request_success", "counter", "Answered inferences"), |stats| stats.success.count as f64),
+    (&triton("nv_inference_count", "counter", "Rows that were answered"), |stats| stats.inference_count as f64),
+    (&triton("nv_inference_exec_count", "counter", "Forward passes that did not fail"), |stats| stats.execution_count as f64),
+    (&triton("nv_inference_pending_request_count", "gauge", "Requests that wait for a worker"), |stats| stats.waiting as f64),
+    (
+        &triton("nv_inference_request_duration_us", "counter", "Time of answered inferences, from entering the queue to the answer"),
+        |stats| micros(stats.success.time),
+    ),
+    (&triton("nv_inference_queue_duration_us", "counter", "Time in the queue"), |stats| micros(stats.queue.time)),
+    (&triton("nv_inference_compute_input_duration_us", "counter", "Time of gathering inputs"), |stats| micros(stats.compute.input.time)),
+    (&triton("nv_inference_compute_infer_duration_us", "counter", "Time of the operators, counted for each request"), |stats| {
+        micros(stats.compute.infer.time)
+    }),
+    (&triton("nv_inference_compute_output_duration_us", "counter", "Time of taking outputs apart"), |stats| {
+        micros(stats.compute.output.time)
+    }),
+];
+
+const TRITON_FAILURE: Metric = Metric {
+    name: "nv_inference_request_failure",
+    kind: "counter",
+    labels: &["model", "version", "reason"],
+    help: "Failed inferences by reason: REJECTED, CANCELED, BACKEND, OTHER",
+};
+
+/// The families that `triton-metrics` adds.
+pub fn triton_metrics() -> impl Iterator<Item = &'static Metric> {
+    TRITON_ROWS.iter().map(|(metric, _)| *metric).chain([&TRITON_FAILURE])
+}
+
+/// Counters and gauges that each version has.
+const VERSION_ROWS: &[Row<StatsSnapshot>] = &[
+    (&COMPUTE, |stats| stats.compute_time.as_secs_f64()),
+    (&INLINE, |stats| stats.inline as f64),
+    (&QUEUE, |stats| stats.waiting as f64),
+    (&CANCELLED, |stats| (stats.cancelled + stats.expired) as f64),
+];
+
+fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(StatsSnapshot, Arc<Handle>)]) {
     page.family(&MODEL);
     for model in repository.list() {
         for version in &model.versions {
             page.sample(&MODEL, "", &[&model.name, &version.version, version.state.name()], 1.0);
         }
     }
-    let handles: Vec<_> = repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
     page.family(&BATCH_ROWS);
-    for (stats, handle) in &handles {
+    for (stats, handle) in handles {
         let labels = [handle.name(), handle.version()];
         let mut below = 0;
         for (bound, count) in ROWS_BUCKETS.iter().zip(stats.batches_by_rows) {
@@ -214,27 +328,20 @@ fn repository_metrics(page: &mut Page, repository: &Repository) {
         page.sample(&BATCH_ROWS, "_sum", &labels, stats.rows as f64);
         page.sample(&BATCH_ROWS, "_count", &labels, stats.batches() as f64);
     }
-    type Read = fn(&StatsSnapshot) -> f64;
-    let values: [(&Metric, Read); 4] = [
-        (&COMPUTE, |stats| stats.compute_time.as_secs_f64()),
-        (&INLINE, |stats| stats.inline as f64),
-        (&QUEUE, |stats| stats.waiting as f64),
-        (&CANCELLED, |stats| (stats.cancelled + stats.expired) as f64),
-    ];
-    for (metric, value) in values {
+    for (metric, value) in VERSION_ROWS {
         page.family(metric);
-        for (stats, handle) in &handles {
+        for (stats, handle) in handles {
             page.sample(metric, "", &[handle.name(), handle.version()], value(stats));
         }
     }
     page.family(&DISPATCHED);
-    for (stats, handle) in &handles {
+    for (stats, handle) in handles {
         for reason in Reason::ALL {
             page.sample(&DISPATCHED, "", &[handle.name(), handle.version(), reason.name()], stats.dispatched(reason) as f64);
         }
     }
     page.family(&REFUSED);
-    for (stats, handle) in &handles {
+    for (stats, handle) in handles {
         for (reason, count) in [("full", stats.refused_full), ("late", stats.refused_late)] {
             page.sample(&REFUSED, "", &[handle.name(), handle.version(), reason], count as f64);
         }
@@ -251,8 +358,9 @@ impl Page {
         self
     }
 
-    fn sample(&mut self, metric: &Metric, suffix: &str, values: &[&str], value: f64) {
+    fn sample(&mut self, metric: &Metric, suffix: &str, values: &[&str], value: f64) -> &mut Self {
         self.labelled(metric, suffix, values, None, value);
+        self
     }
 
     fn bucket(&mut self, metric: &Metric, values: &[&str], bound: &str, count: u64) {

@@ -1,9 +1,10 @@
 //! The protocols: the only place that knows HTTP.
 //!
-//! A protocol is one file with `routes()`, merged in [`App::new`]; it turns a body into an envelope and the answer into a body,
+//! A protocol is one file with `routes()`, merged in [`App::new`], which has the routes' descriptions for OpenAPI too; it turns a body into an envelope and the answer into a body,
 //! with the one path of `infer` in between. What is common to all (limits, request ids, metrics, errors) is in `layers`;
 //! nothing outside [`error`] knows a status code.
 
+pub mod access;
 mod body;
 mod coding;
 mod connection;
@@ -12,24 +13,35 @@ mod health;
 mod infer;
 pub mod json;
 mod layers;
+mod listen;
 mod metrics;
+mod openapi;
+mod otlp;
 mod path;
 pub mod predict;
+mod profile;
+mod reload;
 mod route;
 mod server;
+mod spans;
+mod tls;
 mod v2;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-
 use crate::config::NonFinite;
 use crate::serve::Repository;
+use crate::trace::Tracer;
 
-pub use metrics::{METRICS, Metric};
+pub use access::{Access, Surface};
+pub use listen::{Listener, Listeners};
+pub use metrics::{METRICS, Metric, triton_metrics};
+pub use otlp::{Collector, export, proto as otlp_proto};
+pub use reload::{Change, Watched};
 pub use route::Route;
 pub use server::{ServerOptions, Stats, serve};
+pub use tls::{Tls, TlsFiles, open as open_tls};
 
 /// Limits of one request, and how it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +74,28 @@ impl Default for Limits {
     }
 }
 
+/// What a service is made of beside the models.
+#[derive(Debug, Default)]
+pub struct AppOptions {
+    /// Limits of one request.
+    pub limits: Limits,
+    /// Who may come in.
+    pub access: Access,
+    /// The certificates of the listeners, to be read anew when they change.
+    pub tls: Option<Arc<Tls>>,
+    /// Where spans go; `None`: none are made.
+    pub tracer: Option<Arc<Tracer>>,
+    /// Whether `/metrics` has Triton's names too.
+    pub triton_metrics: bool,
+}
+
+impl From<Limits> for AppOptions {
+    /// Open to everybody.
+    fn from(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+}
+
 /// What every handler sees.
 #[derive(Debug)]
 struct Shared {
@@ -69,6 +103,9 @@ struct Shared {
     metrics: metrics::Metrics,
     limits: Limits,
     counts: layers::Counts,
+    access: Access,
+    tls: Option<Arc<Tls>>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 /// The HTTP service: all routes under all layers. Cloning shares it.
@@ -80,15 +117,34 @@ pub struct App {
 
 impl App {
     /// The service for the models of `repository`.
-    pub fn new(repository: Arc<Repository>, limits: Limits) -> Self {
-        let shared = Arc::new(Shared { repository, metrics: metrics::Metrics::new(), limits, counts: layers::Counts::default() });
-        let router = Router::new()
+    pub fn new(repository: Arc<Repository>, options: impl Into<AppOptions>) -> Self {
+        let AppOptions { limits, access, tls, tracer, triton_metrics } = options.into();
+        let metrics = metrics::Metrics::new(triton_metrics);
+        let shared = Arc::new(Shared { repository, metrics, limits, counts: layers::Counts::default(), access, tls, tracer });
+        let router = v2::routes()
             .merge(predict::routes())
-            .merge(v2::routes())
             .merge(health::routes())
+            .into_router()
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));
         Self { service: layers::around(router), shared }
+    }
+
+    /// Reads keys and certificates anew if their files changed. What is not valid is logged and changes nothing.
+    pub fn reload(&self) {
+        let Shared { access, tls, counts, .. } = &*self.shared;
+        let keys = access.keys().map(Watched::poll).map(|change| ("API keys", change));
+        let tls = tls.as_ref().map(|tls| ("certificates", tls.poll()));
+        for (what, change) in keys.into_iter().chain(tls) {
+            match change {
+                Change::None => {}
+                Change::Replaced => tracing::info!("{what} were read anew"),
+                Change::Refused(error) => {
+                    counts.reloads_failed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    tracing::warn!(%error, "{what} stay as they were: the new files are not valid");
+                }
+            }
+        }
     }
 }

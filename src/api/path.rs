@@ -8,12 +8,14 @@ use http::{Method, Uri};
 
 use super::error::Failure;
 use crate::error::{Error, Kind};
+use crate::serve::{Choice, Repository, Servable};
 
-/// The model that a path names: the parameters `model` and `version`, percent-decoded once.
+/// The model that a path names: the parameters `model`, `version` and `label`, percent-decoded once.
 #[derive(Debug)]
 pub(super) struct ModelPath {
     pub(super) model: String,
     pub(super) version: Option<String>,
+    pub(super) label: Option<String>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
@@ -23,15 +25,31 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
         let params = RawPathParams::from_request_parts(parts, state).await;
         let params = params.map_err(|_| Error::invalid(format!("path {}: the percent-encoding is not UTF-8", parts.uri.path())))?;
         let find = |wanted: &str| params.iter().find(|(key, _)| *key == wanted).map(|(_, value)| value.to_owned());
-        Ok(Self { model: find("model").unwrap_or_default(), version: find("version") })
+        Ok(Self { model: find("model").unwrap_or_default(), version: find("version"), label: find("label") })
     }
 }
 
 impl ModelPath {
-    /// Takes the verb of `model:verb` or `versions/version:verb` off the last parameter. The last colon counts, because a
+    /// Who answers for it.
+    ///
+    /// # Errors
+    /// As [`Repository::get`].
+    pub(super) fn find(&self, repository: &Repository) -> Result<Servable, Error> {
+        match &self.label {
+            Some(label) => repository.get(&self.model, Choice::Label(label)),
+            None => repository.get(&self.model, self.version.as_deref()),
+        }
+    }
+
+    /// The last part of the path: the model's name, or a version or label of it.
+    pub(super) fn last(&self) -> &str {
+        self.version.as_ref().or(self.label.as_ref()).unwrap_or(&self.model)
+    }
+
+    /// Takes the verb of `model:verb`, `versions/version:verb` or `labels/label:verb` off the last parameter. The last colon counts, because a
     /// model's name may have one.
     pub(super) fn take_verb(&mut self) -> Option<String> {
-        let last = self.version.as_mut().unwrap_or(&mut self.model);
+        let last = self.version.as_mut().or(self.label.as_mut()).unwrap_or(&mut self.model);
         let (name, verb) = last.rsplit_once(':')?;
         let (name, verb) = (name.to_owned(), verb.to_owned());
         *last = name;

@@ -1,46 +1,73 @@
 //! The simple protocol: `/predict`, and the `:predict` of TensorFlow Serving and KServe v1.
 //!
 //! Rows go in as `{"instances": [...]}` and come out as `{"predictions": [...]}`; whole tensors go in as `{"inputs": …}` and
-//! come out as `{"outputs": …}`. No content type is asked for.
+//! come out as `{"outputs": …}`. No content type is asked for. Where KServe and TensorFlow Serving answer the same path
+//! differently, the answer has the members of both.
 
+mod cloud_event;
 mod decode;
 mod encode;
+mod messages;
+mod metadata;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use http::{HeaderValue, header};
 
 use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::infer::{self, Given, Parameters, off_thread};
-use super::json::Writer;
-use super::layers::json_response;
+use super::layers::{id_of, json};
+use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
 use crate::error::{Error, Kind};
-use crate::serve::{Servable, State as ModelState, VersionStatus};
+use crate::serve::{self, Servable, State as ModelState};
+
+use cloud_event::{Event, STRUCTURED};
+use messages::{Alive, Metadata, ModelStatus, Models, PredictRequest, PredictResponse, StatusCode, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
 pub use encode::encode;
 
+const V1: &str = "KServe v1 and TensorFlow Serving";
+
 /// `/`, `/predict`, `/v1/models` and below.
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/", get(alive))
-        .route("/predict", post(predict_default))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{model}", get(model).post(predict))
-        .route("/v1/models/{model}/versions/{version}", get(model).post(predict))
+pub(super) fn routes() -> Routes {
+    let alive_doc = Doc::new("Whether the server is alive, for KServe's v1 clients.").json::<Alive>();
+    let predict_doc = predicts("A prediction by the only model, or the one of `--default-model`.");
+    let mut routes = Routes::new(V1).post("/predict", predict_default, predict_doc).get("/", alive, alive_doc).get(
+        "/v1/models",
+        models,
+        Doc::new("The names of the configured models.").json::<Models>(),
+    );
+    for path in ["/v1/models/{model}", "/v1/models/{model}/versions/{version}", "/v1/models/{model}/labels/{label}"] {
+        let about = Doc::new("Whether the model is ready, and the states of its versions.").json::<ModelStatus>();
+        let signature = Doc::new("What the model takes and gives.").json::<Metadata>();
+        routes = routes.get(path, status, about).get(&format!("{path}/metadata"), metadata::metadata, signature).post_as(
+            path,
+            &format!("{path}:predict"),
+            predict,
+            predicts("A prediction."),
+        );
+    }
+    routes
 }
 
-/// KServe's v1 clients read this as liveness.
-async fn alive() -> Response {
-    json_response(br#"{"status":"alive"}"#.to_vec())
+fn predicts(summary: &'static str) -> Doc {
+    Doc::new(summary)
+        .takes::<PredictRequest>()
+        .json::<PredictResponse>()
+        .takes_bytes(STRUCTURED)
+        .bytes(STRUCTURED)
+        .example(Example::Instances)
+}
+
+async fn alive() -> Result<Response, Failure> {
+    Ok(json(&Alive { status: "alive" })?)
 }
 
 async fn predict_default(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
@@ -51,7 +78,7 @@ async fn predict_default(State(shared): State<Arc<Shared>>, request: Request) ->
 async fn predict(State(shared): State<Arc<Shared>>, mut path: ModelPath, request: Request) -> Result<Response, Failure> {
     match path.take_verb().as_deref() {
         Some("predict") => {
-            let handle = shared.repository.get(&path.model, path.version.as_deref())?;
+            let handle = path.find(&shared.repository)?;
             infer(&shared, &handle, request).await
         }
         Some(verb) => Err(Error::new(Kind::Unsupported, format!("`:{verb}` is not offered; `:predict` is")).into()),
@@ -67,61 +94,57 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
 
 async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
+    let event = Event::of(&parts.headers);
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let decoded = {
         let handle = handle.clone();
         // The numbers are in the tensors then: the body's memory is not held while the request waits.
-        off_thread(bytes.len(), move || decode(&bytes, handle.signature())).await?
+        off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.signature())).await?
     };
     let Decoded { inputs, overrides, form } = decoded;
     let executed = infer::execute(shared, handle, Given { inputs, overrides }, &Parameters::default(), started).await?;
-    let measured = executed.clock();
+    let clock = executed.clock();
+    let id = id_of(&parts.headers);
     let payload = {
-        let (handle, non_finite) = (handle.clone(), shared.limits.non_finite);
+        let (handle, non_finite, id) = (handle.clone(), shared.limits.non_finite, id.to_owned());
         body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
             let (signature, labels) = (handle.signature(), &handle.settings().labels);
             let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
-            Ok(Payload::new("application/json", vec![body.into()], coding))
+            let (content_type, pieces) = event.wrap(body, handle.name(), &id);
+            Ok(Payload::new(content_type, pieces, coding))
         })
         .await?
     };
-    Ok(measured.answer(payload, shared, handle))
+    let mut response = clock.answer(payload, shared, handle);
+    event.answer(&mut response, handle.name(), id);
+    Ok(response)
 }
 
-/// `{"models":[…]}`, every configured one.
-async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let mut writer = Writer::default();
-    writer.raw("{\"models\":[").list(shared.repository.list(), |writer, model| {
-        writer.string(&model.name);
-    });
-    writer.raw("]}");
-    json_response(writer.into_bytes())
+/// Every configured model.
+async fn models(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
+    Ok(json(&Models { models: shared.repository.list().into_iter().map(|model| model.name).collect() })?)
 }
 
 /// KServe's `{"name","ready"}` with TensorFlow Serving's `model_version_status` beside it; 503 while the model is not ready.
-async fn model(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
-    let ModelPath { model, version } = &path;
-    if version.as_ref().unwrap_or(model).ends_with(":predict") {
+async fn status(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
+    if path.last().ends_with(":predict") {
         return Ok(with_allow(wrong_method(request.method(), request.uri().path()), "POST"));
     }
-    let handle = shared.repository.get(model, version.as_deref())?;
-    let list = shared.repository.list();
-    let versions = list.iter().filter(|known| known.name == *model).flat_map(|known| &known.versions);
-    let mut writer = Writer::default();
-    writer.raw("{\"name\":").string(handle.name()).raw(",\"ready\":true,\"model_version_status\":[");
-    writer.list(versions.filter(|known| version.as_ref().is_none_or(|version| known.version == *version)), version_status).raw("]}");
-    Ok(json_response(writer.into_bytes()))
+    let handle = path.find(&shared.repository)?;
+    let one = path.version.is_some() || path.label.is_some();
+    let of_model = shared.repository.list().into_iter().filter(|known| known.name == path.model).flat_map(|known| known.versions);
+    let versions = of_model.filter(|known| !one || known.version == handle.version()).map(version_status).collect();
+    Ok(json(&ModelStatus { name: handle.name().to_owned(), ready: true, model_version_status: versions })?)
 }
 
-fn version_status(writer: &mut Writer, status: &VersionStatus) {
-    let (state, code, message) = match &status.state {
-        ModelState::Loading => ("LOADING", "OK", ""),
-        ModelState::Ready(_) => ("AVAILABLE", "OK", ""),
-        ModelState::Failed(reason) => ("END", "UNKNOWN", reason.as_str()),
-        ModelState::Unloading => ("UNLOADING", "OK", ""),
-        ModelState::Unloaded => ("END", "OK", ""),
+fn version_status(status: serve::VersionStatus) -> VersionStatus {
+    let (state, error_code, error_message) = match status.state {
+        ModelState::Loading => ("LOADING", "OK", String::new()),
+        ModelState::Ready(_) => ("AVAILABLE", "OK", String::new()),
+        ModelState::Failed(reason) => ("END", "UNKNOWN", reason),
+        ModelState::Unloading => ("UNLOADING", "OK", String::new()),
+        ModelState::Unloaded => ("END", "OK", String::new()),
     };
-    writer.raw("{\"version\":").string(&status.version).raw(",\"state\":\"").raw(state);
-    writer.raw("\",\"status\":{\"error_code\":\"").raw(code).raw("\",\"error_message\":").string(message).raw("}}");
+    VersionStatus { version: status.version, state, status: StatusCode { error_code, error_message } }
 }

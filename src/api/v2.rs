@@ -4,140 +4,121 @@
 
 mod decode;
 mod encode;
+mod messages;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::{get, post};
 
+use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
+use super::health::{self, Live, Ready};
 use super::infer::{of_model, off_thread, prepare};
-use super::json::Writer;
-use super::layers::{id_of, json_response};
+use super::layers::{id_of, json};
+use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
-use super::{Shared, health};
 use crate::engine::{Dim, Port};
-use crate::serve::State as ModelState;
+use crate::serve::{State as ModelState, VersionStatus};
 
 use encode::{Encoded, Head, encode};
+use messages::{InferenceRequest, InferenceResponse, ModelMetadata, ModelReady, ServerMetadata, TensorMetadata, VersionState};
 
 /// The extensions of the protocol that are here complete, by the names that clients look for.
 const EXTENSIONS: [&str; 3] = ["binary_tensor_data", "classification", "parameters"];
 
+const V2: &str = "Open Inference v2";
+
 /// `/v2` and below.
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/v2", get(server))
-        .route("/v2/", get(server))
-        .route("/v2/health/live", get(health::live))
-        .route("/v2/health/ready", get(health::ready))
+pub(super) fn routes() -> Routes {
+    let about = Doc::new("The server: its version, its extensions, and every model with its state.").json::<ServerMetadata>();
+    let live = Doc::new("Whether every queue that has requests makes progress.").json::<Live>();
+    let ready = Doc::new("Whether the models are ready and the server is not going down.").json::<Ready>();
+    Routes::new(V2)
+        .get("/v2", server, about)
+        .alias("/v2/", server)
+        .get("/v2/health/live", health::live, live)
+        .get("/v2/health/ready", health::ready, ready)
         .merge(model_routes("/v2/models/{model}"))
         .merge(model_routes("/v2/models/{model}/versions/{version}"))
 }
 
-fn model_routes(path: &str) -> Router<Arc<Shared>> {
-    Router::new()
-        .route(path, get(metadata))
-        .route(&format!("{path}/"), get(metadata))
-        .route(&format!("{path}/ready"), get(ready))
-        .route(&format!("{path}/infer"), post(infer))
+fn model_routes(path: &str) -> Routes {
+    let infer_doc = Doc::new("An inference: named tensors in JSON, in bytes behind it, or mixed.")
+        .takes::<InferenceRequest>()
+        .takes_bytes("application/octet-stream")
+        .json::<InferenceResponse>()
+        .bytes("application/octet-stream")
+        .request_headers(&[(
+            "Inference-Header-Content-Length",
+            "How many bytes of the body are JSON; the tensors with `binary_data_size` follow. 0: the body is the one input.",
+        )])
+        .answer_headers(&[("Inference-Header-Content-Length", "How many bytes of the answer are JSON; the binary outputs follow.")])
+        .example(Example::Tensors);
+    Routes::new(V2)
+        .get(path, metadata, Doc::new("What the model takes and gives.").json::<ModelMetadata>())
+        .alias(&format!("{path}/"), metadata)
+        .get(&format!("{path}/ready"), ready, Doc::new("Whether the model answers.").json::<ModelReady>())
+        .post(&format!("{path}/infer"), infer, infer_doc)
 }
 
 /// Server metadata. Beyond the protocol, `models` tells the state of every version, and why one failed.
-async fn server(State(shared): State<Arc<Shared>>) -> Response {
-    let mut writer = Writer::default();
-    writer.raw("{\"name\":\"ndserve\",\"version\":").string(env!("CARGO_PKG_VERSION")).raw(",\"extensions\":[");
-    writer.list(EXTENSIONS, |writer, extension| {
-        writer.string(extension);
-    });
-    writer.raw("],\"models\":[");
+async fn server(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
     let versions = shared.repository.list().into_iter().flat_map(|model| {
         let name = model.name;
         model.versions.into_iter().map(move |version| (name.clone(), version))
     });
-    writer.list(versions, |writer, (name, version)| {
-        writer.raw("{\"name\":").string(&name).raw(",\"version\":").string(&version.version);
-        writer.raw(",\"state\":\"").raw(version.state.name()).raw("\"");
-        if !version.reason().is_empty() {
-            writer.raw(",\"reason\":").string(version.reason());
-        }
-        writer.raw("}");
-    });
-    writer.raw("]}");
-    json_response(writer.into_bytes())
+    let state = |(name, version): (String, VersionStatus)| {
+        let (state, reason) = (version.state.name(), Some(version.reason().to_owned()).filter(|reason| !reason.is_empty()));
+        VersionState { name, version: version.version, state, reason }
+    };
+    let models = versions.map(state).collect();
+    Ok(json(&ServerMetadata { name: "ndserve", version: env!("CARGO_PKG_VERSION"), extensions: EXTENSIONS.to_vec(), models })?)
 }
 
-/// `{"name","ready":true}`; 404 for an unknown model, 503 while it is not ready.
+/// 404 for an unknown model, 503 while it is not ready.
 async fn ready(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Response, Failure> {
-    let handle = shared.repository.get(&path.model, path.version.as_deref())?;
-    let mut writer = Writer::default();
-    writer.raw("{\"name\":").string(handle.name()).raw(",\"ready\":true}");
-    Ok(json_response(writer.into_bytes()))
+    let handle = path.find(&shared.repository)?;
+    Ok(json(&ModelReady { name: handle.name().to_owned(), ready: true })?)
 }
 
 /// Model metadata. A free dimension is -1.
 async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Response, Failure> {
-    let handle = shared.repository.get(&path.model, path.version.as_deref())?;
-    let versions: Vec<String> = shared
-        .repository
-        .list()
-        .into_iter()
-        .filter(|model| model.name == path.model)
-        .flat_map(|model| model.versions)
-        .filter(|version| matches!(version.state, ModelState::Ready(_)))
-        .map(|version| version.version)
-        .collect();
+    let handle = path.find(&shared.repository)?;
+    let of_model = shared.repository.list().into_iter().filter(|model| model.name == path.model).flat_map(|model| model.versions);
+    let answering = of_model.filter(|version| matches!(version.state, ModelState::Ready(_)));
     let (signature, settings, file) = (handle.signature(), handle.settings(), handle.metadata());
-    let mut writer = Writer::default();
-    writer.raw("{\"name\":").string(handle.name()).raw(",\"versions\":[").list(versions, |writer, version| {
-        writer.string(&version);
-    });
-    // The name that the protocol's list of platforms has for ONNX; it has none for weights.
-    let platform = if file.format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" };
-    writer.raw("],\"platform\":").string(platform).raw(",\"inputs\":[").list(tensors(&signature.inputs), port);
-    writer.raw("],\"outputs\":[").list(tensors(&signature.outputs), port).raw("],");
-    if !signature.optional.is_empty() {
-        // Beside the protocol's words: among `inputs` a client would take it as one that it must give.
-        writer.raw("\"optional_inputs\":[").list(&signature.optional, port).raw("],");
-    }
-    writer.raw("\"properties\":{");
     let description = if settings.description.is_empty() { &file.description } else { &settings.description };
-    let labels = settings.labels.join(",");
-    let properties = [("description", description), ("labels", &labels), ("producer", &file.producer)];
-    writer.list(properties.iter().filter(|(_, value)| !value.is_empty()), |writer, (key, value)| {
-        writer.key(key).string(value);
-    });
-    writer.raw("}}");
-    Ok(json_response(writer.into_bytes()))
-}
-
-/// The ports that the protocol can name: it has tensors only.
-fn tensors(ports: &[Port]) -> impl Iterator<Item = &Port> {
-    ports.iter().filter(|port| port.kind.dtype().is_some())
-}
-
-fn port(writer: &mut Writer, port: &Port) {
-    let datatype = port.kind.dtype().map_or("", |dtype| dtype.oip());
-    writer.raw("{\"name\":").string(&port.name).raw(",\"datatype\":\"").raw(datatype).raw("\",\"shape\":[");
-    match &port.dims {
-        // Not even the rank is known; the protocol has no word for that.
-        None => writer.raw("-1"),
-        Some(dims) => writer.list(dims, |writer, dim| {
-            writer.integer(match dim {
-                Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
-                Dim::Free(_) => -1,
-            });
-        }),
+    let properties = [("description", description.clone()), ("labels", settings.labels.join(",")), ("producer", file.producer.clone())];
+    let message = ModelMetadata {
+        name: handle.name().to_owned(),
+        versions: answering.map(|version| version.version).collect(),
+        // The name that the protocol's list of platforms has for ONNX; it has none for weights.
+        platform: if file.format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" },
+        inputs: signature.inputs.iter().filter_map(tensor).collect(),
+        outputs: signature.outputs.iter().filter_map(tensor).collect(),
+        optional_inputs: signature.optional.iter().filter_map(tensor).collect(),
+        properties: properties.into_iter().filter(|(_, value)| !value.is_empty()).collect(),
     };
-    writer.raw("]}");
+    Ok(json(&message)?)
+}
+
+/// A port, if the protocol can name it: it has tensors only.
+fn tensor(port: &Port) -> Option<TensorMetadata> {
+    let datatype = port.kind.dtype()?.oip();
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
+        Dim::Free(_) => -1,
+    };
+    // Where not even the rank is known the protocol has no word for it.
+    let shape = port.dims.as_ref().map_or_else(|| vec![-1], |dims| dims.iter().map(size).collect());
+    Some(TensorMetadata { name: port.name.clone(), datatype, shape })
 }
 
 async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
-    let handle = shared.repository.get(&path.model, path.version.as_deref())?;
+    let handle = path.find(&shared.repository)?;
     let (parts, body) = request.into_parts();
     let header = decode::header_length(&parts.headers)?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;

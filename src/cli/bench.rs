@@ -32,9 +32,6 @@ pub(super) struct Args {
     /// How long to measure, after warming up; at least one run is measured
     #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
-    /// Arithmetic of the run; f32 is the only one so far
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision)]
-    precision: String,
     /// Print {"runs_ms": […], "load_ms": …, "first_ms": …, "rss_peak_mib": …} and nothing else
     #[arg(long)]
     json: bool,
@@ -45,13 +42,6 @@ pub(super) struct Args {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds is wanted".to_owned())?;
     if (0.0..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("a number from 0 to 86400 is wanted".to_owned()) }
-}
-
-fn precision(text: &str) -> Result<String, String> {
-    match text {
-        "f32" => Ok(text.to_owned()),
-        other => Err(format!("precision `{other}` is not supported; supported is f32")),
-    }
 }
 
 /// Runs that are not measured: plans, first touches of memory and caches. The first one is reported apart.
@@ -86,7 +76,14 @@ pub(super) fn command(args: Args) -> Outcome {
     if args.json {
         print(&format!("{}\n", serde_json::to_string(&measured)?))?;
     } else {
-        let head = format!("{} · {} · {} threads · {}\n", target.name, session.model().isa(), threads.count(), shapes(&inputs));
+        let head = format!(
+            "{} · {} · {} · {} threads · {}\n",
+            target.name,
+            session.model().isa(),
+            options.precision,
+            threads.count(),
+            shapes(&inputs)
+        );
         let operators = profile(&mut session, &inputs, args.seconds.min(1.0))?;
         print(&format!("{head}{}{operators}", summary(&measured)))?;
     }
@@ -258,8 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn other_precisions_are_refused_by_name() {
-        assert_eq!(precision("bf16"), Err("precision `bf16` is not supported; supported is f32".to_owned()));
+    fn seconds_are_a_number_within_a_day() {
         assert!(seconds("-1").is_err() && seconds("nan").is_err() && seconds("0.5").is_ok());
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::target::Target;
 use super::{Outcome, print, progress};
 use crate::config::{Bytes, Flags, Inspection, Settings};
-use crate::engine::{Kind, LoadError, Metadata, Model, Port, Shape, Signature, Threads, Unsupported, describe};
+use crate::engine::{Kind, LoadError, Metadata, Model, Port, Session, Shape, Signature, Threads, Unsupported, describe};
 use crate::serve::{Golden, ModelSettings, Options, load_version};
 use crate::telemetry;
 
@@ -108,6 +108,9 @@ struct Details {
     /// Rows of the golden samples that were reproduced; absent if there are none or the model failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     golden_rows: Option<usize>,
+    /// How far the answer is from the golden samples, in parts of the greatest recorded value of its output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    golden_difference: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     row_ms: Option<f64>,
 }
@@ -180,6 +183,7 @@ fn inspect_folder(report: &mut Report, target: &Target, folder: &Path, settings:
         Ok(handle) => {
             let golden = golden.ok().flatten();
             let details = report.tell(handle.model(), max_rows, golden.as_ref());
+            details.golden_difference = golden.as_ref().and_then(|golden| difference(handle.model(), threads, golden));
             details.golden_rows = golden.map(|golden| handle.model().signature().rows(&golden.inputs).unwrap_or(1));
             details.row_ms = handle.row_cost().map(|cost| cost.as_secs_f64() * 1e3);
             report.servable = true;
@@ -187,11 +191,19 @@ fn inspect_folder(report: &mut Report, target: &Target, folder: &Path, settings:
         Err(reason) => match target.load(&options.load) {
             Ok((model, _)) => {
                 report.error = Some(reason);
-                report.tell(&model, max_rows, golden.ok().flatten().as_ref());
+                let (model, golden) = (Arc::new(model), golden.ok().flatten());
+                let details = report.tell(&model, max_rows, golden.as_ref());
+                details.golden_difference = golden.and_then(|golden| difference(&model, threads, &golden));
             }
             Err(error) => report.fail(error, target),
         },
     }
+}
+
+/// How far the model's answer is from the golden samples, if it runs on them.
+fn difference(model: &Arc<Model>, threads: &Arc<Threads>, golden: &Golden) -> Option<f64> {
+    let answer = Session::new(Arc::clone(model), Arc::clone(threads)).run(&golden.inputs).ok()?;
+    golden.difference(&answer)
 }
 
 impl Report {
@@ -293,6 +305,7 @@ impl Details {
             weight_bytes: summary.weight_bytes,
             memory: rows.into_iter().filter_map(|rows| memory(model, rows, golden)).collect(),
             golden_rows: None,
+            golden_difference: None,
             row_ms: None,
         }
     }
@@ -314,6 +327,9 @@ impl Details {
         }
         if let Some(rows) = self.golden_rows {
             line("golden", format!("{rows} recorded rows reproduced"));
+        }
+        if let Some(difference) = self.golden_difference {
+            line("difference", format!("{difference:.1e} of the greatest recorded value, at most"));
         }
         if let Some(ms) = self.row_ms {
             line("speed", format!("{ms:.3} ms per run of 1 row"));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::Outcome;
-use crate::config::{Address, Flags};
+use crate::config::{Address, Endpoint, Flags, Settings};
 
 /// Ask a server whether it is ready; exit with 0 if it is.
 #[derive(Debug, clap::Args)]
@@ -26,13 +26,26 @@ const ANSWER_MAX: u64 = 16 << 10;
 pub(super) fn command(args: Args) -> Outcome {
     let url = match args.url {
         Some(url) => url,
-        None => format!("http://{}/readyz", reachable(args.flags.settings()?.listen)),
+        None => format!("http://{}/readyz", own_address(&args.flags.settings()?)?),
     };
     let (status, body) = get(&url).map_err(|error| format!("{url}: {error}"))?;
     if status == 200 {
         return Ok(ExitCode::SUCCESS);
     }
     Err(format!("{url}: {status} {}", body.trim()).into())
+}
+
+/// An address of the server's own that can be asked without TLS; an admin listener has probes too.
+fn own_address(settings: &Settings) -> Result<SocketAddr, String> {
+    let endpoints = settings.listen.0.iter().chain(&settings.admin_listen.0);
+    let plain = endpoints.clone().find_map(|endpoint| match endpoint {
+        Endpoint::Http(address) => Some(reachable(*address)),
+        Endpoint::Https(_) | Endpoint::Unix(_) => None,
+    });
+    plain.ok_or_else(|| {
+        let all: Vec<String> = endpoints.map(Endpoint::to_string).collect();
+        format!("{}: only http:// can be asked; add one on 127.0.0.1 to `listen` or `admin-listen`", all.join(", "))
+    })
 }
 
 /// The address by which this machine reaches a server that listens on `address`.

@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod files;
 mod healthcheck;
+mod key;
 mod npz;
 mod predict;
 mod progress;
@@ -37,6 +38,7 @@ enum Command {
     Check(check::Args),
     Bench(bench::Args),
     Healthcheck(healthcheck::Args),
+    Key(key::Args),
 }
 
 /// What a command could not do, in words for the person who asked.
@@ -67,6 +69,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::command(args),
         Command::Bench(args) => bench::command(args),
         Command::Healthcheck(args) => healthcheck::command(args),
+        Command::Key(args) => key::command(args),
     };
     outcome.unwrap_or_else(|Failure(message)| {
         eprintln!("error: {message}");

@@ -4,18 +4,19 @@
 //! Defaults < file < environment < flag. Everything is read and validated in `main`'s first steps and then passed whole:
 //! nothing else reads the environment.
 
+mod endpoint;
 mod value;
 
 use std::fmt::Write as _;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
-pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Value};
+pub use endpoint::{Endpoint, Endpoints};
+pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Ratio, Value};
 
-use crate::engine::{Isa, LoadOptions, PASSES};
+use crate::engine::{Isa, LoadOptions, PASSES, Precision};
 use crate::resources;
 
 /// The file that is read if no other is named and it exists.
@@ -140,8 +141,9 @@ settings! {
     allow_no_models: bool = "false";
 
     #![group = "Network"]
-    /// Address and port to listen on. `0.0.0.0:8080` is reachable from other machines; port 0 takes a free one.
-    listen: SocketAddr = "127.0.0.1:8080";
+    /// Where to listen: `address:port` or `http://…`, `https://…` with TLS, `unix:/path` for a socket file; several are separated
+    /// by commas. `0.0.0.0:8080` is reachable from other machines; port 0 takes a free one. HTTP/1.1 and HTTP/2 are spoken on each.
+    listen: Endpoints = "127.0.0.1:8080";
     /// Largest request body. A larger one is refused with 413 before it is read.
     max_body: Bytes = "64MiB";
     /// Largest request head: request line and headers. A larger one is refused with 431.
@@ -171,6 +173,26 @@ settings! {
     /// Threads that read requests and write answers. `auto` is the number of usable CPUs, at most 4: they wait most of
     /// the time, the engine does the work.
     http_threads: Count = "auto";
+
+    #![group = "Access"]
+    /// Where administration listens, written as `listen`: load and unload, logging, tracing, profiles, metrics. If it is set, these
+    /// routes are there and not where `listen` says; set it to an address that clients of models do not reach.
+    admin_listen: Endpoints = "";
+    /// File with the hashes of API keys, read anew when it changes. With keys every request needs one; without, whoever
+    /// reaches the server may use it. `ndserve key` makes keys and docs/security.md describes the file.
+    keys_file: PathBuf = unset;
+    /// What needs no key although there are keys: `probes`, `metrics`. Add `metrics` where the scraper cannot send one.
+    keyless: Names = "probes";
+    /// Certificate of the server in PEM form, followed by those between it and its authority. Needed for `https://`; read anew
+    /// when it changes, without closing a connection.
+    tls_cert: PathBuf = unset;
+    /// Private key of the certificate in PEM form, without a password. Needed for `https://`.
+    tls_key: PathBuf = unset;
+    /// Certificates of authorities in PEM form. If set, a client over TLS needs a certificate that one of them signed.
+    tls_client_ca: PathBuf = unset;
+    /// Origins such as `https://example.com` whose web pages may read answers, or `*`. By default none; set it only where
+    /// browsers talk to the server themselves.
+    cors_origins: Names = "";
 
     #![group = "Answers"]
     /// What JSON answers say for NaN and infinities, which JSON does not have: `token` writes `NaN`, `Infinity` and `-Infinity`
@@ -205,6 +227,10 @@ settings! {
     /// Instruction set of the kernels. Lower it to compare results between machines: with the same one they are equal to
     /// the bit.
     isa: IsaChoice = "auto";
+    /// Arithmetic of products with constant weights. `bf16` rounds their operands to 8 bits of mantissa: half the memory of
+    /// the weights, and several times the speed where the machine multiplies bf16 (instruction set `amx`). `ndserve check`
+    /// tells how far golden samples are then from what was recorded; a model that leaves its tolerance is not served.
+    precision: Precision = "f32";
     /// Optimiser passes to leave out, by name. For finding out which pass changed a result.
     disable_pass: Names = "";
 
@@ -214,6 +240,19 @@ settings! {
     log_filter: String = "info";
     /// How log lines are written. `text` is for people, `json` for collectors.
     log_format: LogFormat = "text";
+
+    #![group = "Traces and metrics"]
+    /// Where spans are sent, by OTLP over HTTP with protobuf: `http://collector:4318`. By default spans are not made; what a
+    /// collector that is slow or away does not take is dropped and counted.
+    otlp_endpoint: String = unset;
+    /// The part of the traces that begin at this server which is kept, from 0 to 1. A request with `traceparent` follows the
+    /// decision of its client; lower it where every request is too much for the collector.
+    trace_ratio: Ratio = "1";
+    /// The name under which spans are sent. Set it where several deployments share a collector.
+    service_name: String = "ndserve";
+    /// Show the metrics also under the names that Triton has for them, `nv_inference_…`. Set it where dashboards or autoscalers
+    /// were written for Triton.
+    triton_metrics: bool = "false";
 }
 
 impl Default for Settings {
@@ -253,6 +292,7 @@ impl Settings {
         };
         LoadOptions {
             isa,
+            precision: self.precision,
             memory_limit: self.memory_limit.0,
             run_limit: Some(self.run_limit.0),
             disabled_passes: self.disable_pass.0.clone(),
@@ -293,6 +333,7 @@ impl Settings {
                 self.request_timeout, self.request_timeout_max
             ));
         }
+        self.validate_access()?;
         match self.disable_pass.0.iter().find(|name| !PASSES.iter().any(|pass| pass.name == *name)) {
             None => Ok(()),
             Some(unknown) => {
@@ -301,6 +342,32 @@ impl Settings {
                 known.dedup();
                 Err(format!("disable-pass: there is no pass `{unknown}`; there are {}", known.join(", ")))
             }
+        }
+    }
+}
+
+impl Settings {
+    /// What settings of who may come in contradict each other.
+    fn validate_access(&self) -> Result<(), String> {
+        if self.listen.0.is_empty() {
+            return Err("listen must name at least one endpoint".to_owned());
+        }
+        let mut endpoints = self.listen.0.iter().chain(&self.admin_listen.0);
+        let tls = endpoints.find(|endpoint| matches!(endpoint, Endpoint::Https(_)));
+        match (tls, &self.tls_cert, &self.tls_key) {
+            (_, Some(_), None) | (_, None, Some(_)) => return Err("tls-cert and tls-key belong together".to_owned()),
+            (Some(endpoint), None, None) => return Err(format!("{endpoint} needs tls-cert and tls-key")),
+            (None, Some(_), Some(_)) => {
+                return Err("tls-cert is set, but nothing listens with TLS: write `listen` as https://address:port".to_owned());
+            }
+            _ => {}
+        }
+        if self.tls_client_ca.is_some() && tls.is_none() {
+            return Err("tls-client-ca is set, but nothing listens with TLS".to_owned());
+        }
+        match self.keyless.0.iter().find(|name| !["probes", "metrics"].contains(&name.as_str())) {
+            None => Ok(()),
+            Some(unknown) => Err(format!("keyless: there is no `{unknown}`; there are probes, metrics")),
         }
     }
 }
@@ -347,7 +414,7 @@ pub enum Address {}
 
 impl Scope for Address {
     fn has(setting: &Setting) -> bool {
-        setting.field == "listen"
+        ["listen", "admin_listen"].contains(&setting.field)
     }
 }
 
@@ -465,7 +532,7 @@ mod tests {
         let file = parse_file("listen = '127.0.0.1:1'\nmax-body = 100\ndrain-delay = '5s'\nstrict = true\ndisable-pass = ['identity']");
         let given = flags(&["--listen", "127.0.0.1:2", "--strict=false", "--allow-no-models"]).given.over(file.unwrap());
         let settings = given.resolve();
-        assert_eq!(settings.listen.port(), 2);
+        assert_eq!(settings.listen, Endpoints::parse("127.0.0.1:2").unwrap());
         assert_eq!(settings.max_body, Bytes(100));
         assert_eq!(settings.drain_delay.to_string(), "5s");
         assert_eq!(settings.disable_pass, Names(vec!["identity".into()]));
@@ -482,6 +549,16 @@ mod tests {
         let invalid = |args: &[&str]| flags(args).given.resolve().validate().unwrap_err();
         assert_eq!(invalid(&["--queue-limit", "0"]), "queue-limit must be at least 1");
         assert_eq!(invalid(&["--request-timeout", "10m"]), "request-timeout (600s) must not exceed request-timeout-max (300s)");
+        for (args, message) in [
+            (&["--listen", ""][..], "listen must name at least one endpoint"),
+            (&["--listen", "https://127.0.0.1:1"], "https://127.0.0.1:1 needs tls-cert and tls-key"),
+            (&["--tls-cert", "a"], "tls-cert and tls-key belong together"),
+            (&["--tls-cert", "a", "--tls-key", "b"], "tls-cert is set, but nothing listens with TLS"),
+            (&["--tls-client-ca", "a"], "tls-client-ca is set, but nothing listens with TLS"),
+            (&["--keyless", "probes,models"], "keyless: there is no `models`; there are probes, metrics"),
+        ] {
+            assert!(invalid(args).starts_with(message), "{args:?}: {}", invalid(args));
+        }
         assert!(invalid(&["--disable-pass", "magic"]).starts_with("disable-pass: there is no pass `magic`; there are dead-code"));
     }
 }

@@ -13,7 +13,7 @@ use clap::Arg;
 use clap::builder::BoolishValueParser;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-use crate::engine::Isa;
+use crate::engine::{Isa, Precision};
 
 /// A type of settings.
 pub trait Value: Clone + Send + Sync + 'static {
@@ -83,18 +83,22 @@ impl Value for bool {
     }
 }
 
-/// Reads a [`Value`] from TOML: text as in a flag, or a whole number where that is what the text would be.
+/// Reads a [`Value`] from TOML: text as in a flag, or a number where that is what the text would be.
 struct TextOrNumber<T>(fn(&str) -> Result<T, String>);
 
 impl<T> Visitor<'_> for TextOrNumber<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("text or a whole number")
+        f.write_str("text or a number")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         (self.0)(text).map_err(E::custom)
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        (self.0)(&number.to_string()).map_err(E::custom)
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
@@ -111,7 +115,7 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, Bytes, Count, IsaChoice, LogFormat, NonFinite);
+deserialize_as_text!(Period, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite, Ratio);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
@@ -196,6 +200,21 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A part of a whole, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(pub f64);
+
+impl Value for Ratio {
+    const NAME: &'static str = "0..1";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(ratio)),
+            _ => Err(format!("`{text}` is not a number from 0 to 1")),
+        }
+    }
+}
+
 /// A number of threads, or `auto`: what the machine and its limits allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
@@ -236,14 +255,22 @@ pub enum IsaChoice {
     Fixed(Isa),
 }
 
+impl Value for Precision {
+    const NAME: &'static str = "f32|bf16";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
 impl Value for IsaChoice {
-    const NAME: &'static str = "auto|scalar|avx2|avx512";
+    const NAME: &'static str = "auto|scalar|avx2|avx512|amx";
 
     fn parse(text: &str) -> Result<Self, String> {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let isa: Isa = text.parse().map_err(|_| format!("`{text}` is none of auto, scalar, avx2, avx512"))?;
+        let isa: Isa = text.parse().map_err(|_| format!("`{text}` is none of auto, scalar, avx2, avx512, amx"))?;
         if isa.is_available() { Ok(Self::Fixed(isa)) } else { Err(format!("this machine does not have the instruction set `{isa}`")) }
     }
 }
@@ -345,6 +372,8 @@ mod tests {
         assert!(Count::parse("0").is_err() && Count::parse("-1").is_err());
         assert_eq!(IsaChoice::parse("scalar"), Ok(IsaChoice::Fixed(Isa::Scalar)));
         assert!(IsaChoice::parse("sse9").is_err());
+        assert_eq!(Ratio::parse("0.25"), Ok(Ratio(0.25)));
+        assert!(["-0.1", "1.1", "NaN", "half"].iter().all(|text| Ratio::parse(text).is_err()));
         assert_eq!(NonFinite::parse("null"), Ok(NonFinite::Null));
         assert!(NonFinite::parse("nan").is_err());
         assert_eq!(Names::parse("a, b,,"), Ok(Names(vec!["a".into(), "b".into()])));

@@ -34,6 +34,7 @@ pub use dtype::{DType, Element};
 pub use error::{LoadError, RunError, Unsupported};
 pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};
 pub use kernels::isa::Isa;
+pub use kernels::weights::Precision;
 pub use load::{FORMATS, Format, Loaded, Metadata, describe, find_model_file};
 pub use model::{LoadOptions, Model, Summary};
 pub use op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Scratch, Shape};

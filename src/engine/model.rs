@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::error::{LoadError, RunError};
 use super::graph::{Dim, Graph, ValueId};
 use super::kernels::isa::Isa;
+use super::kernels::weights::Precision;
 use super::load::{self, Loaded, Metadata};
 use super::op::Shape;
 use super::optimize;
@@ -23,6 +24,8 @@ use super::tensor::{Kind, Tensor};
 pub struct LoadOptions {
     /// The instruction set to use; the machine's best by default.
     pub isa: Isa,
+    /// The arithmetic of products with constant weights.
+    pub precision: Precision,
     /// Bytes that one run may use for values, and one constant may take.
     pub memory_limit: usize,
     /// How long one run may take: what stops a loop without end. Only operators that repeat a body look at it.
@@ -37,6 +40,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             isa: Isa::best(),
+            precision: Precision::F32,
             memory_limit: 8 << 30,
             run_limit: Some(Duration::from_secs(60)),
             disabled_passes: Vec::new(),

@@ -64,6 +64,20 @@ impl Golden {
     }
 }
 
+impl Golden {
+    /// How far the answer is from the recorded outputs: of each output the greatest difference in parts of the greatest recorded
+    /// magnitude, and of these the greatest. `None` if nothing is recorded in f32, or the answer is of another form.
+    pub fn difference(&self, answer: &[Value]) -> Option<f64> {
+        let of = |recorded: &Tensor, value: &Value| {
+            let (recorded, found) = (recorded.slice::<f32>()?, value.tensor()?.slice::<f32>()?);
+            let size = recorded.iter().fold(0.0_f64, |size, &v| size.max(f64::from(v).abs()));
+            let far = recorded.iter().zip(found).fold(0.0_f64, |far, (&a, &b)| far.max((f64::from(a) - f64::from(b)).abs()));
+            (recorded.len() == found.len()).then(|| if far == 0.0 { 0.0 } else { far / size })
+        };
+        self.outputs.iter().zip(answer).filter_map(|(recorded, value)| of(recorded, value)).reduce(f64::max)
+    }
+}
+
 fn read_all(folder: &Path, prefix: &str) -> Result<Vec<Tensor>, String> {
     let mut tensors = Vec::new();
     loop {
@@ -102,6 +116,15 @@ fn compare(answer: &Tensor, recorded: &Tensor, tolerance: Tolerance) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_difference_is_in_parts_of_the_greatest_value() {
+        let golden = Golden { inputs: vec![], outputs: vec![Tensor::vector(vec![4.0_f32, -8.0]), Tensor::vector(vec![1_i64])] };
+        let answer = |values: Vec<f32>| vec![Value::Tensor(Tensor::vector(values)), Value::Tensor(Tensor::vector(vec![1_i64]))];
+        assert_eq!(golden.difference(&answer(vec![4.0, -8.0])), Some(0.0));
+        assert_eq!(golden.difference(&answer(vec![6.0, -8.0])), Some(0.25));
+        assert_eq!(golden.difference(&answer(vec![6.0])), None);
+    }
 
     #[test]
     fn a_difference_beyond_the_tolerance_is_shown() {

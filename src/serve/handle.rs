@@ -15,6 +15,7 @@ use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
+use crate::trace::PassNote;
 
 /// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
 const INLINE_ALWAYS: Duration = Duration::from_micros(15);
@@ -37,8 +38,8 @@ pub struct Handle {
     /// Time of a forward pass of one row, measured while warming up; `None` if that was not possible.
     row_cost: Option<Duration>,
     in_flight: AtomicUsize,
-    /// The classes of requests that are run alone: a new one for each.
-    classes: AtomicU64,
+    /// What tells the next request that runs alone from all others.
+    alone: AtomicU64,
 }
 
 /// What [`Handle::start`] needs beside the model.
@@ -93,7 +94,7 @@ impl Handle {
             inline,
             row_cost,
             in_flight: AtomicUsize::new(0),
-            classes: AtomicU64::new(0),
+            alone: AtomicU64::new(1),
         })
     }
 
@@ -151,20 +152,27 @@ impl Handle {
         let rows = self.validate(&request).map_err(Failed::because(FailReason::Other))?;
         let InferRequest { inputs, overrides, deadline, profile, .. } = request;
         let _in_flight = InFlight::enter(&self.in_flight);
+        let note = PassNote::current(&self.name, &self.version);
+        let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
         // One that replaces initialisers may have a program to make first: not on this thread.
         if overrides.is_empty() && self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
                 let outcome = runner.run_one(&inputs, rows, profile);
+                if let (Some(note), Ok(response)) = (note, &outcome) {
+                    note.ran((response.timing.started, Instant::now()), rows, None);
+                    note.profiled(response.profile.clone());
+                }
                 self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
                 return outcome.map_err(Failed::because(FailReason::Backend));
             }
         }
         let deadline = deadline.or_else(|| self.settings.timeout.map(|timeout| arrived + timeout));
-        let class =
-            if overrides.is_empty() { shape_class(&inputs, self.model.signature().batchable) } else { self.classes.fetch_add(1, Relaxed) };
+        // A profile is that of one request, and replaced initialisers are: neither shares its pass with another.
+        let alone = if profile || !overrides.is_empty() { self.alone.fetch_add(1, Relaxed) } else { 0 };
+        let class = shape_class(&inputs, self.model.signature().batchable) ^ alone;
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, overrides, profile, reply })?;
+        let id = self.queue.push(Ticket { rows, class, deadline }, Payload { inputs, overrides, profile, note: note.clone(), reply })?;
         let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
@@ -179,6 +187,9 @@ impl Handle {
             None => answer.await,
         };
         place.id = None;
+        if let (Some(note), Ok(Ok(response))) = (note, &answer) {
+            note.profiled(response.profile.clone());
+        }
         answer.unwrap_or_else(|_| {
             let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
             Err(Failed { reason: FailReason::Backend, error })

@@ -10,6 +10,7 @@ use super::request::InferResponse;
 use super::stats::{FailReason, Stats};
 use crate::engine::Tensor;
 use crate::error::{Error, Kind};
+use crate::trace::PassNote;
 
 /// An error, and as what it is counted.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Payload {
     pub(super) overrides: Vec<(usize, Tensor)>,
     /// Whether to time every operator; such a request is alone in its class.
     pub(super) profile: bool,
+    /// Where to note the pass, if somebody looks.
+    pub(super) note: Option<PassNote>,
     pub(super) reply: oneshot::Sender<Result<InferResponse, Failed>>,
 }
 
@@ -177,7 +180,7 @@ mod tests {
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Failed>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], overrides: vec![], profile: false, reply }, answer)
+        (Payload { inputs: vec![], overrides: vec![], profile: false, note: None, reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { rows: 1, class: 0, deadline: None };

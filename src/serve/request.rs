@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use super::batcher::Reason;
 use crate::engine::{Tensor, Value};
 
+pub use crate::trace::OperatorTime;
+
 /// What a client wants computed.
 #[derive(Clone, Debug, Default)]
 pub struct InferRequest {
@@ -57,15 +59,4 @@ pub struct Timing {
     pub started: Instant,
     /// Why it began then.
     pub reason: Reason,
-}
-
-/// Time of one operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OperatorTime {
-    /// The node's name.
-    pub node: String,
-    /// The operator's name, with its domain if that is not ONNX's own.
-    pub operator: String,
-    /// Time of all its runs in the forward pass.
-    pub time: Duration,
 }

@@ -12,6 +12,7 @@ use super::request::{InferResponse, OperatorTime, Timing};
 use super::stats::{Answered, FailReason, Pass, Stats};
 use crate::engine::{Model, RunError, RunTime, Session, Tensor, Threads, Value};
 use crate::error::Error;
+use crate::trace::batch_ran;
 
 /// A session that survives a panic of the engine.
 #[derive(Debug)]
@@ -112,6 +113,8 @@ impl Runner {
             let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
             self.run(&inputs, batch.iter().any(|job| job.payload.profile))
         };
+        let notes = batch.iter().filter_map(|job| job.payload.note.as_ref());
+        batch_ran(notes, (ran.started, ran.started + ran.time.total()), rows);
         let pass = Pass { rows, time: ran.time, reason };
         let outcome = std::mem::replace(&mut ran.outcome, Ok(Vec::new()));
         match outcome {

@@ -33,7 +33,7 @@ fn help_and_version() {
     }
     let version = folder.run(&["--version"]).ok().out;
     assert!(version.starts_with(&format!("ndserve {} (", env!("CARGO_PKG_VERSION"))), "{version}");
-    assert!(["scalar", "avx2", "avx512"].iter().any(|isa| version.contains(isa)), "{version}");
+    assert!(["scalar", "avx2", "avx512", "amx"].iter().any(|isa| version.contains(isa)), "{version}");
     folder.run(&["predict"]).fails(2, &["--model"]);
     folder.run(&["teleport"]).fails(2, &["teleport"]);
     folder.run(&["--teleport"]).fails(2, &["--teleport"]);
@@ -307,7 +307,8 @@ fn bench_prints_what_the_comparison_script_reads() {
     }
     let table = folder.run(&bench).ok().out;
     assert!(table.contains("median") && table.contains("\nRelu "), "{table}");
-    folder.run(&[&bench[..], &["--precision", "bf16"]].concat()).fails(2, &["precision `bf16` is not supported"]);
+    assert!(folder.run(&[&bench[..], &["--precision", "bf16"]].concat()).ok().out.contains(" · bf16 · "));
+    folder.run(&[&bench[..], &["--precision", "f16"]].concat()).fails(2, &["precision `f16` is not supported"]);
     folder.run(&["bench", "--model", "model.onnx", "--batch", "4", "--seconds", "0"]).ok();
 }
 

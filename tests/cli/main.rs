@@ -1,5 +1,7 @@
 //! The program as a user starts it: arguments, files, exit codes, messages.
 
+#[cfg(unix)]
+mod access;
 mod commands;
 mod configuration;
 mod fixture;

@@ -10,24 +10,29 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::fixture::{Folder, Node, Ran, onnx};
 
 /// A running server; it is killed with the test.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     out: BufReader<ChildStdout>,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
-    fn start(folder: &Folder, args: &[&str]) -> Self {
-        let mut command = folder.command(&[&["serve", "--listen", "127.0.0.1:0"], args].concat());
+    /// On a free port, unless the arguments say where.
+    pub(crate) fn start(folder: &Folder, args: &[&str]) -> Self {
+        let anywhere: &[&str] = if args.contains(&"--listen") { &["serve"] } else { &["serve", "--listen", "127.0.0.1:0"] };
+        Self::spawn(&mut folder.command(&[anywhere, args].concat()))
+    }
+
+    pub(crate) fn spawn(command: &mut std::process::Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut server = Self { out: BufReader::new(child.stdout.take().unwrap()), child, address: String::new() };
         let line = server.line();
-        server.address = line.split_once("http://").expect(&line).1.split(' ').next().unwrap().to_owned();
+        server.address = line.split_once("http://").expect(&line).1.split([' ', ',']).next().unwrap().to_owned();
         server
     }
 
     /// The next line that it prints.
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         line
@@ -35,7 +40,7 @@ impl Server {
 
     /// The lines up to one that has `part`.
     #[track_caller]
-    fn until(&mut self, part: &str) -> String {
+    pub(crate) fn until(&mut self, part: &str) -> String {
         let mut text = String::new();
         loop {
             let line = self.line();
@@ -47,7 +52,7 @@ impl Server {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
@@ -63,7 +68,7 @@ impl Server {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
-    fn end(mut self) -> Ran {
+    pub(crate) fn end(mut self) -> Ran {
         let (mut out, mut err) = (String::new(), String::new());
         self.out.read_to_string(&mut out).unwrap();
         self.child.stderr.take().unwrap().read_to_string(&mut err).unwrap();

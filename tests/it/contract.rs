@@ -197,6 +197,59 @@ fn v1_lists_models_and_their_versions() {
 }
 
 #[test]
+fn tensorflow_serving_reads_the_signature() {
+    let info = |name: &str, dtype: &str, width: &str| {
+        json!({"name": name, "dtype": dtype, "tensor_shape": {"unknown_rank": false,
+               "dim": [{"size": "-1", "name": "batch"}, {"size": width, "name": ""}]}})
+    };
+    let definition = json!({
+        "inputs": {"x": info("x", "DT_FLOAT", "2"), "n": info("n", "DT_INT64", "1")},
+        "outputs": {"x_out": info("x_out", "DT_FLOAT", "2"), "n_out": info("n_out", "DT_INT64", "1")},
+        "method_name": "tensorflow/serving/predict",
+    });
+    for (path, version) in [("/v1/models/pair/metadata", "2"), ("/v1/models/pair/versions/1/metadata", "1")] {
+        let want = json!({
+            "model_spec": {"name": "pair", "signature_name": "", "version": version},
+            "metadata": {"signature_def": {"signature_def": {"serving_default": definition}}},
+        });
+        assert_eq!(ok(&get(shared(), path)), want, "{path}");
+    }
+    let named = ok(&post(shared(), "/v1/models/any:predict", r#"{"signature_name": "serving_default", "instances": [[1]]}"#));
+    assert_eq!(named["predictions"], json!([[1.0]]));
+    let wrong = post(shared(), "/v1/models/any:predict", r#"{"signature_name": "other", "instances": [[1]]}"#);
+    assert_eq!((wrong.status, wrong.error().contains("a model has one signature, `serving_default`")), (400, true), "{wrong:?}");
+    let base64 = ok(&post(shared(), "/v1/models/text:predict", r#"{"instances": [{"b64": "w6k="}, "b"]}"#));
+    assert_eq!(base64["predictions"], json!(["é", "b"]));
+}
+
+#[test]
+fn cloud_events_come_back_in_their_mode() {
+    let path = "/v1/models/any:predict";
+    let mut client = Client::connect(shared());
+    let headers = ["ce-specversion: 1.0", "ce-id: 1", "ce-source: test", "ce-type: t", "x-request-id: r-1"];
+    let binary = client.send(&request("POST", path, &headers, r#"{"instances":[[1]]}"#));
+    assert_eq!((binary.status, binary.body.as_str()), (200, r#"{"predictions":[[1.0]]}"#));
+    let attributes = ["ce-specversion", "ce-id", "ce-source", "ce-type"].map(|name| binary.header(name).unwrap());
+    assert_eq!(attributes, ["1.0", "r-1", "io.kserve.inference.any", "io.kserve.inference.response"]);
+    let event = r#"{"specversion":"1.0","id":"1","source":"test","type":"t","data":{"instances":[[1]]}}"#;
+    let structured = client.send(&request("POST", path, &["content-type: application/cloudevents+json"], event));
+    assert_eq!((structured.status, structured.header("content-type")), (200, Some("application/cloudevents+json")));
+    assert_eq!(structured.json()["data"], json!({"predictions": [[1.0]]}));
+    let wrong = client.send(&request("POST", path, &["content-type: application/cloudevents+json"], "{}"));
+    assert_eq!((wrong.status, wrong.error().contains("has no `data`")), (400, true), "{wrong:?}");
+}
+
+#[test]
+fn a_label_that_nobody_set_is_not_found() {
+    for path in ["/v1/models/pair/labels/canary:predict", "/v1/models/pair/labels/canary%3Apredict"] {
+        let answer = post(shared(), path, "{}");
+        assert_eq!((answer.status, answer.error().contains("canary")), (404, true), "{answer:?}");
+    }
+    assert_eq!(get(shared(), "/v1/models/pair/labels/canary").status, 404);
+    assert_eq!(get(shared(), "/v1/models/pair/labels/canary/metadata").status, 404);
+}
+
+#[test]
 fn probes_tell_the_truth() {
     let server = strict();
     let live = json!({"live": true});

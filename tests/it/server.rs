@@ -6,9 +6,9 @@ use std::sync::{Arc, Once, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ndserve::api::{App, Limits, ServerOptions, Stats, serve};
+use ndserve::api::{App, AppOptions, Limits, Listener, Listeners, ServerOptions, Stats, Surface, serve};
+use ndserve::config::Endpoint;
 use ndserve::serve::{Options, Repository};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{Level, Metadata, span, subscriber};
 
@@ -17,7 +17,9 @@ use crate::models::{self, Folder};
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Server {
+    /// That of the first endpoint which has one.
     pub(crate) address: SocketAddr,
+    pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) repository: Arc<Repository>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Stats>>,
@@ -26,22 +28,34 @@ pub(crate) struct Server {
 impl Server {
     /// Serves the models of `folder`, which is removed once they are loaded.
     pub(crate) fn start(folder: Folder, limits: Limits, options: ServerOptions) -> Self {
+        let anywhere = vec![(Endpoint::Http("127.0.0.1:0".parse().unwrap()), Surface::Whole)];
+        Self::start_on(folder, limits.into(), options, anywhere)
+    }
+
+    /// The same on several endpoints, of which `endpoints` then tells the ports.
+    pub(crate) fn start_on(folder: Folder, app: AppOptions, options: ServerOptions, endpoints: Vec<(Endpoint, Surface)>) -> Self {
         count_errors();
         let repository = Arc::new(Repository::open(Options::new(&*folder)).unwrap());
         repository.load(|_, _, _, _| {});
         drop(folder);
-        let app = App::new(Arc::clone(&repository), limits);
+        let tls = app.tls.clone();
+        let app = App::new(Arc::clone(&repository), app);
         let (stop, stopped) = oneshot::channel();
-        let (send_address, address) = std::sync::mpsc::sync_channel(1);
+        let (send_endpoints, bound) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                send_address.send(listener.local_addr().unwrap()).unwrap();
-                serve(listener, app, options, async { stopped.await.unwrap_or(()) }).await
+                let mut listeners = Listeners::default();
+                for (endpoint, surface) in endpoints {
+                    listeners.0.push(Listener::bind(&endpoint, tls.as_ref(), surface).await.unwrap());
+                }
+                send_endpoints.send(listeners.0.iter().map(Listener::endpoint).collect::<Vec<_>>()).unwrap();
+                serve(listeners, app, options, async { stopped.await.unwrap_or(()) }).await
             })
         });
-        Self { address: address.recv().unwrap(), repository, stop: Some(stop), thread: Some(thread) }
+        let endpoints = bound.recv().unwrap();
+        let address = endpoints.iter().find_map(Endpoint::address).unwrap_or_else(|| "0.0.0.0:0".parse().unwrap());
+        Self { address, endpoints, repository, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Begins the shutdown.

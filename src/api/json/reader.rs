@@ -243,6 +243,17 @@ impl<'a> Reader<'a> {
         ahead.want(Token::Array).and_then(|()| ahead.open()).and_then(|()| ahead.peek()).ok()
     }
 
+    /// The first key of the object that stands next, or of the first element of the array; `None` if there is none.
+    pub fn first_key(&self) -> Option<Cow<'a, str>> {
+        let mut ahead = self.clone();
+        if ahead.peek().ok()? == Token::Array {
+            ahead.open().ok()?;
+        }
+        ahead.want(Token::Object).ok()?;
+        ahead.open().ok()?;
+        ahead.string().ok()
+    }
+
     /// Another reader of the same text at `at`, a position that [`at`](Self::at) gave, with this one's depth.
     pub fn seek(&self, at: usize) -> Self {
         Self { bytes: self.bytes, at, depth: self.depth }

@@ -1,5 +1,7 @@
 //! Arrays of numbers, flat or nested, into one typed vector and the shape that the nesting gives.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use half::{bf16, f16};
 use smallvec::SmallVec;
 
@@ -72,14 +74,31 @@ impl Scalar for bool {
 
 impl Scalar for String {
     const WANTED: &'static str = "a string";
-    const TOKENS: &'static [Token] = &[Token::String];
+    const TOKENS: &'static [Token] = &[Token::String, Token::Object];
     const MIN_BYTES: usize = 3;
 
+    /// A string or, as TensorFlow Serving has bytes, `{"b64": "…"}`.
     fn read(bytes: &[u8], at: usize) -> Result<(Self, usize)> {
         let mut reader = Reader::new(bytes).seek(at);
-        let text = reader.string()?.into_owned();
+        let text = if byte(bytes, at) == b'{' { base64(&mut reader)? } else { reader.string()?.into_owned() };
         Ok((text, reader.at()))
     }
+}
+
+fn base64(reader: &mut Reader<'_>) -> Result<String> {
+    let at = reader.at();
+    let mut text = None;
+    reader.object(|reader, key| {
+        if key != "b64" || text.is_some() {
+            return Err(JsonError::value(at, "is an object where a string or {\"b64\": \"…\"} is wanted"));
+        }
+        let at = reader.at();
+        let bytes =
+            STANDARD.decode(&*reader.string()?).map_err(|error| JsonError::value(at, format!("is no base64: {error}")).under("b64"))?;
+        text = Some(String::from_utf8(bytes).map_err(|_| JsonError::value(at, "is no UTF-8 text").under("b64"))?);
+        Ok(())
+    })?;
+    text.ok_or_else(|| JsonError::value(at, "is an object where a string or {\"b64\": \"…\"} is wanted"))
 }
 
 impl Reader<'_> {

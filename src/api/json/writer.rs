@@ -3,6 +3,8 @@
 //! Floats are the shortest text that reads back to the same bits. What is not finite has no form in JSON: a [`NonFinite`] says
 //! what stands there.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use half::{bf16, f16};
 
 use crate::config::NonFinite;
@@ -269,6 +271,22 @@ impl Writer {
         }
         with_values!(values, values => nested(&mut self.out, values, shape));
         self
+    }
+
+    /// Appends texts as arrays nested like `shape`, each as `{"b64": "…"}`.
+    ///
+    /// Panics if their number is not that of `shape`.
+    pub fn nested_base64(&mut self, texts: &[String], shape: &[usize]) -> &mut Self {
+        match shape {
+            [] => self.raw("{\"b64\":").string(&STANDARD.encode(&texts[0])).raw("}"),
+            [count, inner @ ..] => {
+                let size = texts.len() / (*count).max(1);
+                self.raw("[").list(0..*count, |writer, i| {
+                    writer.nested_base64(&texts[i * size..(i + 1) * size], inner);
+                });
+                self.raw("]")
+            }
+        }
     }
 
     /// Appends a tensor as nested arrays.

@@ -43,6 +43,7 @@ pub fn decode(body: &[u8], signature: &Signature) -> std::result::Result<Decoded
         let read = match &*key {
             "instances" => Inputs::rows,
             "inputs" => Inputs::columns,
+            "signature_name" => return signature_name(reader).map_err(|error| error.under(key)),
             _ => {
                 other = Some(key.into_owned());
                 return reader.skip();
@@ -59,6 +60,17 @@ pub fn decode(body: &[u8], signature: &Signature) -> std::result::Result<Decoded
         let found = other.map_or_else(String::new, |key| format!("; it has `{key}`"));
         Error::invalid(format!("the body has neither `instances` (rows) nor `inputs` (whole tensors){found}"))
     })
+}
+
+/// A model has one signature, which TensorFlow Serving's clients call so.
+pub(super) const SIGNATURE: &str = "serving_default";
+
+fn signature_name(reader: &mut Reader<'_>) -> Result<()> {
+    let at = reader.at();
+    match &*reader.string()? {
+        "" | SIGNATURE => Ok(()),
+        other => Err(JsonError::value(at, format!("is `{other}`; a model has one signature, `{SIGNATURE}`"))),
+    }
 }
 
 /// The element type of each input.
@@ -85,6 +97,11 @@ struct Column {
 }
 
 impl Inputs<'_> {
+    /// Whether the object that stands next, or first in the array, is the one input's bytes and no object of inputs.
+    fn is_base64(&self, reader: &Reader<'_>) -> bool {
+        self.dtypes == [DType::String] && reader.first_key().is_some_and(|key| key == "b64" && self.signature.inputs[0].name != "b64")
+    }
+
     fn names(&self) -> String {
         self.signature.inputs.iter().map(|port| format!("`{}`", port.name)).collect::<Vec<_>>().join(", ")
     }
@@ -136,7 +153,7 @@ impl Inputs<'_> {
         reader.want(Token::Array)?;
         match reader.first_element() {
             None => return reader.skip().and_then(|()| Err(JsonError::value(reader.at(), "is empty; at least one row is wanted"))),
-            Some(Token::Object) => return self.object_rows(reader),
+            Some(Token::Object) if !self.is_base64(reader) => return self.object_rows(reader),
             Some(_) => {}
         }
         let input = self.single(reader)?;
@@ -168,8 +185,8 @@ impl Inputs<'_> {
 
     fn columns(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
         let form = Form::Columns;
-        if reader.peek()? != Token::Object {
-            if reader.first_element() == Some(Token::Object) {
+        if reader.peek()? != Token::Object || self.is_base64(reader) {
+            if reader.first_element() == Some(Token::Object) && !self.is_base64(reader) {
                 let hint = "has objects, as the Open Inference protocol does at /v2/models/<model>/infer; here a tensor is wanted, or one \
                             object with a tensor per input";
                 return Err(JsonError::value(reader.at(), hint));
@@ -261,6 +278,30 @@ mod tests {
         let one = signature(&[("x", DType::F32, &[None, Some(1)])]);
         for body in [r#"{"instances":[1,2]}"#, r#"{"instances":[[1],[2]]}"#, r#"{"instances":[{"x":1},{"x":2}]}"#, r#"{"inputs":[1,2]}"#] {
             assert_eq!(decode(body.as_bytes(), &one).unwrap().inputs, [floats(&[2, 1], &[1.0, 2.0])], "{body}");
+        }
+    }
+
+    #[test]
+    fn bytes_may_be_base64() {
+        let text = signature(&[("s", DType::String, &[None])]);
+        for body in [
+            r#"{"instances":[{"b64":"w6k="},"b"]}"#,
+            r#"{"instances":[{"s":{"b64":"w6k="}},{"s":"b"}]}"#,
+            r#"{"inputs":["é",{"b64":"Yg=="}]}"#,
+            r#"{"inputs":[{"b64":"w6k="},"b"]}"#,
+            r#"{"inputs":{"s":[{"b64":"w6k="},"b"]},"signature_name":""}"#,
+        ] {
+            let want = Tensor::vector(vec!["é".to_owned(), "b".to_owned()]);
+            assert_eq!(decode(body.as_bytes(), &text).unwrap().inputs, [want], "{body}");
+        }
+        for (body, want) in [
+            (r#"{"instances":[{"b64":"?"}]}"#, "instances[0].b64 is no base64"),
+            (r#"{"instances":[{"b64":"/w=="}]}"#, "instances[0].b64 is no UTF-8 text"),
+            (r#"{"instances":["a",{"c64":"Yg=="}]}"#, r#"instances[1] is an object where a string or {"b64": "…"} is wanted"#),
+            (r#"{"instances":["a"],"signature_name":"other"}"#, "signature_name is `other`; a model has one signature, `serving_default`"),
+        ] {
+            let message = decode(body.as_bytes(), &text).unwrap_err().message().to_owned();
+            assert!(message.contains(want), "{body}\n got: {message}\nwant: {want}");
         }
     }
 

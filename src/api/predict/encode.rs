@@ -107,6 +107,10 @@ impl Answer<'_> {
             Value::Tensor(tensor) => {
                 let shape = &tensor.shape()[1..];
                 let size: usize = shape.iter().product();
+                if let Some(texts) = self.bytes(output) {
+                    writer.nested_base64(&texts[row * size..(row + 1) * size], shape);
+                    return;
+                }
                 writer.nested(tensor.data().range(row * size..(row + 1) * size), shape);
             }
             Value::Sequence(values) => {
@@ -144,14 +148,25 @@ impl Answer<'_> {
     }
 
     fn columns(&self, writer: &mut Writer) {
-        if let [output] = self.outputs {
-            writer.value(output);
+        let whole = |writer: &mut Writer, output: usize| match (self.bytes(output), &self.outputs[output]) {
+            (Some(texts), Value::Tensor(tensor)) => drop(writer.nested_base64(texts, tensor.shape())),
+            (_, value) => drop(writer.value(value)),
+        };
+        if self.outputs.len() == 1 {
+            whole(writer, 0);
             return;
         }
-        writer.raw("{").list(self.outputs.iter().zip(self.ports), |writer, (output, port)| {
-            writer.key(&port.name).value(output);
+        writer.raw("{").list(0..self.outputs.len(), |writer, output| {
+            writer.key(&self.ports[output].name);
+            whole(writer, output);
         });
         writer.raw("}");
+    }
+
+    /// The texts of an output that by its name is bytes: TensorFlow Serving's rule.
+    fn bytes(&self, output: usize) -> Option<&[String]> {
+        let tensor = self.outputs[output].tensor().filter(|_| self.ports[output].name.ends_with("_bytes"))?;
+        tensor.slice::<String>()
     }
 }
 
@@ -217,6 +232,15 @@ mod tests {
         assert!(text(&two, &labels, Form::Rows(2)).unwrap().contains(r#"],"outputs":{"class":1}}"#));
         let ambiguous = [scores.clone(), ("logits", scores.1)];
         assert!(text(&ambiguous, &labels, Form::Rows(2)).unwrap().contains(r#"{"p":[0.25,0.5,0.25],"logits":"#));
+    }
+
+    #[test]
+    fn an_output_that_is_called_bytes_is_base64() {
+        let texts = Tensor::new(&[2, 1], vec!["é".to_owned(), String::new()]).unwrap();
+        let output = ("image_bytes", texts.into());
+        let want = r#"[[{"b64":"w6k="}],[{"b64":""}]]"#;
+        assert_eq!(text(std::slice::from_ref(&output), &[], Form::Rows(2)).unwrap(), format!(r#"{{"predictions":{want}}}"#));
+        assert_eq!(text(&[output], &[], Form::Columns).unwrap(), format!(r#"{{"outputs":{want}}}"#));
     }
 
     #[test]

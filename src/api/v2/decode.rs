@@ -44,6 +44,10 @@ pub(super) fn decode(body: &Bytes, header: Option<usize>, signature: &Signature)
     let mut reader = Reader::new(json);
     reader.object(|reader, key| {
         seen.once(reader, &key)?;
+        // Clients write what they leave out as null.
+        if reader.peek()? == Token::Null {
+            return reader.skip();
+        }
         let read = match &*key {
             "id" => reader.string().map(|text| envelope.id = Some(text.into_owned())),
             "parameters" => request_parameters(reader, &mut envelope.parameters),
@@ -112,6 +116,9 @@ fn read_output(reader: &mut Reader<'_>) -> Result<Wanted> {
     let mut named = false;
     let at = reader.at();
     reader.object(|reader, key| {
+        if reader.peek()? == Token::Null {
+            return reader.skip();
+        }
         let read = match &*key {
             "name" => reader.string().map(|name| {
                 output.name = name.into_owned();
@@ -192,6 +199,9 @@ fn tensor(values: Buffer, nested: &Nested, shape: &Shape) -> std::result::Result
 
 impl<'a> Members<'a> {
     fn read(&mut self, reader: &mut Reader<'a>, key: &str) -> Result<()> {
+        if reader.peek()? == Token::Null {
+            return reader.skip();
+        }
         let at = reader.at();
         let twice = match key {
             "name" => self.name.is_some(),

@@ -1,33 +1,55 @@
 //! What the server says about itself: sentences on stdout for people, or log events where logs are read by machines.
 
-use std::net::SocketAddr;
-
 use super::example;
-use crate::api::Stats;
+use crate::api::{Listeners, Stats, Surface};
 use crate::cli::print;
-use crate::config::{LogFormat, Settings};
+use crate::config::{Endpoint, LogFormat, Settings};
 use crate::engine::Isa;
 use crate::serve::{Repository, Servable, State};
 
-/// Where the server says something, and the address by which it is reached.
-#[derive(Clone, Copy, Debug)]
+/// Where the server says something, and where it is reached.
+#[derive(Clone, Debug)]
 pub(super) struct Banner {
     format: LogFormat,
-    address: SocketAddr,
+    /// Where clients of models come in, and where administrators do.
+    public: Vec<Endpoint>,
+    admin: Vec<Endpoint>,
 }
 
 impl Banner {
-    pub(super) fn new(format: LogFormat, address: SocketAddr) -> Self {
-        Self { format, address }
+    pub(super) fn new(format: LogFormat, listeners: &Listeners) -> Self {
+        let (mut public, mut admin) = (Vec::new(), Vec::new());
+        for listener in &listeners.0 {
+            let list = if listener.surface() == Surface::Admin { &mut admin } else { &mut public };
+            list.push(listener.endpoint());
+        }
+        Self { format, public, admin }
     }
 
     /// Where it listens, and with what it computes.
     pub(super) fn listening(&self, settings: &Settings) {
-        let (address, version) = (self.address, env!("CARGO_PKG_VERSION"));
+        let (address, version) = (list(&self.public), env!("CARGO_PKG_VERSION"));
         let (isa, threads) = (settings.load_options().isa, settings.engine_threads());
         match self.format {
-            LogFormat::Text => say(&format!("ndserve {version} listens on http://{address} · {}\n", engine(threads, isa))),
-            LogFormat::Json => tracing::info!(%address, version, %isa, threads, "listening"),
+            LogFormat::Text => say(&format!("ndserve {version} listens on {address} · {}\n", engine(threads, isa))),
+            LogFormat::Json => tracing::info!(address, version, %isa, threads, "listening"),
+        }
+        if !self.admin.is_empty() {
+            let address = list(&self.admin);
+            match self.format {
+                LogFormat::Text => say(&format!("  administration listens on {address}\n")),
+                LogFormat::Json => tracing::info!(address, "listening for administration"),
+            }
+        }
+    }
+
+    /// What whoever reaches the server may do without a key or a certificate.
+    pub(super) fn openness(&self, warnings: &[String]) {
+        for warning in warnings {
+            match self.format {
+                LogFormat::Text => say(&format!("  OPEN: {warning}\n")),
+                LogFormat::Json => tracing::warn!("open: {warning}"),
+            }
         }
     }
 
@@ -60,7 +82,7 @@ impl Banner {
     /// A request that works, for the first model or the one that needs no name.
     pub(super) fn example(&self, repository: &Repository, settings: &Settings) {
         if self.format == LogFormat::Text
-            && let Some(line) = example::curl(repository, settings, self.address)
+            && let Some(line) = example::curl(repository, settings, &self.public)
         {
             say(&format!("\ntry: {line}\n"));
         }
@@ -74,6 +96,10 @@ impl Banner {
             LogFormat::Json => tracing::info!(accepted, answered, dropped, "stopped"),
         }
     }
+}
+
+fn list(endpoints: &[Endpoint]) -> String {
+    endpoints.iter().map(Endpoint::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn engine(threads: usize, isa: Isa) -> String {

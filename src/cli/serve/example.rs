@@ -1,10 +1,8 @@
 //! A curl line that works, made of a model's golden samples or, where it has none, of zeros.
 
-use std::net::SocketAddr;
-
 use crate::api::json::Writer;
 use crate::cli::healthcheck::reachable;
-use crate::config::Settings;
+use crate::config::{Endpoint, Settings};
 use crate::engine::{Signature, Tensor};
 use crate::serve::{Golden, Repository, Servable};
 
@@ -12,8 +10,8 @@ use crate::serve::{Golden, Repository, Servable};
 const BODY_MAX: usize = 1000;
 
 /// The line for the default model, or else for the first one whose inputs are short enough to be shown.
-pub(super) fn curl(repository: &Repository, settings: &Settings, address: SocketAddr) -> Option<String> {
-    let server = format!("http://{}", reachable(address));
+pub(super) fn curl(repository: &Repository, settings: &Settings, endpoints: &[Endpoint]) -> Option<String> {
+    let server = server(endpoints.first()?, settings);
     if let Ok(handle) = repository.default_model()
         && let Some(body) = body(&handle, settings)
     {
@@ -24,6 +22,16 @@ pub(super) fn curl(repository: &Repository, settings: &Settings, address: Socket
         let body = body(&servable, settings)?;
         Some(line(&format!("{server}/v1/models/{}:predict", servable.name()), &body))
     })
+}
+
+/// What stands before the path: where the server is, and how curl is let in.
+fn server(endpoint: &Endpoint, settings: &Settings) -> String {
+    let key = if settings.keys_file.is_some() { "-H \"X-API-Key: $KEY\" " } else { "" };
+    match endpoint {
+        Endpoint::Http(address) => format!("{key}http://{}", reachable(*address)),
+        Endpoint::Https(address) => format!("{key}--insecure https://{}", reachable(*address)),
+        Endpoint::Unix(path) => format!("{key}--unix-socket {} http://localhost", path.display()),
+    }
 }
 
 fn line(url: &str, body: &str) -> String {

@@ -4,6 +4,7 @@
 //! person at the terminal what there is. Down, at the first SIGTERM or SIGINT: not ready at once, serve on for the drain
 //! delay, stop accepting, finish what is in flight for at most the drain timeout. A second signal ends the process at once.
 
+mod access;
 mod banner;
 mod example;
 mod signals;
@@ -11,10 +12,8 @@ mod signals;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-
 use super::{Failure, Outcome, progress};
-use crate::api::{self, App, Limits, ServerOptions, Stats};
+use crate::api::{self, App, AppOptions, Limits, Listeners, ServerOptions, Stats};
 use crate::config::{Flags, Server, Settings};
 use crate::engine::Threads;
 use crate::serve::{Defaults, Options, Repository, State};
@@ -76,12 +75,19 @@ fn options(settings: &Settings) -> Result<Options, Failure> {
 }
 
 async fn live(settings: Arc<Settings>, repository: Arc<Repository>) -> Outcome {
-    let listener = TcpListener::bind(settings.listen).await.map_err(|error| format!("{}: {error}", settings.listen))?;
-    let banner = Banner::new(settings.log_format, listener.local_addr()?);
+    let tls = access::tls(&settings)?;
+    let access = access::access(&settings)?;
+    let listeners = access::listen(&settings, tls.as_ref()).await?;
+    let banner = Banner::new(settings.log_format, &listeners);
     banner.listening(&settings);
+    banner.openness(&access::openness(&settings, &access));
+    let (tracer, sending) = access::traces(&settings)?.unzip();
+    let options = AppOptions { limits: limits(&settings), access, tls, tracer, triton_metrics: settings.triton_metrics };
+    let app = App::new(Arc::clone(&repository), options);
     let stop = Stop::on_signals()?;
+    stop.reload_on_hangup(app.clone())?;
 
-    let accepting = tokio::spawn(accept(listener, Arc::clone(&repository), Arc::clone(&settings), drained(&settings, &repository, &stop)));
+    let accepting = tokio::spawn(accept(listeners, app, Arc::clone(&settings), drained(&settings, &repository, &stop)));
     let loading = {
         let repository = Arc::clone(&repository);
         tokio::task::spawn_blocking(move || load(&repository))
@@ -99,6 +105,9 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>) -> Outcome {
         () = stop.clone().requested() => {}
     }
     let stats = accepting.await?;
+    if let Some(sending) = sending {
+        sending.finish().await;
+    }
     if stats.dropped == 0 {
         // Only now: every request has its answer, so the queues are empty and the workers end at once.
         let repository = Arc::clone(&repository);
@@ -141,26 +150,25 @@ fn drained(settings: &Settings, repository: &Arc<Repository>, stop: &Stop) -> im
     }
 }
 
-/// Serves connections until `stop` ends, then stops accepting and finishes what is in flight for at most the drain timeout.
-async fn accept(
-    listener: TcpListener,
-    repository: Arc<Repository>,
-    settings: Arc<Settings>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> Stats {
-    let limits = Limits {
+fn limits(settings: &Settings) -> Limits {
+    Limits {
         max_body_bytes: settings.max_body.0,
         body_timeout: settings.body_read_timeout.0,
         max_in_flight: settings.max_in_flight,
         max_timeout: settings.request_timeout_max.0,
         non_finite: settings.json_non_finite,
         compress: settings.compress_answers,
-    };
+    }
+}
+
+/// Serves connections until `stop` ends, then stops accepting and finishes what is in flight for at most the drain timeout.
+async fn accept(listeners: Listeners, app: App, settings: Arc<Settings>, stop: impl Future<Output = ()> + Send + 'static) -> Stats {
     let options = ServerOptions {
         header_timeout: settings.header_read_timeout.0,
         max_header_bytes: settings.max_header.0,
         max_connections: settings.max_connections,
         drain_timeout: settings.drain_timeout.0,
+        ..ServerOptions::default()
     };
-    api::serve(listener, App::new(repository, limits), options, stop).await
+    api::serve(listeners, app, options, stop).await
 }

@@ -1,6 +1,9 @@
-//! SIGTERM and SIGINT: the first asks the server to stop, the second ends the process.
+//! SIGTERM and SIGINT: the first asks the server to stop, the second ends the process. SIGHUP has keys and certificates read
+//! anew at once.
 
 use tokio::sync::watch;
+
+use crate::api::App;
 
 /// Whether the server is asked to stop.
 #[derive(Clone, Debug)]
@@ -24,6 +27,26 @@ impl Stop {
             std::process::exit(code);
         });
         Ok(Self(asked))
+    }
+
+    /// Has keys and certificates read anew at each SIGHUP, where there is one.
+    ///
+    /// # Errors
+    /// If the system does not let the process listen.
+    pub(super) fn reload_on_hangup(&self, app: App) -> std::io::Result<()> {
+        #[cfg(unix)]
+        {
+            let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+            tokio::spawn(async move {
+                while hangup.recv().await.is_some() {
+                    let app = app.clone();
+                    let _ = tokio::task::spawn_blocking(move || app.reload()).await;
+                }
+            });
+        }
+        #[cfg(not(unix))]
+        drop(app);
+        Ok(())
     }
 
     /// Waits until the server is asked to stop.

@@ -19,14 +19,17 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL (x86-64-v4).
     Avx512,
+    /// The same with a tile unit that multiplies bf16 (AMX), which the system lets this process use. Kernels on f32 are
+    /// those of [`Isa::Avx512`].
+    Amx,
 }
 
 /// The upper bound set by [`Isa::limit`], as the discriminant.
-static LIMIT: AtomicU8 = AtomicU8::new(Isa::Avx512 as u8);
+static LIMIT: AtomicU8 = AtomicU8::new(Isa::Amx as u8);
 
 impl Isa {
     /// Every instruction set, in ascending order.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The best instruction set of this machine, at most the one given to [`Isa::limit`].
     pub fn best() -> Isa {
@@ -70,6 +73,7 @@ fn detect() -> Isa {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
     match (avx2, avx512) {
+        (true, true) if is_x86_feature_detected!("avx512bf16") && super::bf16::amx::permitted() => Isa::Amx,
         (true, true) => Isa::Avx512,
         (true, false) => Isa::Avx2,
         (false, _) => Isa::Scalar,
@@ -87,17 +91,18 @@ impl fmt::Display for Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         })
     }
 }
 
-/// A name that is not one of `scalar`, `avx2`, `avx512`.
+/// A name that is not one of `scalar`, `avx2`, `avx512`, `amx`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownIsa(String);
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown instruction set '{}': expected scalar, avx2 or avx512", self.0)
+        write!(f, "unknown instruction set '{}': expected scalar, avx2, avx512 or amx", self.0)
     }
 }
 
@@ -138,7 +143,7 @@ macro_rules! instantiate {
             $crate::engine::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            $crate::engine::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            $crate::engine::kernels::isa::Isa::Avx512 | $crate::engine::kernels::isa::Isa::Amx => unsafe { avx512($($arg),*) },
             _ => scalar($($arg),*),
         }
     }};

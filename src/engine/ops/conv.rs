@@ -14,6 +14,7 @@ use crate::engine::dtype::DType;
 use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::View;
@@ -26,6 +27,7 @@ pub(crate) struct Conv {
     window: Window,
     groups: usize,
     pub(crate) activation: Activation,
+    precision: Precision,
 }
 
 fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
@@ -34,7 +36,7 @@ fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
 
 /// The convolution that the attributes of a Conv describe.
 pub(crate) fn conv(attrs: &Attrs) -> Result<Conv, OpError> {
-    Ok(Conv { window: Window::read(attrs)?, groups: groups(attrs)?, activation: Activation::None })
+    Ok(Conv { window: Window::read(attrs)?, groups: groups(attrs)?, activation: Activation::None, precision: Precision::F32 })
 }
 
 /// Attribute `group`.
@@ -53,6 +55,11 @@ impl Conv {
     /// The same followed by an activation.
     pub(crate) fn with(self, activation: Activation) -> Self {
         Self { activation, ..self }
+    }
+
+    /// The same with operands rounded to a precision, where one is constant.
+    pub(crate) fn at(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Sizes for an input `x` and weights of shape `w`.
@@ -96,7 +103,7 @@ impl Conv {
 
     fn pack(&self, isa: Isa, w: &[usize], values: &[f32]) -> PackedConv {
         let (kernel_h, kernel_w) = if w.len() == 4 { (w[2], w[3]) } else { (1, w[2]) };
-        PackedConv::pack(isa, values, w[0], w[1], kernel_h, kernel_w, self.groups)
+        PackedConv::pack(self.precision, isa, values, w[0], w[1], kernel_h, kernel_w, self.groups)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::engine::attrs::{Attr, Attrs};
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
 use crate::engine::tensor::{Buffer, Kind, Tensor};
 use crate::engine::view::{View, ViewMut};
@@ -237,7 +238,7 @@ struct FusedMatMul {
     b: Side,
 }
 
-const PLAIN: MatMul = MatMul { activation: Activation::None };
+const PLAIN: MatMul = MatMul { activation: Activation::None, precision: Precision::F32 };
 
 fn fused_matmul(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
     let side = |transposed: &str, batch: &str| {

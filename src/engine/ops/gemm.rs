@@ -14,8 +14,9 @@ use super::product::{Left, Right, flops, multiply, transpose};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
-use crate::engine::kernels::gemm::{PackedB, gemm_generic};
+use crate::engine::kernels::gemm::gemm_generic;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::{View, ViewMut};
@@ -40,6 +41,8 @@ pub(crate) struct Gemm {
     trans_a: bool,
     pub(crate) trans_b: bool,
     pub(crate) activation: Activation,
+    /// Of the product with a constant matrix.
+    precision: Precision,
 }
 
 fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
@@ -49,6 +52,7 @@ fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
         trans_a: attrs.bool_or("transA", false)?,
         trans_b: attrs.bool_or("transB", false)?,
         activation: Activation::None,
+        precision: Precision::F32,
     }))
 }
 
@@ -79,6 +83,11 @@ fn check_bias(c: Option<&[usize]>, m: usize, n: usize) -> Result<(), OpError> {
 }
 
 impl Gemm {
+    /// The same with operands rounded to a precision, where one is constant.
+    pub(crate) fn at(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     /// The factor on the product.
     pub(crate) fn is_plain(&self) -> bool {
         self.alpha == 1.0 && self.beta == 1.0
@@ -118,7 +127,7 @@ impl Gemm {
         let (packed, mut across) = (&mut None, Vec::new());
         let b = match right {
             Right::Packed(b) => b,
-            Right::Plain { data, transposed, n } => &*packed.insert(PackedB::pack(ctx.isa, data, k, n, transposed)),
+            Right::Plain { data, transposed, n } => &*packed.insert(Weights::pack(Precision::F32, ctx.isa, data, k, n, transposed)),
         };
         let a = if left.transposed {
             transpose(left.data, k, m, &mut across);
@@ -223,7 +232,7 @@ impl Op for Gemm {
         if k == 0 {
             return None;
         }
-        let packed = PackedB::pack(isa, b.slice::<f32>()?, k, n, self.trans_b);
+        let packed = Weights::pack(self.precision, isa, b.slice::<f32>()?, k, n, self.trans_b);
         let mut consumed = smallvec![1];
         let mut gemm = self.clone();
         // A constant row is scaled and built in; another shape of c stays an operand.
@@ -254,7 +263,7 @@ impl Op for Gemm {
 #[derive(Debug)]
 struct PackedGemm {
     gemm: Gemm,
-    b: PackedB,
+    b: Weights,
     /// The row to add, already scaled; if none, input 2 is added, if it is given.
     bias: Option<Vec<f32>>,
 }

@@ -12,8 +12,9 @@ use super::number::{Number, with_float};
 use super::product::{Left, Right, flops, multiply};
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
-use crate::engine::kernels::gemm::{PackedB, gemm, gemm_generic};
+use crate::engine::kernels::gemm::{gemm, gemm_generic};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::{View, ViewMut};
@@ -26,13 +27,15 @@ pub(crate) const DEFS: &[OpDef] = &[OpDef {
     domain: "",
     opsets: 1..=ANY,
     types: TYPES,
-    build: |_| Ok(Box::new(MatMul { activation: Activation::None })),
+    build: |_| Ok(Box::new(MatMul { activation: Activation::None, precision: Precision::F32 })),
 }];
 
 /// `activation(a · b + bias)`; the bias, input 2, exists only if it was fused.
 #[derive(Clone, Debug)]
 pub(crate) struct MatMul {
     pub(crate) activation: Activation,
+    /// Of the product with a constant matrix.
+    pub(crate) precision: Precision,
 }
 
 /// How two shapes multiply.
@@ -86,6 +89,11 @@ pub(crate) fn starts(batch: &[usize], shape: &[usize], matrix: usize) -> Vec<usi
 }
 
 impl MatMul {
+    /// The same with operands rounded to a precision, where one is constant.
+    pub(crate) fn at(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     fn run_f32(&self, a: View<'_>, b: View<'_>, bias: Option<&[f32]>, y: &mut [f32], ctx: &mut Context<'_>) -> Result<(), OpError> {
         let Sizes { batch, m, k, n, .. } = sizes(a.shape(), b.shape())?;
         if y.is_empty() {
@@ -200,7 +208,7 @@ impl Op for MatMul {
             }
             None => None,
         };
-        let b = PackedB::pack(isa, values, k, n, false);
+        let b = Weights::pack(self.precision, isa, values, k, n, false);
         Some(Prepacked { op: Box::new(PackedMatMul { b, bias, activation: self.activation }), consumed })
     }
 
@@ -213,7 +221,7 @@ impl Op for MatMul {
 /// MatMul with a constant matrix on the right.
 #[derive(Debug)]
 struct PackedMatMul {
-    b: PackedB,
+    b: Weights,
     bias: Option<(Vec<f32>, Shape)>,
     activation: Activation,
 }

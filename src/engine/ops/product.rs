@@ -3,7 +3,8 @@
 //! Every split is along rows or columns of the result, never along the sums, so the bits are those of one thread.
 
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
-use crate::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b, gemm_packed_b_columns};
+use crate::engine::kernels::gemm::gemm;
+use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::Context;
 use crate::engine::threads::Threads;
 
@@ -19,7 +20,7 @@ pub(crate) struct Left<'a> {
 /// The right operand, `[k, n]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Right<'a> {
-    Packed(&'a PackedB),
+    Packed(&'a Weights),
     Plain { data: &'a [f32], transposed: bool, n: usize },
 }
 
@@ -44,7 +45,7 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
         Right::Plain { data, transposed, n } => {
             let parts = ctx.threads.parts(flops(m, k, n));
             if parts > 1 && !left.transposed {
-                let b = PackedB::pack(ctx.isa, data, k, n, transposed);
+                let b = Weights::pack(Precision::F32, ctx.isa, data, k, n, transposed);
                 split(left.data, m, &b, epilogue, c, (ctx.threads, parts));
             } else {
                 gemm(ctx.isa, m, k, n, left.data, left.transposed, data, transposed, c, epilogue, &mut ctx.scratch.f32);
@@ -68,13 +69,13 @@ pub(crate) fn transpose<T: Copy + Default>(from: &[T], rows: usize, columns: usi
 /// each gets columns.
 const ROWS_PER_PART: usize = 32;
 
-fn split(a: &[f32], m: usize, b: &PackedB, epilogue: &Epilogue<'_>, c: &mut [f32], (threads, parts): (&Threads, usize)) {
+fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32], (threads, parts): (&Threads, usize)) {
     let (k, n) = (b.k(), b.n());
     if m == 0 || n == 0 {
         return;
     }
     if parts <= 1 || k == 0 {
-        return gemm_packed_b(a, k, m, b, c, n, epilogue);
+        return b.multiply(a, m, c, epilogue);
     }
     if m >= parts * ROWS_PER_PART {
         let rows = m.div_ceil(parts);
@@ -85,7 +86,7 @@ fn split(a: &[f32], m: usize, b: &PackedB, epilogue: &Epilogue<'_>, c: &mut [f32
                 Bias::PerRow(values) => Bias::PerRow(&values[part * rows..part * rows + count]),
                 other => other,
             };
-            gemm_packed_b(a, k, count, b, c, n, &Epilogue { bias, ..*epilogue });
+            b.multiply(a, count, c, &Epilogue { bias, ..*epilogue });
         });
         return;
     }
@@ -94,7 +95,7 @@ fn split(a: &[f32], m: usize, b: &PackedB, epilogue: &Epilogue<'_>, c: &mut [f32
         let items: Vec<_> = c.chunks_mut(width).enumerate().collect();
         threads.for_each(items, |(part, c)| {
             let columns = part * width..part * width + c.len();
-            gemm_packed_b_columns(a, k, 1, b, columns.clone(), c, columns.len(), epilogue);
+            b.multiply_columns(a, 1, columns.clone(), c, columns.len(), epilogue);
         });
         return;
     }
@@ -102,7 +103,7 @@ fn split(a: &[f32], m: usize, b: &PackedB, epilogue: &Epilogue<'_>, c: &mut [f32
     let items: Vec<_> = strips.chunks_mut(m * width).enumerate().collect();
     threads.for_each(items, |(part, strip)| {
         let columns = part * width..n.min((part + 1) * width);
-        gemm_packed_b_columns(a, k, m, b, columns.clone(), strip, columns.len(), epilogue);
+        b.multiply_columns(a, m, columns.clone(), strip, columns.len(), epilogue);
     });
     for (part, strip) in strips.chunks(m * width).enumerate() {
         let count = strip.len() / m;
@@ -122,17 +123,17 @@ mod tests {
     #[test]
     fn threads_do_not_change_the_bits() {
         let (k, n) = (300, 203);
-        for m in [1, 2, 7, 64, 65, 100] {
+        for (m, precision) in [1, 2, 7, 64, 65, 100].into_iter().flat_map(|m| Precision::ALL.map(|precision| (m, precision))) {
             let (a, b, columns, rows) = (noise(m * k, 1), noise(k * n, 2), noise(n, 3), noise(m, 4));
-            let packed = PackedB::pack(Isa::best(), &b, k, n, false);
+            let packed = Weights::pack(precision, Isa::best(), &b, k, n, false);
             for bias in [Bias::None, Bias::PerColumn(&columns), Bias::PerRow(&rows)] {
                 let epilogue = Epilogue { bias, ..Epilogue::default() };
                 let mut want = vec![0.0; m * n];
-                gemm_packed_b(&a, k, m, &packed, &mut want, n, &epilogue);
+                packed.multiply(&a, m, &mut want, &epilogue);
                 for parts in [1, 2, 3] {
                     let mut found = vec![f32::NAN; m * n];
                     split(&a, m, &packed, &epilogue, &mut found, (&Threads::new(2).unwrap(), parts));
-                    assert_eq!(found, want, "m {m}, parts {parts}");
+                    assert_eq!(found, want, "m {m}, parts {parts}, {precision}");
                 }
             }
         }
@@ -144,7 +145,7 @@ mod tests {
         let (a, b) = (noise(m * k, 1), noise(k * n, 2));
         let mut across = vec![];
         transpose(&a, m, k, &mut across);
-        let packed = PackedB::pack(Isa::best(), &b, k, n, false);
+        let packed = Weights::pack(Precision::F32, Isa::best(), &b, k, n, false);
         let threads = Threads::single();
         let mut scratch = Scratch::default();
         let mut run = |left, right| {

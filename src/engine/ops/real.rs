@@ -12,9 +12,10 @@ use super::number::{Number, with_float};
 use super::product::{Left, Right, multiply};
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
-use crate::engine::kernels::gemm::{PackedB, gemm_generic, gemm_packed_b};
+use crate::engine::kernels::gemm::gemm_generic;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::vector;
+use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::{Context, OpError};
 use crate::engine::view::{View, ViewMut};
 
@@ -55,23 +56,23 @@ pub(crate) trait Real: Number {
 }
 
 impl Real for f32 {
-    type Packed = PackedB;
+    type Packed = Weights;
 
-    fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> PackedB {
-        PackedB::pack(isa, b, k, n, transposed)
+    fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> Weights {
+        Weights::pack(Precision::F32, isa, b, k, n, transposed)
     }
 
-    fn packed_bytes(packed: &PackedB) -> usize {
+    fn packed_bytes(packed: &Weights) -> usize {
         packed.bytes()
     }
 
-    fn multiply(a: &[f32], m: usize, b: &PackedB, c: &mut [f32]) {
+    fn multiply(a: &[f32], m: usize, b: &Weights, c: &mut [f32]) {
         if m > 0 && b.n() > 0 {
-            gemm_packed_b(a, b.k(), m, b, c, b.n(), &Epilogue::default());
+            b.multiply(a, m, c, &Epilogue::default());
         }
     }
 
-    fn project(a: &[f32], m: usize, b: &PackedB, bias: &[f32], c: &mut [f32], ctx: &mut Context<'_>) {
+    fn project(a: &[f32], m: usize, b: &Weights, bias: &[f32], c: &mut [f32], ctx: &mut Context<'_>) {
         let epilogue = Epilogue { bias: Bias::PerColumn(bias), ..Epilogue::default() };
         multiply(Left { data: a, transposed: false, m, k: b.k() }, Right::Packed(b), &epilogue, c, ctx);
     }

@@ -91,7 +91,12 @@ pub(crate) fn after(graph: &Graph, pass: &str) -> String {
 /// Runs the graph with the passes that are not disabled.
 pub(crate) fn run(graph: &Graph, inputs: &[Tensor], disabled: &[&str]) -> Vec<Tensor> {
     let options = LoadOptions { disabled_passes: disabled.iter().map(|&s| s.to_owned()).collect(), ..LoadOptions::default() };
-    let model = Model::build(Loaded { graph: graph.clone(), metadata: Metadata::default() }, &options).expect("a model");
+    run_with(graph, inputs, &options)
+}
+
+/// Runs the graph as these options load it.
+pub(crate) fn run_with(graph: &Graph, inputs: &[Tensor], options: &LoadOptions) -> Vec<Tensor> {
+    let model = Model::build(Loaded { graph: graph.clone(), metadata: Metadata::default() }, options).expect("a model");
     let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
     let outputs = session.run(inputs).expect("a run");
     outputs.into_iter().map(|v| if let Value::Tensor(t) = v { t } else { panic!("{v:?} is no tensor") }).collect()

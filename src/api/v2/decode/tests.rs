@@ -67,6 +67,18 @@ fn binary_inputs_follow_the_json_in_their_order() {
 }
 
 #[test]
+fn null_is_as_good_as_nothing() {
+    let input = r#"{"name":"x","shape":[1],"datatype":"INT8","parameters":null,"data":[1]}"#;
+    let body = format!(r#"{{"id":null,"parameters":null,"inputs":[{input}],"outputs":[{{"name":"p","parameters":null}}]}}"#);
+    let envelope = read(&body, b"").unwrap();
+    assert_eq!((envelope.id.is_none(), envelope.inputs.len(), envelope.outputs.len()), (true, 1, 1));
+    assert_eq!(read(r#"{"inputs":null,"outputs":null}"#, b"").unwrap().inputs.len(), 0);
+    assert!(
+        read(r#"{"inputs":[{"name":"x","shape":[1],"datatype":"INT8","data":null}]}"#, b"").unwrap_err().message().contains("no `data`")
+    );
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let x = |member: &str| format!(r#"{{"inputs":[{{"name":"x",{member}}}]}}"#);
     let cases = [

@@ -58,24 +58,36 @@ impl Layout {
     /// Copies one channel `[h_in, w_in]` into its places in `plane`, which was filled with zeros once: what lies outside the
     /// image is not written.
     pub(super) fn copy(&self, shape: &ConvShape, channel: &[f32], plane: &mut [f32]) {
+        self.rows(shape, plane, |y, first, step, to| {
+            let from = &channel[y * shape.w_in..][..shape.w_in][first..];
+            if step == 1 {
+                let count = to.len().min(from.len());
+                to[..count].copy_from_slice(&from[..count]);
+            } else {
+                to.iter_mut().zip(from.iter().step_by(step)).for_each(|(to, from)| *to = *from);
+            }
+        });
+    }
+
+    /// Calls `fill(y, first, step, to)` for every piece of `plane` that pixels of the image belong in: those of row `y` from
+    /// column `first` on, each `step`-th, as far as `to` and the row reach.
+    #[inline(always)]
+    pub(super) fn rows<T>(&self, shape: &ConvShape, plane: &mut [T], mut fill: impl FnMut(usize, usize, usize, &mut [T])) {
         for (index, row) in plane[..self.plane].chunks_exact_mut(self.row).enumerate() {
             let y = (index * self.row_pitch).wrapping_sub(shape.pad_top);
             if y >= shape.h_in {
                 continue;
             }
-            let source = &channel[y * shape.w_in..][..shape.w_in];
             if shape.stride_w == 1 {
                 let left = shape.pad_left.min(row.len());
-                let count = source.len().min(row.len() - left);
-                row[left..left + count].copy_from_slice(&source[..count]);
+                fill(y, 0, 1, &mut row[left..]);
                 continue;
             }
             for (remainder, columns) in row.chunks_exact_mut(self.phase).enumerate() {
                 // The first column of this remainder that lies in the image, and its place there.
                 let skipped = shape.pad_left.saturating_sub(remainder).div_ceil(shape.stride_w).min(columns.len());
                 let x = skipped * shape.stride_w + remainder - shape.pad_left.min(skipped * shape.stride_w + remainder);
-                let inside = source.get(x..).unwrap_or(&[]).iter().step_by(shape.stride_w);
-                columns[skipped..].iter_mut().zip(inside).for_each(|(to, from)| *to = *from);
+                fill(y, x.min(shape.w_in), shape.stride_w, &mut columns[skipped..]);
             }
         }
     }

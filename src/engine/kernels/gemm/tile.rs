@@ -68,7 +68,7 @@ pub(crate) const fn shape(isa: Isa) -> Shape {
         // 16 registers of 8: 12 accumulators, 2 of b, one broadcast of a.
         Isa::Avx2 => Shape { rows: 6, width: 16 },
         // 32 registers of 16: 24 accumulators, 2 of b; a is broadcast from memory.
-        Isa::Avx512 => Shape { rows: 12, width: 32 },
+        Isa::Avx512 | Isa::Amx => Shape { rows: 12, width: 32 },
     }
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
             unsafe { super::avx2::tile(tile) }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
+        Isa::Avx512 | Isa::Amx => {
             isa.require();
             // SAFETY: as above.
             unsafe { super::avx512::tile(tile) }

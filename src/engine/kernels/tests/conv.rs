@@ -4,6 +4,7 @@ use super::{Random, bits};
 use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
 
 /// A shape with the given input, kernel and group sizes, no padding, stride and dilation 1; the output size is set by
 /// [`with`].
@@ -97,8 +98,18 @@ fn reference(s: &ConvShape, w: &[f32], x: &[f32], bias: &[f32]) -> Vec<(f64, f64
     (0..s.output_len()).map(element).collect()
 }
 
-fn pack(isa: Isa, s: &ConvShape, weights: &[f32]) -> PackedConv {
-    PackedConv::pack(isa, weights, s.c_out, s.c_in / s.groups, s.kernel_h, s.kernel_w, s.groups)
+/// Every instruction set with every precision.
+fn ways() -> impl Iterator<Item = (Isa, Precision)> {
+    Isa::available().into_iter().flat_map(|isa| Precision::ALL.map(|precision| (isa, precision)))
+}
+
+/// Numbers that every precision has, so that rounding them changes nothing.
+fn values(random: &mut Random, len: usize) -> Vec<f32> {
+    random.values(len).into_iter().map(|v| half::bf16::from_f32(v).to_f32()).collect()
+}
+
+fn pack((isa, precision): (Isa, Precision), s: &ConvShape, weights: &[f32]) -> PackedConv {
+    PackedConv::pack(precision, isa, weights, s.c_out, s.c_in / s.groups, s.kernel_h, s.kernel_w, s.groups)
 }
 
 fn weights_len(s: &ConvShape) -> usize {
@@ -110,16 +121,17 @@ fn convolutions_match_the_definition_for_every_isa() {
     let mut random = Random::new(11);
     // One scratch for all, so that what an earlier shape left behind would show.
     let mut scratch = vec![f32::NAN; 100];
-    for isa in Isa::available() {
+    for way in ways() {
         for shape in shapes() {
-            let (w, x, bias) = (random.values(weights_len(&shape)), random.values(shape.input_len()), random.values(shape.c_out));
+            let (w, x) = (values(&mut random, weights_len(&shape)), values(&mut random, shape.input_len()));
+            let bias = random.values(shape.c_out);
             let want = reference(&shape, &w, &x, &bias);
             let mut y = vec![f32::NAN; shape.output_len()];
-            conv2d(&shape, &pack(isa, &shape, &w), &x, Some(&bias), Activation::None, &mut y, &mut scratch);
+            conv2d(&shape, &pack(way, &shape, &w), &x, Some(&bias), Activation::None, &mut y, &mut scratch);
             let k = weights_len(&shape) / shape.c_out;
             for (at, (got, (want, size))) in y.iter().zip(want).enumerate() {
                 let bound = 2.0 * (k + 2) as f64 * size * 2f64.powi(-24);
-                assert!((f64::from(*got) - want).abs() <= bound, "{isa} {shape:?}: element {at} is {got}, want {want}");
+                assert!((f64::from(*got) - want).abs() <= bound, "{way:?} {shape:?}: element {at} is {got}, want {want}");
             }
             scratch.fill(f32::NAN);
         }
@@ -129,9 +141,9 @@ fn convolutions_match_the_definition_for_every_isa() {
 #[test]
 fn a_sample_has_the_same_bits_alone_and_anywhere_in_any_batch() {
     let mut random = Random::new(12);
-    for isa in Isa::available() {
+    for way in ways() {
         for shape in shapes().into_iter().filter(|shape| shape.n > 0) {
-            let packed = pack(isa, &shape, &random.values(weights_len(&shape)));
+            let packed = pack(way, &shape, &random.values(weights_len(&shape)));
             let bias = random.values(shape.c_out);
             let one = ConvShape { n: 1, ..shape };
             let sample = random.values(one.input_len());
@@ -146,7 +158,7 @@ fn a_sample_has_the_same_bits_alone_and_anywhere_in_any_batch() {
                     let mut y = vec![0.0; batch.output_len()];
                     conv2d(&batch, &packed, &x, Some(&bias), activation, &mut y, &mut Vec::new());
                     let got = &y[position * alone.len()..][..alone.len()];
-                    assert_eq!(bits(got), bits(&alone), "{isa} {batch:?} sample {position} {activation:?}");
+                    assert_eq!(bits(got), bits(&alone), "{way:?} {batch:?} sample {position} {activation:?}");
                 }
             }
         }
@@ -156,9 +168,9 @@ fn a_sample_has_the_same_bits_alone_and_anywhere_in_any_batch() {
 #[test]
 fn channels_computed_in_parts_have_the_same_bits() {
     let mut random = Random::new(13);
-    for isa in Isa::available() {
+    for way in ways() {
         for shape in shapes().into_iter().filter(|shape| shape.n > 0) {
-            let packed = pack(isa, &shape, &random.values(weights_len(&shape)));
+            let packed = pack(way, &shape, &random.values(weights_len(&shape)));
             let (x, bias) = (random.values(shape.input_len()), random.values(shape.c_out));
             let mut whole = vec![0.0; shape.output_len()];
             conv2d(&shape, &packed, &x, Some(&bias), Activation::Tanh, &mut whole, &mut Vec::new());
@@ -170,7 +182,7 @@ fn channels_computed_in_parts_have_the_same_bits() {
                 conv2d_channels(&shape, &packed, &x, bias, Activation::Tanh, all, &mut part, &mut Vec::new());
                 for (n, got) in part.chunks(channels.len() * pixels).enumerate() {
                     let want = &whole[(n * shape.c_out + start) * pixels..][..got.len()];
-                    assert_eq!(bits(got), bits(want), "{isa} {shape:?} {channels:?}");
+                    assert_eq!(bits(got), bits(want), "{way:?} {shape:?} {channels:?}");
                 }
             }
         }
@@ -179,18 +191,18 @@ fn channels_computed_in_parts_have_the_same_bits() {
 
 #[test]
 fn nan_propagates_and_padding_is_multiplied() {
-    for isa in Isa::available() {
+    for way in ways() {
         for groups in [1, 2] {
             let shape = with(dense(1, 2, (4, 4), 2, (3, 3)), (1, 1), (1, 1), (1, 1), groups);
             let mut x = vec![0.0; shape.input_len()];
             x[5] = f32::NAN;
             let mut y = vec![0.0; shape.output_len()];
-            let zeros = pack(isa, &shape, &vec![0.0; weights_len(&shape)]);
+            let zeros = pack(way, &shape, &vec![0.0; weights_len(&shape)]);
             conv2d(&shape, &zeros, &x, None, Activation::Relu, &mut y, &mut Vec::new());
-            assert_eq!(y[..16].iter().filter(|v| v.is_nan()).count(), 9, "{isa}");
-            let infinite = pack(isa, &shape, &vec![f32::INFINITY; weights_len(&shape)]);
+            assert_eq!(y[..16].iter().filter(|v| v.is_nan()).count(), 9, "{way:?}");
+            let infinite = pack(way, &shape, &vec![f32::INFINITY; weights_len(&shape)]);
             conv2d(&shape, &infinite, &vec![1.0; x.len()], None, Activation::None, &mut y, &mut Vec::new());
-            assert!(y[0].is_nan() && y[5].is_infinite(), "{isa}");
+            assert!(y[0].is_nan() && y[5].is_infinite(), "{way:?}");
         }
     }
 }

@@ -90,8 +90,8 @@ struct Node<V> {
     value: V,
     /// The feature in the low bits, above them [`MISSING`] and the mode.
     test: u32,
-    yes: u32,
-    no: u32,
+    /// Where it leads if the test fails, and if it holds.
+    next: [u32; 2],
 }
 
 /// Set in a reference to a leaf; the others are positions of nodes.
@@ -99,6 +99,9 @@ const LEAF: u32 = 1 << 31;
 const MISSING: u32 = 1 << 28;
 const FEATURE: u32 = MISSING - 1;
 const MODE_SHIFT: u32 = 29;
+
+/// Walks side by side: one waits some twenty cycles from step to step, in which the others take theirs.
+const SIDE: usize = 8;
 
 /// Trees ready to be walked.
 ///
@@ -112,6 +115,8 @@ pub(super) struct Forest<V> {
     /// Leaf `i` has votes `leaves[i].0..leaves[i].1`.
     leaves: Vec<(u32, u32)>,
     votes: Vec<(u32, V)>,
+    /// Whether leaf `i` has vote `i` and no other.
+    one_vote: bool,
     /// Sorted.
     sets: Vec<Vec<V>>,
     /// The mode of all nodes, if it is one, and whether none has [`MISSING`].
@@ -165,7 +170,7 @@ impl<V: Value> Forest<V> {
             let feature = feature.ok_or_else(|| OpError::Attribute(format!("a node tests feature {}", node.feature)))?;
             let value = if node.mode == Mode::Member { V::hide(node.value as u32) } else { V::from_f64(node.value) };
             let test = feature | if node.missing { MISSING } else { 0 } | (node.mode as u32) << MODE_SHIFT;
-            Ok(Node { value, test, yes: reference(node.yes), no: reference(node.no) })
+            Ok(Node { value, test, next: [reference(node.no), reference(node.yes)] })
         };
         let nodes: Vec<Node<V>> = order.iter().map(node).collect::<Result<_, _>>()?;
         let mode = |n: &Node<V>| n.test >> MODE_SHIFT;
@@ -176,7 +181,9 @@ impl<V: Value> Forest<V> {
             values.sort_by(|a, b| a.partial_cmp(b).expect("NaN ends a set"));
             values
         };
+        let one_vote = draft.leaves.iter().enumerate().all(|(i, votes)| *votes == (i..i + 1));
         Ok(Self {
+            one_vote,
             features: nodes.iter().map(|n| (n.test & FEATURE) as usize + 1).max().unwrap_or(0),
             roots: draft.roots.iter().map(|&(_, root)| reference(root)).collect(),
             leaves: draft.leaves.iter().map(|votes| (votes.start as u32, votes.end as u32)).collect(),
@@ -223,15 +230,22 @@ impl<V: Value> Forest<V> {
         holds || (node.test & MISSING != 0 && x.nan())
     }
 
-    /// The votes of the leaf at which `row` arrives.
-    fn walk<C: Number + From<V>>(&self, root: u32, row: &[C], branch: impl Fn(C, &Node<V>) -> bool) -> &[(u32, V)] {
-        let mut at = root;
-        while at & LEAF == 0 {
-            let node = &self.nodes[at as usize];
-            at = if branch(row[(node.test & FEATURE) as usize], node) { node.yes } else { node.no };
+    /// The leaves at which walks from `roots` arrive, each along its row.
+    ///
+    /// All take their steps together, without a branch that could be foreseen wrongly: what a walk waits for, the others fill.
+    /// One that has arrived stays where it is.
+    #[inline(always)]
+    fn walk<C: Number + From<V>>(&self, roots: [u32; SIDE], rows: [&[C]; SIDE], branch: impl Fn(C, &Node<V>) -> bool) -> [u32; SIDE] {
+        let mut at = roots;
+        while at.iter().fold(LEAF, |all, at| all & at) == 0 {
+            for (at, row) in at.iter_mut().zip(rows) {
+                let arrived = (*at >> LEAF.trailing_zeros()).wrapping_neg();
+                let node = &self.nodes[(*at & !arrived) as usize];
+                let next = node.next[usize::from(branch(row[(node.test & FEATURE) as usize], node))];
+                *at = *at & arrived | next & !arrived;
+            }
         }
-        let (start, end) = self.leaves[(at ^ LEAF) as usize];
-        &self.votes[start as usize..end as usize]
+        at.map(|at| at ^ LEAF)
     }
 
     /// Adds the votes of all trees, in their order, to the scores of `rows`.
@@ -247,12 +261,33 @@ impl<V: Value> Forest<V> {
             Some((Mode::Leq, true)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| x <= C::from(n.value)),
             Some((Mode::Lt, true)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| x < C::from(n.value)),
             Some((Mode::Leq, false)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| {
-                x <= C::from(n.value) || (n.test & MISSING != 0 && x.nan())
+                (x <= C::from(n.value)) | ((n.test & MISSING != 0) & x.nan())
             }),
             Some((Mode::Lt, false)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| {
-                x < C::from(n.value) || (n.test & MISSING != 0 && x.nan())
+                (x < C::from(n.value)) | ((n.test & MISSING != 0) & x.nan())
             }),
             _ => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| self.branch(x, n)),
+        }
+    }
+
+    /// Adds the votes of a leaf to the scores of a row.
+    #[inline(always)]
+    fn vote<C: Number + From<V>>(&self, leaf: u32, aggregate: Aggregate, scores: &mut [C], seen: &mut [bool]) {
+        let (start, end) = if self.one_vote { (leaf, leaf + 1) } else { self.leaves[leaf as usize] };
+        for &(target, weight) in &self.votes[start as usize..end as usize] {
+            let (weight, score) = (C::from(weight), &mut scores[target as usize]);
+            let first = !std::mem::replace(&mut seen[target as usize], true);
+            let replaces = match aggregate {
+                Aggregate::Sum | Aggregate::Average => {
+                    *score = score.add(weight);
+                    false
+                }
+                Aggregate::Min => first || weight < *score,
+                Aggregate::Max => first || weight > *score,
+            };
+            if replaces {
+                *score = weight;
+            }
         }
     }
 
@@ -263,23 +298,21 @@ impl<V: Value> Forest<V> {
         (scores, seen, targets): (&mut [C], &mut [bool], usize),
         branch: impl Fn(C, &Node<V>) -> bool,
     ) {
+        let count = scores.len() / targets;
+        let row = |i: usize| &rows[i * columns..(i + 1) * columns];
+        let mut vote = |i: usize, leaf: u32| self.vote(leaf, aggregate, &mut scores[i * targets..][..targets], &mut seen[i * targets..][..targets]);
+        let whole = count / SIDE * SIDE;
         for &root in &self.roots {
-            for (i, (scores, seen)) in scores.chunks_exact_mut(targets).zip(seen.chunks_exact_mut(targets)).enumerate() {
-                for &(target, weight) in self.walk(root, &rows[i * columns..(i + 1) * columns], &branch) {
-                    let (weight, score) = (C::from(weight), &mut scores[target as usize]);
-                    let first = !std::mem::replace(&mut seen[target as usize], true);
-                    let replaces = match aggregate {
-                        Aggregate::Sum | Aggregate::Average => {
-                            *score = score.add(weight);
-                            false
-                        }
-                        Aggregate::Min => first || weight < *score,
-                        Aggregate::Max => first || weight > *score,
-                    };
-                    if replaces {
-                        *score = weight;
-                    }
-                }
+            for first in (0..whole).step_by(SIDE) {
+                let leaves = self.walk([root; SIDE], std::array::from_fn(|i| row(first + i)), &branch);
+                leaves.into_iter().enumerate().for_each(|(i, leaf)| vote(first + i, leaf));
+            }
+        }
+        // Of few rows, several trees side by side.
+        for i in whole..count {
+            for roots in self.roots.chunks(SIDE) {
+                let leaves = self.walk(std::array::from_fn(|tree| roots[tree.min(roots.len() - 1)]), [row(i); SIDE], &branch);
+                leaves.into_iter().take(roots.len()).for_each(|leaf| vote(i, leaf));
             }
         }
         if aggregate == Aggregate::Average {

@@ -1,6 +1,6 @@
 //! Expectations are ONNX Runtime's (1.32) unless a comment says otherwise.
 
-use super::super::testing::{Case, assert_close, op, tensor};
+use super::super::testing::{Case, assert_close, noise, op, tensor};
 use super::*;
 use crate::engine::tensor::Tensor;
 
@@ -99,7 +99,7 @@ fn votes_are_aggregated() {
 #[test]
 fn rows_do_not_depend_on_their_number() {
     let rows = 1000;
-    let x = super::super::testing::noise(rows * 2, 7);
+    let x = noise(rows * 2, 7);
     let all = forest(2).one(&[&tensor(&[rows, 2], &x)]);
     for r in [0, 63, 64, 500, 999] {
         assert_eq!(forest(2).one(&[&tensor(&[1, 2], &x[r * 2..r * 2 + 2])]), all.rows(r..r + 1));
@@ -298,4 +298,95 @@ fn numbers_out_of_range_do_no_harm() {
     torture(|| listed(|v| v as f32), &listed_lists, &x);
     let classes = lists(&[("class_ids", &[0, 2, 1, 0]), ("class_nodeids", &[1, 1, 2, 2]), ("classlabels_int64s", &[3, 7, 9])]);
     torture(|| classifier(&[3, 7, 9], &[(1, 0, 0.3), (1, 2, 0.6), (2, 1, -0.5), (2, 0, -0.7)]), &classes, &x);
+}
+
+/// Trees as the attributes list them, node by node.
+#[derive(Default)]
+struct Listed {
+    /// Tree and number of each node.
+    ids: Vec<(i64, i64)>,
+    features: Vec<i64>,
+    modes: Vec<&'static str>,
+    values: Vec<f32>,
+    children: Vec<(i64, i64)>,
+    missing: Vec<i64>,
+    weights: Vec<f32>,
+}
+
+impl Listed {
+    /// Complete trees of 0 to 4 levels of tests, with numbers that look random.
+    fn new(trees: i64, features: usize, modes: &[&'static str], missing: bool) -> Self {
+        let mut numbers = noise(1 << 14, 5).into_iter();
+        let mut listed = Self::default();
+        for tree in 0..trees {
+            let inner = (1_i64 << (tree % 5)) - 1;
+            for node in 0..2 * inner + 1 {
+                let number = numbers.next().expect("enough numbers");
+                let at = ((number + 2.0) * (1 << 22) as f32) as usize;
+                listed.ids.push((tree, node));
+                listed.features.push((at / 8 % features) as i64);
+                listed.modes.push(if node < inner { modes[at % modes.len()] } else { "LEAF" });
+                listed.values.push(if node < inner { number } else { 0.0 });
+                listed.children.push(if node < inner { (2 * node + 1, 2 * node + 2) } else { (0, 0) });
+                listed.missing.push(i64::from(missing && node < inner && at / 64 % 2 == 1));
+                listed.weights.push(number);
+            }
+        }
+        listed
+    }
+
+    fn case(&self) -> Case {
+        let ids = |f: fn(&(i64, i64)) -> i64, of: &[(i64, i64)]| of.iter().map(f).collect::<Vec<_>>();
+        let leaves: Vec<usize> = (0..self.ids.len()).filter(|&i| self.modes[i] == "LEAF").collect();
+        let of_leaves: Vec<(i64, i64)> = leaves.iter().map(|&i| self.ids[i]).collect();
+        ml("TreeEnsembleRegressor", 3)
+            .attr("nodes_treeids", &ids(|id| id.0, &self.ids)[..])
+            .attr("nodes_nodeids", &ids(|id| id.1, &self.ids)[..])
+            .attr("nodes_featureids", &self.features[..])
+            .attr("nodes_modes", &self.modes[..])
+            .attr("nodes_values", &self.values[..])
+            .attr("nodes_truenodeids", &ids(|id| id.0, &self.children)[..])
+            .attr("nodes_falsenodeids", &ids(|id| id.1, &self.children)[..])
+            .attr("nodes_missing_value_tracks_true", &self.missing[..])
+            .attr("target_treeids", &ids(|id| id.0, &of_leaves)[..])
+            .attr("target_nodeids", &ids(|id| id.1, &of_leaves)[..])
+            .attr("target_ids", &vec![0_i64; leaves.len()][..])
+            .attr("target_weights", &leaves.iter().map(|&i| self.weights[i]).collect::<Vec<_>>()[..])
+            .attr("n_targets", 1_i64)
+    }
+
+    /// The definition: one tree after the other, one comparison after the other.
+    fn score(&self, row: &[f32]) -> f32 {
+        let roots = (0..self.ids.len()).filter(|&i| self.ids[i].1 == 0);
+        roots.fold(0.0, |score, root| {
+            let mut at = root;
+            while self.modes[at] != "LEAF" {
+                let (x, value) = (row[self.features[at] as usize], self.values[at]);
+                let holds = match self.modes[at] {
+                    "BRANCH_LEQ" => x <= value,
+                    "BRANCH_LT" => x < value,
+                    "BRANCH_GTE" => x >= value,
+                    other => panic!("{other}"),
+                };
+                let yes = holds || (self.missing[at] == 1 && x.is_nan());
+                at = root + if yes { self.children[at].0 } else { self.children[at].1 } as usize;
+            }
+            score + self.weights[at]
+        })
+    }
+}
+
+#[test]
+fn walks_side_by_side_arrive_where_each_alone_does() {
+    const FEATURES: usize = 5;
+    for (modes, missing) in [(&["BRANCH_LT"][..], false), (&["BRANCH_LT"], true), (&["BRANCH_LEQ"], false), (&["BRANCH_LEQ"], true), (&["BRANCH_LT", "BRANCH_GTE"], true)] {
+        // As many trees, and as many rows, as leave some beside the groups that walk together.
+        for (trees, rows) in [(1, 1), (7, 3), (8, 8), (21, 9), (21, 100)] {
+            let listed = Listed::new(trees, FEATURES, modes, missing);
+            let mut x = noise(rows * FEATURES, rows as u32);
+            x.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
+            let want: Vec<f32> = x.chunks(FEATURES).map(|row| listed.score(row)).collect();
+            assert_eq!(listed.case().one(&[&tensor(&[rows, FEATURES], &x)]), tensor(&[rows, 1], &want), "{modes:?} {trees} {rows}");
+        }
+    }
 }

@@ -1,0 +1,83 @@
+//! What stands before and behind the tile unit, with AVX-512 intrinsics: rounding the left operand, and the epilogue.
+
+use std::arch::x86_64::{
+    __m512bh, _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use super::{Line, PANEL, STEP, STRIP, Sums, TILE_LINES};
+use crate::engine::kernels::epilogue::{Bias, Epilogue};
+
+const LANES: usize = 16;
+
+/// A line of the left operand: 32 numbers, rounded to nearest, ties to even; subnormal numbers become zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn line(values: &[f32; STEP]) -> Line {
+    // SAFETY: both loads lie in the array.
+    let (low, high) = unsafe { (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(LANES))) };
+    let halves = _mm512_cvtne2ps_pbh(high, low);
+    // SAFETY: both are 64 bytes without padding, and every bit pattern is a line.
+    unsafe { std::mem::transmute::<__m512bh, Line>(halves) }
+}
+
+/// [`super::pack::left`] into lines that are there already.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) fn pack_left(a: &[f32], (lda, m, k): (usize, usize, usize), lines: &mut [Line]) {
+    let steps = k.div_ceil(STEP);
+    for (row, a) in (0..m).zip(a.chunks(lda.max(1))) {
+        let strip = row / STRIP * STRIP;
+        let tiles = STRIP.min(m - strip).div_ceil(TILE_LINES);
+        let lines = &mut lines[strip * steps + row % STRIP..];
+        let (whole, rest) = a[..k].as_chunks::<STEP>();
+        for (step, values) in whole.iter().enumerate() {
+            lines[step * tiles * TILE_LINES] = line(values);
+        }
+        if !rest.is_empty() {
+            let mut values = [0.0; STEP];
+            values[..rest.len()].copy_from_slice(rest);
+            lines[whole.len() * tiles * TILE_LINES] = line(&values);
+        }
+    }
+}
+
+/// [`super::finish`] for scale, bias and a pair of bounds (infinite ones where there is no activation).
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) fn finish_bounded(
+    sums: &Sums,
+    epilogue: &Epilogue<'_>,
+    bounds: Option<(f32, f32)>,
+    c: &mut [f32],
+    (ldc, rows, width): (usize, usize, usize),
+) {
+    assert!(rows <= STRIP && width <= PANEL && (rows == 0 || c.len() >= (rows - 1) * ldc + width), "a tile of {rows} by {width}");
+    let mask = |v: usize| ((1u32 << width.saturating_sub(v * LANES).min(LANES)) - 1) as u16;
+    let masks = [mask(0), mask(1)];
+    let alpha = _mm512_set1_ps(epilogue.alpha);
+    let mut added = [_mm512_setzero_ps(); 2];
+    if let Bias::PerColumn(bias) = epilogue.bias {
+        assert!(bias.len() >= width, "a bias for each column");
+        for v in 0..2 {
+            // SAFETY: the mask leaves out columns beyond `width`, of which the bias has as many.
+            added[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
+        }
+    }
+    let (low, high) = bounds.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+    let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
+    for row in 0..rows {
+        if let Bias::PerRow(bias) = epilogue.bias {
+            added = [_mm512_set1_ps(bias[row]); 2];
+        }
+        for v in 0..2 {
+            let sums = &sums.0[row / TILE_LINES * 2 + v][row % TILE_LINES];
+            // SAFETY: a line of sums has 16 elements.
+            let sum = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+            let value = _mm512_fmadd_ps(alpha, sum, added[v]);
+            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+            let value = if bounds.is_some() { _mm512_min_ps(high, _mm512_max_ps(low, value)) } else { value };
+            let to = c.as_mut_ptr().wrapping_add(row * ldc + v * LANES);
+            // SAFETY: the assertion above, and the mask leaves out columns beyond `width`.
+            unsafe { if masks[v] == u16::MAX { _mm512_storeu_ps(to, value) } else { _mm512_mask_storeu_ps(to, masks[v], value) } }
+        }
+    }
+}

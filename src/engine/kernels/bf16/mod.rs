@@ -1,0 +1,323 @@
+//! Matrix product with operands rounded to bf16 and sums in f32: half the memory of the weights, and on machines with a
+//! tile unit (AMX) several times the speed.
+//!
+//! Both operands lie in tiles of 1 KiB: 16 lines of 16 pairs of neighbours along `k`, a left tile one line per row, a right
+//! tile one line per pair of `k` with a pair for each of 16 columns. The right operand is packed once at load, two tiles of
+//! columns side by side (a panel) and all steps of `k` behind each other. The left one is rounded and packed for each call, a
+//! strip of up to 32 rows at a time; its cost is spread over all panels.
+//!
+//! A row's bits depend on that row and the constants alone, here too: each sum runs over ascending steps of 32, whatever the
+//! number of rows. Between instruction sets they differ: the tile unit adds even and odd terms of a step apart.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod pack;
+
+use std::cell::Cell;
+use std::ops::Range;
+
+pub(crate) use pack::{RoundedLeft, pair};
+
+use super::epilogue::{Activation, Bias, Epilogue, activate};
+use super::isa::{Isa, instantiate};
+use super::vector::math;
+
+/// 16 pairs of bf16, the even one in the low half: a row of a tile, and a line of the cache.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u32; 16]);
+
+impl Line {
+    /// Pairs in a line.
+    pub(crate) const PAIRS: usize = 16;
+}
+
+/// Lines of a tile.
+pub(crate) const TILE_LINES: usize = 16;
+
+/// Numbers along `k` in one line.
+pub(crate) const STEP: usize = 32;
+
+/// Columns of a tile.
+const TILE_COLUMNS: usize = 16;
+
+/// Columns per panel of the right operand: two tiles.
+pub(crate) const PANEL: usize = 2 * TILE_COLUMNS;
+
+/// Rows per strip of the left operand: two tiles.
+pub(crate) const STRIP: usize = 2 * TILE_LINES;
+
+/// Rows of the left operand that are packed at once; their sums for a panel are 16 KiB.
+pub(crate) const ROWS_BLOCK: usize = 128;
+
+/// Steps of `k` at once.
+const STEPS_BLOCK: usize = 8;
+
+/// A constant right-hand matrix `b[k, n]`, rounded to bf16 and packed once at load.
+#[derive(Clone, Debug)]
+pub struct PackedBf16 {
+    isa: Isa,
+    k: usize,
+    n: usize,
+    lines: Vec<Line>,
+}
+
+impl PackedBf16 {
+    /// Rounds and packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
+    /// instruction set is available.
+    pub fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> PackedBf16 {
+        isa.require();
+        assert_eq!(b.len(), k * n, "length of b against k * n");
+        PackedBf16 { isa, k, n, lines: pack::right(b, k, n, transposed) }
+    }
+
+    /// Rows: the length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+
+    /// Columns per panel: where column ranges given to [`gemm_bf16_columns`] may start and end.
+    pub fn panel_width(&self) -> usize {
+        PANEL
+    }
+
+    fn steps(&self) -> usize {
+        self.k.div_ceil(STEP)
+    }
+
+    /// The panel that starts at `column`.
+    fn panel(&self, column: usize) -> &[Line] {
+        let len = self.steps() * 2 * TILE_LINES;
+        &self.lines[column / PANEL * len..][..len]
+    }
+}
+
+/// `c[m, columns] = epilogue(round(a[m, k]) · round(b)[.., columns])`, as [`super::gemm::gemm_packed_b_columns`] but for the
+/// rounding to bf16 (to nearest, ties to even). Panics as that does.
+///
+/// With exact products, the error of a sum is at most `(k + 2) * 2^-24 * sum(|a * b|)`; subnormal operands count as zero
+/// where the tile unit computes.
+#[expect(clippy::too_many_arguments, reason = "the customary GEMM signature; a struct would only rename them")]
+pub fn gemm_bf16_columns(
+    a: &[f32],
+    lda: usize,
+    m: usize,
+    b: &PackedBf16,
+    columns: Range<usize>,
+    c: &mut [f32],
+    ldc: usize,
+    epilogue: &Epilogue<'_>,
+) {
+    assert!(columns.start <= columns.end && columns.end <= b.n, "column range {columns:?} of {}", b.n);
+    assert!(columns.start.is_multiple_of(PANEL), "column range starts inside a panel");
+    assert!(columns.end.is_multiple_of(PANEL) || columns.end == b.n, "column range ends inside a panel");
+    epilogue.bias.check(m, b.n);
+    if m == 0 || columns.is_empty() {
+        return;
+    }
+    assert!(lda >= b.k && a.len() >= (m - 1) * lda + b.k, "a is shorter than m rows");
+    assert!(ldc >= columns.len() && c.len() >= (m - 1) * ldc + columns.len(), "c is shorter than m rows");
+    let multiplier = Multiplier::new(b.isa);
+    let mut sums = [Sums::ZERO; ROWS_BLOCK / STRIP];
+    let mut left = LEFT.take();
+    for start in (0..m).step_by(ROWS_BLOCK) {
+        let rows = start..m.min(start + ROWS_BLOCK);
+        pack::left(b.isa, &a[start * lda..], lda, rows.len(), b.k, &mut left);
+        for column in columns.clone().step_by(PANEL) {
+            let width = PANEL.min(columns.end - column);
+            let at = rows.start * ldc + column - columns.start;
+            multiplier.expect(&mut c[at..], ldc, rows.len());
+            multiplier.multiply_panel(&left, rows.len(), b.panel(column), b.steps(), &mut sums);
+            for (row, sums) in rows.clone().step_by(STRIP).zip(&sums) {
+                let count = STRIP.min(rows.end - row);
+                let bias = epilogue.bias.tile(row, count, column, width);
+                let at = row * ldc + column - columns.start;
+                finish(b.isa, sums, &Epilogue { bias, ..*epilogue }, &mut c[at..], (ldc, count, width));
+            }
+        }
+    }
+    LEFT.set(left);
+}
+
+thread_local! {
+    /// The packed left operand of the product at hand: as much as a block of rows takes, kept for the next.
+    static LEFT: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// Sums of two by two tiles: of rows `i` and columns `j` at `i * 2 + j`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Sums([[[f32; TILE_COLUMNS]; TILE_LINES]; 4]);
+
+impl Sums {
+    pub(crate) const ZERO: Sums = Sums([[[0.0; TILE_COLUMNS]; TILE_LINES]; 4]);
+}
+
+/// What multiplies tiles.
+pub(crate) enum Multiplier {
+    #[cfg(target_arch = "x86_64")]
+    Unit(amx::Configured),
+    Portable(Isa),
+}
+
+impl Multiplier {
+    pub(crate) fn new(isa: Isa) -> Multiplier {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Multiplier::Unit(amx::Configured::new()),
+            other => Multiplier::Portable(other),
+        }
+    }
+
+    /// Fetches the lines of `c` that will be written.
+    pub(crate) fn expect(&self, c: &mut [f32], ldc: usize, rows: usize) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Multiplier::Unit(unit) => (0..rows).for_each(|row| unit.expect(c.as_ptr().wrapping_add(row * ldc))),
+            Multiplier::Portable(_) => {}
+        }
+    }
+
+    /// The products of some rows, at most [`ROWS_BLOCK`], with a panel; a strip's in each element of `sums`.
+    pub(crate) fn multiply_panel(&self, left: &[Line], rows: usize, panel: &[Line], steps: usize, sums: &mut [Sums]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Multiplier::Unit(unit) => multiply_panel(unit, left, rows, panel, steps, sums),
+            Multiplier::Portable(isa) => {
+                for (index, sums) in sums.iter_mut().enumerate().take(rows.div_ceil(STRIP)) {
+                    let count = STRIP.min(rows - index * STRIP);
+                    portable(*isa, &left[index * STRIP * steps..], count, panel, sums);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn multiply_panel(unit: &amx::Configured, left: &[Line], rows: usize, panel: &[Line], steps: usize, sums: &mut [Sums]) {
+    for step in (0..steps).step_by(STEPS_BLOCK) {
+        let count = STEPS_BLOCK.min(steps - step);
+        let panel = &panel[step * STRIP..];
+        for (index, sums) in sums.iter_mut().enumerate().take(rows.div_ceil(STRIP)) {
+            let tiles = (rows - index * STRIP).min(STRIP).div_ceil(TILE_LINES);
+            let strip = &left[(index * steps * 2 + step * tiles) * TILE_LINES..];
+            // The strip that comes next, or the panel's next steps.
+            let next = match (index + 1) * STRIP < rows {
+                true => left.as_ptr().wrapping_add(((index + 1) * steps + step) * STRIP),
+                false => panel.as_ptr().wrapping_add(count * STRIP),
+            };
+            if tiles == 2 {
+                unit.multiply::<2>(strip, panel, count, step == 0, next, sums);
+            } else {
+                unit.multiply::<1>(strip, panel, count, step == 0, next, sums);
+            }
+        }
+    }
+}
+
+fn portable(isa: Isa, strip: &[Line], rows: usize, panel: &[Line], sums: &mut Sums) {
+    instantiate!(isa, portable_body, (strip: &[Line], rows: usize, panel: &[Line], sums: &mut Sums));
+}
+
+/// The same on any machine: a bf16 is the upper half of an f32.
+#[inline(always)]
+fn portable_body<const FMA: bool>(strip: &[Line], rows: usize, panel: &[Line], sums: &mut Sums) {
+    if panel.is_empty() {
+        return *sums = Sums::ZERO;
+    }
+    let tiles = rows.div_ceil(TILE_LINES);
+    for (at, sums) in sums.0.iter_mut().enumerate().take(2 * tiles) {
+        let (i, j) = (at / 2, at % 2);
+        let count = TILE_LINES.min(rows - i * TILE_LINES);
+        if count == 1 {
+            portable_rows::<FMA, 1>((&strip[i * TILE_LINES..], tiles), &panel[j * TILE_LINES..], sums);
+            continue;
+        }
+        for first in (0..count).step_by(ROWS) {
+            portable_rows::<FMA, ROWS>((&strip[i * TILE_LINES + first..], tiles), &panel[j * TILE_LINES..], &mut sums[first..]);
+        }
+    }
+}
+
+/// Rows at a time without a tile unit: as many sums as chains of multiply-adds need to overlap.
+const ROWS: usize = 8;
+
+#[inline(always)]
+fn portable_rows<const FMA: bool, const R: usize>((left, tiles): (&[Line], usize), right: &[Line], sums: &mut [[f32; TILE_COLUMNS]]) {
+    let mut acc = [[0.0f32; TILE_COLUMNS]; R];
+    for (left, right) in left.chunks(tiles * TILE_LINES).zip(right.chunks(2 * TILE_LINES)) {
+        for pair in 0..TILE_LINES {
+            let (even, odd) = (right[pair].0.map(|v| f32::from_bits(v << 16)), right[pair].0.map(|v| f32::from_bits(v & 0xffff_0000)));
+            for i in 0..R {
+                let value = left[i].0[pair];
+                let (a, b) = (f32::from_bits(value << 16), f32::from_bits(value & 0xffff_0000));
+                for j in 0..TILE_COLUMNS {
+                    acc[i][j] = math::fma::<FMA>(b, odd[j], math::fma::<FMA>(a, even[j], acc[i][j]));
+                }
+            }
+        }
+    }
+    sums[..R].copy_from_slice(&acc);
+}
+
+/// Applies the epilogue to a tile's sums and writes them: `rows` by `width` elements, rows `ldc` apart.
+pub(crate) fn finish(isa: Isa, sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], size: (usize, usize, usize)) {
+    type Size = (usize, usize, usize);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx
+        && let Some(bounds) = bounds(epilogue.activation)
+    {
+        isa.require();
+        // SAFETY: `require` has shown that this machine has the features it is compiled for.
+        return unsafe { avx512::finish_bounded(sums, epilogue, bounds, c, size) };
+    }
+    instantiate!(isa, finish_body, (sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], size: Size));
+}
+
+/// The bounds that an activation is, `Some(None)` for none at all, or `None` if it is something else.
+fn bounds(activation: Activation) -> Option<Option<(f32, f32)>> {
+    match activation {
+        Activation::None => Some(None),
+        Activation::Relu => Some(Some((0.0, f32::INFINITY))),
+        Activation::Clip { min, max } => Some(Some((min, max))),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn finish_body<const FMA: bool>(sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], (ldc, rows, width): (usize, usize, usize)) {
+    let alpha = epilogue.alpha;
+    let mut columns = [0.0f32; PANEL];
+    if let Bias::PerColumn(bias) = epilogue.bias {
+        columns[..width].copy_from_slice(&bias[..width]);
+    }
+    for (i, row) in c.chunks_mut(ldc).take(rows).enumerate() {
+        if let Bias::PerRow(bias) = epilogue.bias {
+            columns = [bias[i]; PANEL];
+        }
+        let (tile, line) = (i / TILE_LINES * 2, i % TILE_LINES);
+        let mut values = [0.0f32; PANEL];
+        for j in 0..TILE_COLUMNS {
+            values[j] = math::fma::<FMA>(alpha, sums.0[tile][line][j], columns[j]);
+            values[TILE_COLUMNS + j] = math::fma::<FMA>(alpha, sums.0[tile + 1][line][j], columns[TILE_COLUMNS + j]);
+        }
+        activate::<FMA>(epilogue.activation, &mut values);
+        if width == PANEL {
+            *row.first_chunk_mut().expect("a row has the panel's width") = values;
+        } else {
+            row[..width].copy_from_slice(&values[..width]);
+        }
+    }
+}

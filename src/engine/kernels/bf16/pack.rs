@@ -1,0 +1,127 @@
+//! Rounding to bf16, and operands in the order of tiles.
+
+use super::{Line, PANEL, STEP, STRIP, TILE_COLUMNS, TILE_LINES};
+use crate::engine::kernels::isa::{Isa, instantiate};
+
+/// `x` rounded to bf16, to nearest with ties to even, as the upper 16 bits of an f32; a NaN stays one.
+#[inline(always)]
+pub(crate) fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // Rounding could carry a NaN's mantissa into infinity or zero: it is cut off and made quiet.
+    if x.is_nan() { bits >> 16 | 0x40 } else { nearest }
+}
+
+/// Two neighbours along `k`, rounded.
+#[inline(always)]
+pub(crate) fn pair(even: f32, odd: f32) -> u32 {
+    rounded(even) | rounded(odd) << 16
+}
+
+/// A constant left operand `a[m, k]`, rounded and packed once: convolution weights.
+#[derive(Clone, Debug)]
+pub(crate) struct RoundedLeft {
+    k: usize,
+    lines: Vec<Line>,
+}
+
+impl RoundedLeft {
+    /// Packs `a`, which is `[m, k]` row-major. Panics unless `a.len() == m * k`.
+    pub(crate) fn pack(isa: Isa, a: &[f32], m: usize, k: usize) -> RoundedLeft {
+        assert_eq!(a.len(), m * k, "length of a against m * k");
+        let mut lines = Vec::new();
+        left(isa, a, k, m, k, &mut lines);
+        RoundedLeft { k, lines }
+    }
+
+    /// Columns: the length of the sums.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    pub(crate) fn steps(&self) -> usize {
+        self.k.div_ceil(STEP)
+    }
+
+    /// The strips from `row` on, a multiple of 32.
+    pub(crate) fn strips(&self, row: usize) -> &[Line] {
+        &self.lines[row * self.steps()..]
+    }
+
+    /// Memory held, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+}
+
+/// Packs a right operand: panels of 32 columns, in each for each step two tiles. What lies beyond `k` and `n` is zero.
+pub(super) fn right(b: &[f32], k: usize, n: usize, transposed: bool) -> Vec<Line> {
+    let steps = k.div_ceil(STEP);
+    let mut lines = vec![Line::default(); n.div_ceil(PANEL) * steps * 2 * TILE_LINES];
+    let at = |row: usize, column: usize| match (row < k && column < n, transposed) {
+        (false, _) => 0.0,
+        (true, false) => b[row * n + column],
+        (true, true) => b[column * k + row],
+    };
+    for (index, tile) in lines.chunks_exact_mut(TILE_LINES).enumerate() {
+        let (panel, step, half) = (index / (2 * steps), index / 2 % steps, index % 2);
+        let column = panel * PANEL + half * TILE_COLUMNS;
+        let inside = (step + 1) * STEP <= k && column + TILE_COLUMNS <= n;
+        for (i, line) in tile.iter_mut().enumerate() {
+            let row = step * STEP + 2 * i;
+            if inside && !transposed {
+                let (even, odd) = (&b[row * n + column..][..TILE_COLUMNS], &b[(row + 1) * n + column..][..TILE_COLUMNS]);
+                line.0 = std::array::from_fn(|j| pair(even[j], odd[j]));
+            } else {
+                line.0 = std::array::from_fn(|j| pair(at(row, column + j), at(row + 1, column + j)));
+            }
+        }
+    }
+    lines
+}
+
+/// Rounds and packs `m` rows of a left operand, `lda` apart: strips of 32 rows, in each for each step one tile, or two where
+/// it has more than 16 rows. What lies beyond `k` is zero.
+pub(super) fn left(isa: Isa, a: &[f32], lda: usize, m: usize, k: usize, lines: &mut Vec<Line>) {
+    let steps = k.div_ceil(STEP);
+    // What is left of another operand in the lines of rows beyond `m` makes sums that nobody reads.
+    lines.resize(m.div_ceil(TILE_LINES) * TILE_LINES * steps, Line::default());
+    if steps == 0 {
+        return;
+    }
+    type Sizes = (usize, usize, usize);
+    let sizes: Sizes = (lda, m, k);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        isa.require();
+        // SAFETY: `require` has just shown that this machine has the features it is compiled for.
+        return unsafe { super::avx512::pack_left(a, sizes, lines) };
+    }
+    instantiate!(isa, left_body, (a: &[f32], sizes: Sizes, lines: &mut [Line]));
+}
+
+#[inline(always)]
+fn left_body<const FMA: bool>(a: &[f32], (lda, m, k): (usize, usize, usize), lines: &mut [Line]) {
+    let steps = k.div_ceil(STEP);
+    for (row, a) in (0..m).zip(a.chunks(lda.max(1))) {
+        let strip = row / STRIP * STRIP;
+        let tiles = STRIP.min(m - strip).div_ceil(TILE_LINES);
+        let first = strip * steps + row % STRIP;
+        let (whole, rest) = a[..k].as_chunks::<STEP>();
+        for (step, values) in whole.iter().enumerate() {
+            lines[first + step * tiles * TILE_LINES].0 = packed(values);
+        }
+        if !rest.is_empty() {
+            let mut values = [0.0; STEP];
+            values[..rest.len()].copy_from_slice(rest);
+            lines[first + whole.len() * tiles * TILE_LINES].0 = packed(&values);
+        }
+    }
+}
+
+/// A line of a left tile.
+#[inline(always)]
+fn packed(values: &[f32; STEP]) -> [u32; 16] {
+    let halves = values.map(|v| rounded(v) as u16);
+    std::array::from_fn(|i| u32::from(halves[2 * i]) | u32::from(halves[2 * i + 1]) << 16)
+}

@@ -1,0 +1,120 @@
+//! A constant right-hand matrix in the precision that the model is to have.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use super::bf16::{PackedBf16, gemm_bf16_columns};
+use super::epilogue::Epilogue;
+use super::gemm::{PackedB, gemm_packed_b_columns};
+use super::isa::Isa;
+
+/// In which arithmetic products with constant weights are taken; everything else is computed in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// All operands as they are.
+    #[default]
+    F32,
+    /// Both operands rounded to bf16 (8 bits of mantissa), sums in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Every precision.
+    pub const ALL: [Precision; 2] = [Precision::F32, Precision::Bf16];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A name that is none of `f32`, `bf16`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownPrecision(String);
+
+impl fmt::Display for UnknownPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "precision `{}` is not supported; supported are f32 and bf16", self.0)
+    }
+}
+
+impl std::error::Error for UnknownPrecision {}
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(name: &str) -> Result<Precision, UnknownPrecision> {
+        Precision::ALL.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| UnknownPrecision(name.to_owned()))
+    }
+}
+
+/// A matrix `b[k, n]`, packed once at load.
+#[derive(Clone, Debug)]
+pub enum Weights {
+    /// As it is.
+    F32(PackedB),
+    /// Rounded.
+    Bf16(PackedBf16),
+}
+
+impl Weights {
+    /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
+    /// instruction set is available.
+    pub fn pack(precision: Precision, isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> Weights {
+        match precision {
+            Precision::F32 => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
+            Precision::Bf16 => Weights::Bf16(PackedBf16::pack(isa, b, k, n, transposed)),
+        }
+    }
+
+    /// Rows: the length of the sums.
+    pub fn k(&self) -> usize {
+        match self {
+            Weights::F32(b) => b.k(),
+            Weights::Bf16(b) => b.k(),
+        }
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        match self {
+            Weights::F32(b) => b.n(),
+            Weights::Bf16(b) => b.n(),
+        }
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weights::F32(b) => b.bytes(),
+            Weights::Bf16(b) => b.bytes(),
+        }
+    }
+
+    /// Columns per panel: where column ranges given to [`Weights::multiply_columns`] may start and end.
+    pub fn panel_width(&self) -> usize {
+        match self {
+            Weights::F32(b) => b.panel_width(),
+            Weights::Bf16(b) => b.panel_width(),
+        }
+    }
+
+    /// `c[m, n] = epilogue(a[m, k] · b)`; both dense. Panics if a slice is too short.
+    pub fn multiply(&self, a: &[f32], m: usize, c: &mut [f32], epilogue: &Epilogue<'_>) {
+        self.multiply_columns(a, m, 0..self.n(), c, self.n(), epilogue);
+    }
+
+    /// Some columns of [`Weights::multiply`]: `c` holds only those, its rows `ldc` apart. The range starts and ends at a
+    /// multiple of [`Weights::panel_width`], or ends at `n`. A bias per column still has length `n`.
+    pub fn multiply_columns(&self, a: &[f32], m: usize, columns: Range<usize>, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
+        match self {
+            Weights::F32(b) => gemm_packed_b_columns(a, b.k(), m, b, columns, c, ldc, epilogue),
+            Weights::Bf16(b) => gemm_bf16_columns(a, b.k(), m, b, columns, c, ldc, epilogue),
+        }
+    }
+}

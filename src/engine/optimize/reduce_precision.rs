@@ -1,0 +1,77 @@
+//! Lets products with constant weights round their operands, if the model is loaded at a lower precision than f32.
+
+use std::sync::Arc;
+
+use crate::engine::dtype::DType;
+use crate::engine::graph::{Graph, Node};
+use crate::engine::kernels::weights::Precision;
+use crate::engine::model::LoadOptions;
+use crate::engine::op::Op;
+use crate::engine::ops::conv::Conv;
+use crate::engine::ops::gemm::Gemm;
+use crate::engine::ops::matmul::MatMul;
+
+pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
+    if options.precision == Precision::F32 {
+        return;
+    }
+    let Graph { nodes, constants, .. } = graph;
+    for node in nodes {
+        let weights = node.inputs.get(1).copied().flatten().and_then(|id| constants.get(&id));
+        if weights.is_some_and(|weights| weights.dtype() == DType::F32)
+            && let Some(op) = at(node, options.precision)
+        {
+            node.op = op;
+        }
+    }
+}
+
+/// The node's operator at a precision, if it has the choice.
+fn at(node: &Node, precision: Precision) -> Option<Arc<dyn Op>> {
+    if let Some(op) = node.op.downcast::<MatMul>() {
+        return Some(Arc::new(op.clone().at(precision)));
+    }
+    if let Some(op) = node.op.downcast::<Conv>() {
+        return Some(Arc::new(op.clone().at(precision)));
+    }
+    Some(Arc::new(node.op.downcast::<Gemm>()?.clone().at(precision)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{graph, run_with};
+    use super::*;
+    use crate::engine::ops::testing::{noise, tensor};
+
+    #[test]
+    fn products_with_constants_are_rounded_on_request_only() {
+        // 1 + 2^-8 needs nine bits of mantissa: bf16 rounds it to 1, ties to even.
+        let odd = 1.0 + 2f32.powi(-8);
+        let weights = tensor(&[2, 1], &[odd, 0.0]);
+        for op in ["MatMul", "Gemm"] {
+            let graph = graph().input("x", DType::F32, &[-1, 2]).constant("w", weights.clone()).node(op, &["x", "w"], "y").outputs(&["y"]);
+            let answer =
+                |precision| run_with(&graph, &[tensor(&[1, 2], &[3.0_f32, 5.0])], &LoadOptions { precision, ..LoadOptions::default() });
+            assert_eq!(answer(Precision::F32)[0], tensor(&[1, 1], &[3.0 * odd]));
+            assert_eq!(answer(Precision::Bf16)[0], tensor(&[1, 1], &[3.0_f32]));
+        }
+        // Neither operand is constant: attention's own products stay as they are.
+        let graph =
+            graph().input("x", DType::F32, &[-1, 2]).input("w", DType::F32, &[2, 1]).node("MatMul", &["x", "w"], "y").outputs(&["y"]);
+        let options = LoadOptions { precision: Precision::Bf16, ..LoadOptions::default() };
+        assert_eq!(run_with(&graph, &[tensor(&[1, 2], &[3.0_f32, 5.0]), weights], &options)[0], tensor(&[1, 1], &[3.0 * odd]));
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_the_batch_at_bf16_either() {
+        let (k, n) = (70, 45);
+        let graph = graph().input("x", DType::F32, &[-1, k as i64]).constant("w", tensor(&[k, n], &noise(k * n, 1)));
+        let graph = graph.node("MatMul", &["x", "w"], "y").outputs(&["y"]);
+        let options = LoadOptions { precision: Precision::Bf16, ..LoadOptions::default() };
+        let x = tensor(&[40, k], &noise(40 * k, 2));
+        let together = run_with(&graph, std::slice::from_ref(&x), &options).remove(0);
+        for row in [0, 15, 16, 31, 32, 39] {
+            assert_eq!(run_with(&graph, &[x.rows(row..row + 1)], &options)[0], together.rows(row..row + 1), "row {row}");
+        }
+    }
+}
