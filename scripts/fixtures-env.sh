@@ -16,7 +16,10 @@ if ! { [ -x "$python" ] && cmp -s "$requirements" "$installed"; }; then
     [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$root/.venv-fixtures"
     # Everything but the answer goes to stderr, so that $(scripts/fixtures-env.sh) is usable.
     "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
-    USE_TF=0 "$python" -c 'import keras, onnxruntime, optimum.exporters.onnx, tf2onnx, torchvision, ultralytics' >&2
+    # Each by itself: PyTorch and TensorFlow in one process both bring an LLVM, and end it.
+    for module in keras onnxruntime optimum.exporters.onnx tf2onnx torchvision ultralytics; do
+        USE_TF=0 "$python" -c "import $module" >&2
+    done
     cp "$requirements" "$installed"
 fi
 echo "$python"

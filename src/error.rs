@@ -141,6 +141,7 @@ impl From<RunError> for Error {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Deadline { .. } => Self::new(Kind::DeadlineExceeded, error.to_string()),
+            RunError::Overrides(_) => Self::internal("the model's initialisers cannot be replaced", error),
             _ => Self::invalid(error.to_string()),
         }
     }

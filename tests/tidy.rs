@@ -71,6 +71,7 @@ const LAYERS: &[Layer] = &[
             "engine::onnx",
             "engine::optimize",
             "engine::plan",
+            "engine::overrides",
             "engine::program",
             "engine::session",
             "engine::subgraph",

@@ -20,7 +20,7 @@ use http::{HeaderValue, header};
 use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
-use super::infer::{self, Parameters, off_thread};
+use super::infer::{self, Given, Parameters, off_thread};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
@@ -102,8 +102,8 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
         // The numbers are in the tensors then: the body's memory is not held while the request waits.
         off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.signature())).await?
     };
-    let Decoded { inputs, form } = decoded;
-    let executed = infer::execute(shared, handle, inputs, &Parameters::default(), started).await?;
+    let Decoded { inputs, overrides, form } = decoded;
+    let executed = infer::execute(shared, handle, Given { inputs, overrides }, &Parameters::default(), started).await?;
     let clock = executed.clock();
     let id = id_of(&parts.headers);
     let payload = {

@@ -91,6 +91,7 @@ async fn metadata(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<
         platform: describe::platform(&handle),
         inputs: describe::tensors(&signature.inputs).map(tensor).collect(),
         outputs: describe::tensors(&signature.outputs).map(tensor).collect(),
+        optional_inputs: describe::tensors(&signature.optional).map(tensor).collect(),
         properties: describe::properties(&handle).into_iter().collect(),
     };
     Ok(json(&message)?)

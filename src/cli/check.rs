@@ -92,6 +92,8 @@ struct About {
     properties: BTreeMap<String, String>,
     opsets: Vec<Opset>,
     inputs: Vec<PortText>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    optional_inputs: Vec<PortText>,
     outputs: Vec<PortText>,
 }
 
@@ -265,6 +267,7 @@ impl About {
             properties: metadata.properties.clone(),
             opsets: metadata.opsets.iter().map(|(domain, version)| Opset { domain: named(domain), version: *version }).collect(),
             inputs: ports(&signature.inputs),
+            optional_inputs: ports(&signature.optional),
             outputs: ports(&signature.outputs),
         }
     }
@@ -282,9 +285,15 @@ impl About {
         for (key, value) in &self.properties {
             line(text, "property", &format!("{} = {}", one_line(key), one_line(value)));
         }
-        for (key, ports) in [("input", &self.inputs), ("output", &self.outputs)] {
-            for PortText { name, kind, shape } in ports {
+        for (key, ports, most) in
+            [("input", &self.inputs, usize::MAX), ("optional", &self.optional_inputs, 8), ("output", &self.outputs, usize::MAX)]
+        {
+            for PortText { name, kind, shape } in ports.iter().take(most) {
                 line(text, key, format!("{name}: {kind} {shape}").trim_end());
+            }
+            // Some exporters list every weight.
+            if let Some(more) = ports.len().checked_sub(most).filter(|&more| more > 0) {
+                line(text, key, &format!("and {more} more initialisers"));
             }
         }
     }

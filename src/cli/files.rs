@@ -6,16 +6,25 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use crate::engine::npz;
-use crate::engine::onnx::{read_value, write_value};
+use crate::engine::onnx::{read_tensor, read_value, write_value};
 use crate::engine::{Port, Signature, Tensor, Value};
 
-/// The inputs of a model from `path`: an `.npz` archive with arrays named as the inputs, or a folder with `input_0.pb`, ….
+/// The inputs of a model from `path`: an `.npz` archive with arrays named as the inputs, or a folder with `input_0.pb`, …. An optional input
+/// may be in an archive; in a folder behind the others, under its name.
 /// `limit` is the most bytes that they may take together.
 ///
 /// # Errors
 /// If an input is missing or too many, or a file cannot be read.
-pub(super) fn read_inputs(path: &Path, signature: &Signature, limit: usize) -> Result<Vec<Value>, Failure> {
+pub(super) fn read_inputs(path: &Path, signature: &Signature, limit: usize) -> Result<Inputs, Failure> {
     if is_npz(path) { read_npz(path, signature, limit) } else { read_folder(path, signature, limit) }
+}
+
+/// What the files hold.
+pub(super) struct Inputs {
+    /// One value per input, in order.
+    pub(super) values: Vec<Value>,
+    /// Tensors for optional inputs, by their positions.
+    pub(super) overrides: Vec<(usize, Tensor)>,
 }
 
 /// Writes the outputs of a model to `path`: an `.npz` archive, or a folder with `output_0.pb`, …. A file that exists
@@ -55,7 +64,7 @@ fn names(ports: &[Port]) -> String {
     ports.iter().map(|port| format!("`{}`", port.name)).collect::<Vec<_>>().join(", ")
 }
 
-fn read_npz(path: &Path, signature: &Signature, limit: usize) -> Result<Vec<Value>, Failure> {
+fn read_npz(path: &Path, signature: &Signature, limit: usize) -> Result<Inputs, Failure> {
     let file = fs::File::open(path).map_err(|error| in_file(path, error))?;
     let mut arrays: BTreeMap<String, Tensor> = npz::read(file, limit).map_err(|error| in_file(path, error))?;
     let mut inputs = Vec::with_capacity(signature.inputs.len());
@@ -65,13 +74,15 @@ fn read_npz(path: &Path, signature: &Signature, limit: usize) -> Result<Vec<Valu
         let array = array.ok_or_else(|| in_file(path, format!("there is no array named `{}`; there are {found}", port.name)))?;
         inputs.push(Value::Tensor(array));
     }
+    let take = |(position, port): (usize, &Port)| Some((position, arrays.remove(&port.name)?));
+    let overrides = signature.optional.iter().enumerate().filter_map(take).collect();
     match arrays.keys().next() {
-        None => Ok(inputs),
+        None => Ok(Inputs { values: inputs, overrides }),
         Some(extra) => Err(in_file(path, format!("the model has no input `{extra}`; it has {}", names(&signature.inputs)))),
     }
 }
 
-fn read_folder(folder: &Path, signature: &Signature, limit: usize) -> Result<Vec<Value>, Failure> {
+fn read_folder(folder: &Path, signature: &Signature, limit: usize) -> Result<Inputs, Failure> {
     if !folder.is_dir() {
         return Err(in_file(folder, "no such folder"));
     }
@@ -85,11 +96,20 @@ fn read_folder(folder: &Path, signature: &Signature, limit: usize) -> Result<Vec
         left = left.saturating_sub(value.bytes());
         values.push((name, value));
     }
-    let extra = folder.join(format!("input_{count}.pb"));
-    if extra.exists() {
-        return Err(in_file(&extra, format!("the model has {count} inputs: {}", names(&signature.inputs))));
+    let mut overrides: Vec<(usize, Tensor)> = Vec::new();
+    for i in count.. {
+        let path = folder.join(format!("input_{i}.pb"));
+        if !path.exists() {
+            break;
+        }
+        let bytes = fs::read(&path).map_err(|error| in_file(&path, error))?;
+        let (name, tensor) = read_tensor(&bytes, left).map_err(|error| in_file(&path, error))?;
+        let position = signature.optional(&name).filter(|position| overrides.iter().all(|(other, _)| other != position));
+        let position = position.ok_or_else(|| in_file(&path, format!("the model has {count} inputs: {}", names(&signature.inputs))))?;
+        left = left.saturating_sub(tensor.bytes());
+        overrides.push((position, tensor));
     }
-    Ok(in_order(values, signature))
+    Ok(Inputs { values: in_order(values, signature), overrides })
 }
 
 /// Files that name all inputs in another order are taken by name; otherwise their numbers count.

@@ -53,8 +53,11 @@ pub(super) fn command(args: Args) -> Outcome {
     let threads = Arc::new(Threads::new(settings.engine_threads())?);
     let mut session = Session::new(Arc::new(model), threads);
     let outputs = match &source {
-        Source::Files(inputs) => session.run_values(inputs)?,
-        Source::Json(Decoded { inputs, .. }) => session.run(inputs)?,
+        Source::Files(files::Inputs { values, overrides }) => session.run_overriding(values, overrides)?,
+        Source::Json(Decoded { inputs, overrides, .. }) => {
+            let values: Vec<Value> = inputs.iter().cloned().map(Value::Tensor).collect();
+            session.run_overriding(&values, overrides)?
+        }
     };
     match (&args.outputs, source) {
         (Some(path), _) => files::write_outputs(path, &signature, &outputs)?,
@@ -69,7 +72,7 @@ pub(super) fn command(args: Args) -> Outcome {
 
 /// Where the inputs come from, which is how the answer goes out.
 enum Source {
-    Files(Vec<Value>),
+    Files(files::Inputs),
     Json(Decoded),
 }
 

@@ -10,8 +10,25 @@ use std::sync::Arc;
 use super::op::{Context, Kinds, OpError};
 use super::tensor::{Kind, Tensor, Value};
 
+/// What a body declares of a formal input.
+#[derive(Clone, Debug)]
+pub struct Formal<'a> {
+    /// Its name, behind those of the nodes around it.
+    pub name: &'a str,
+    /// Its kind, if the body declares it.
+    pub kind: Option<&'a Kind>,
+    /// Its sizes, `None` for a free one, if the body declares a shape.
+    pub sizes: Option<Vec<Option<usize>>>,
+}
+
 /// What an operator knows of a body.
 pub trait Body: Debug + Send + Sync {
+    /// How many formal inputs the body has.
+    fn formals(&self) -> usize;
+
+    /// What the body declares of a formal input, if it has so many.
+    fn formal(&self, index: usize) -> Option<Formal<'_>>;
+
     /// How many outputs the body has.
     fn outputs(&self) -> usize;
 

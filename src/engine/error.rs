@@ -84,6 +84,9 @@ pub enum RunError {
         /// The operator.
         op: String,
     },
+    /// The form of the model in which initialisers are inputs cannot be made: a bug.
+    #[error("{0}")]
+    Overrides(String),
     /// The run would need more memory than the limit allows.
     #[error("the run needs {need} bytes, the limit is {limit}")]
     Memory {

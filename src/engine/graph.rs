@@ -91,6 +91,9 @@ pub struct Graph {
     pub outputs: Vec<ValueId>,
     /// The constants: initialisers and what passes folded.
     pub constants: BTreeMap<ValueId, Tensor>,
+    /// The constants that a run may replace, in the order in which the file lists them among its inputs. They are constants to
+    /// every pass.
+    pub defaults: Vec<ValueId>,
 }
 
 /// A broken invariant of a graph.

@@ -13,6 +13,7 @@ use super::kernels::weights::Precision;
 use super::load::{self, Loaded, Metadata};
 use super::op::Shape;
 use super::optimize;
+use super::overrides::Overrides;
 use super::plan::Plan;
 use super::program::Program;
 use super::signature::{Port, Signature};
@@ -56,6 +57,7 @@ pub struct Model {
     metadata: Metadata,
     summary: Summary,
     run_limit: Option<Duration>,
+    overrides: Option<Overrides>,
 }
 
 /// Counts of what was loaded.
@@ -88,7 +90,9 @@ impl Model {
         graph.verify().map_err(|error| invalid("the graph is not valid", error))?;
         let mut summary = count(&graph);
         let ports = |ids: &[ValueId], graph: &Graph| -> Vec<Port> { ids.iter().map(|&id| port(graph, id)).collect() };
-        let mut signature = Signature { inputs: ports(&graph.inputs, &graph), outputs: ports(&graph.outputs, &graph), batchable: false };
+        let (inputs, optional, outputs) = (ports(&graph.inputs, &graph), ports(&graph.defaults, &graph), ports(&graph.outputs, &graph));
+        let mut signature = Signature { inputs, optional, outputs, batchable: false };
+        let overrides = Overrides::of(&graph, options);
         optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
         // They are for writing graphs; what runs needs them no more.
         graph.nodes.iter_mut().for_each(|node| node.attributes = Arc::default());
@@ -97,8 +101,8 @@ impl Model {
 
         probe_outputs(&graph, &mut signature, options);
         let program = Program::new(graph, options);
-        summary.weight_bytes = program.weight_bytes();
-        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit })
+        summary.weight_bytes = program.weight_bytes() + overrides.as_ref().map_or(0, |overrides| overrides.weight_bytes(&program));
+        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit, overrides })
     }
 
     /// What the model takes and gives.
@@ -138,6 +142,11 @@ impl Model {
 
     pub(crate) fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// How initialisers are replaced, if there are any that may be.
+    pub(crate) fn overrides(&self) -> Option<&Overrides> {
+        self.overrides.as_ref()
     }
 
     /// The plan for inputs of these shapes, from the cache or made now.

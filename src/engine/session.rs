@@ -21,6 +21,8 @@ pub struct Session {
     model: Arc<Model>,
     threads: Arc<Threads>,
     memory: Memory,
+    /// The memory of runs that replace initialisers: another program.
+    overriding: Memory,
     /// Storage for the rows of several requests, one per input.
     gathered: Vec<Buffer>,
     profile: Option<Vec<Duration>>,
@@ -48,7 +50,8 @@ impl RunTime {
 impl Session {
     /// A session for `model` whose operators may use `threads`.
     pub fn new(model: Arc<Model>, threads: Arc<Threads>) -> Self {
-        Self { model, threads, memory: Memory::default(), gathered: Vec::new(), profile: None, time: RunTime::default() }
+        let (memory, overriding) = (Memory::default(), Memory::default());
+        Self { model, threads, memory, overriding, gathered: Vec::new(), profile: None, time: RunTime::default() }
     }
 
     /// From now on operators use `threads`; the answers stay the same to the bit.
@@ -104,6 +107,31 @@ impl Session {
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(Given::from).collect();
         let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
         Ok(run.outputs(&self.memory))
+    }
+
+    /// [`Session::run_values`] with tensors in the place of optional inputs, by their positions in the signature. The first such
+    /// run of a model optimises it anew.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_overriding(&mut self, inputs: &[Value], overrides: &[(usize, Tensor)]) -> Result<Vec<Value>, RunError> {
+        let signature = self.model.signature();
+        signature.check_overrides(overrides)?;
+        let (Some(open), false) = (self.model.overrides(), overrides.is_empty()) else { return self.run_values(inputs) };
+        let mut clock = Clock::start(&mut self.time);
+        signature.check_values(inputs)?;
+        let open = open.open().map_err(RunError::Overrides)?;
+        let mut given: Vec<Given<'_>> = inputs.iter().map(Given::from).collect();
+        given.extend(open.defaults.iter().map(|tensor| Given::View(tensor.view())));
+        for (position, tensor) in overrides {
+            given[inputs.len() + position] = Given::View(tensor.view());
+        }
+        clock.input();
+        let run = execute(&open.program, &given, &mut self.overriding, &limits(&self.model, &self.threads), None)?;
+        clock.infer();
+        let outputs = run.outputs(&self.overriding);
+        clock.output();
+        Ok(outputs)
     }
 
     /// Runs the rows of several requests together and takes the outputs apart again: `result[r]` is what [`Session::run`]
@@ -172,7 +200,7 @@ impl Session {
 
     /// Bytes that the session holds.
     pub fn bytes(&self) -> usize {
-        self.memory.bytes() + self.gathered.iter().map(Buffer::bytes).sum::<usize>()
+        self.memory.bytes() + self.overriding.bytes() + self.gathered.iter().map(Buffer::bytes).sum::<usize>()
     }
 }
 
@@ -245,7 +273,11 @@ fn execute_model<'a>(
     threads: &Threads,
     profile: Option<&mut Vec<Duration>>,
 ) -> Result<Run<'a>, RunError> {
+    execute(model.program(), inputs, memory, &limits(model, threads), profile)
+}
+
+/// What bounds a run that begins now.
+fn limits<'t>(model: &Model, threads: &'t Threads) -> Limits<'t> {
     let deadline = model.run_limit().and_then(|limit| Instant::now().checked_add(limit));
-    let limits = Limits { threads, budget: model.memory_limit(), deadline };
-    execute(model.program(), inputs, memory, &limits, profile)
+    Limits { threads, budget: model.memory_limit(), deadline }
 }

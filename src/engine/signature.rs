@@ -29,10 +29,12 @@ impl Port {
 }
 
 /// The interface of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signature {
     /// The inputs in order.
     pub inputs: Vec<Port>,
+    /// What a request may give beside the inputs, and what is a default of the model where it does not.
+    pub optional: Vec<Port>,
     /// The outputs in order.
     pub outputs: Vec<Port>,
     /// Whether dimension 0 of every input and output is one free batch dimension, so that rows of several requests may be
@@ -49,6 +51,11 @@ impl Signature {
     /// The position of the input called `name`.
     pub fn input(&self, name: &str) -> Option<usize> {
         self.inputs.iter().position(|port| port.name == name)
+    }
+
+    /// The position among the optional inputs of the one called `name`.
+    pub fn optional(&self, name: &str) -> Option<usize> {
+        self.optional.iter().position(|port| port.name == name)
     }
 
     /// The position of the output called `name`.
@@ -89,6 +96,23 @@ impl Signature {
         }
         if self.batchable && self.rows(inputs).is_none() {
             return Err(Mismatch("the inputs have different numbers of rows (dimension 0)".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Checks tensors for optional inputs, by their positions, each for itself.
+    ///
+    /// # Errors
+    /// The first that does not fit, or is given twice.
+    pub fn check_overrides(&self, overrides: &[(usize, Tensor)]) -> Result<(), Mismatch> {
+        for (i, (position, tensor)) in overrides.iter().enumerate() {
+            let Some(port) = self.optional.get(*position) else {
+                return Err(Mismatch(format!("there are {} optional inputs, one at {position} is given", self.optional.len())));
+            };
+            if overrides[..i].iter().any(|(other, _)| other == position) {
+                return Err(Mismatch(format!("input `{}` is given twice", port.name)));
+            }
+            port.check(tensor.view())?;
         }
         Ok(())
     }
@@ -181,8 +205,11 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let free = |name: &str| Dim::Free(name.into());
         let batch = free("batch");
-        let signature =
-            Signature { inputs: vec![port("x", &[batch.clone(), Dim::Fixed(2)]), port("y", &[batch])], outputs: vec![], batchable: true };
+        let signature = Signature {
+            inputs: vec![port("x", &[batch.clone(), Dim::Fixed(2)]), port("y", &[batch])],
+            batchable: true,
+            ..Signature::default()
+        };
         let x = |rows| Tensor::zeros(DType::F32, &[rows, 2]);
         let y = |rows| Tensor::zeros(DType::F32, &[rows]);
         assert_eq!(signature.check(&[x(3), y(3)]), Ok(()));
@@ -190,8 +217,7 @@ mod tests {
         let message = |inputs: &[Tensor]| signature.check(inputs).unwrap_err().0;
         assert_eq!(message(&[x(3)]), "2 inputs are wanted, 1 are given");
         assert!(message(&[x(0), y(4)]).contains("they must be equal"));
-        let past =
-            Signature { inputs: vec![port("x", &[free("n"), free("m")]), port("y", &[free("m")])], outputs: vec![], batchable: false };
+        let past = Signature { inputs: vec![port("x", &[free("n"), free("m")]), port("y", &[free("m")])], ..Signature::default() };
         assert_eq!(past.check(&[Tensor::zeros(DType::F32, &[2, 0]), y(4)]), Ok(()));
         assert_eq!(message(&[x(3), y(4)]), "dimension `batch` is 3 in input `x` and 4 in input `y`; they must be equal");
         assert_eq!(message(&[y(3), y(3)]), "input `x` wants shape [batch, 2], got [3]");

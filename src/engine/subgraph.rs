@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::body::{Body, Runner};
+use super::body::{Body, Formal, Runner};
 use super::error::RunError;
 use super::execute::{Given, Limits, Memory, execute};
 use super::graph::{Dim, Graph, ValueId};
@@ -45,18 +45,31 @@ impl Subgraph {
     }
 }
 
+/// The sizes of a declared shape, `None` for a free one.
+fn sizes(dims: &[Dim]) -> Vec<Option<usize>> {
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(n) => Some(*n),
+        Dim::Free(_) => None,
+    };
+    dims.iter().map(size).collect()
+}
+
 impl Body for Subgraph {
+    fn formals(&self) -> usize {
+        self.formals
+    }
+
+    fn formal(&self, index: usize) -> Option<Formal<'_>> {
+        let value = &self.graph.values[self.graph.inputs[..self.formals].get(index)?.index()];
+        Some(Formal { name: &value.name, kind: value.kind.as_ref(), sizes: value.dims.as_deref().map(sizes) })
+    }
+
     fn outputs(&self) -> usize {
         self.graph.outputs.len()
     }
 
     fn output_sizes(&self, index: usize) -> Option<Vec<Option<usize>>> {
-        let size = |dim: &Dim| match dim {
-            Dim::Fixed(n) => Some(*n),
-            Dim::Free(_) => None,
-        };
-        let dims = self.graph.values[self.graph.outputs[index].index()].dims.as_ref()?;
-        Some(dims.iter().map(size).collect())
+        self.graph.values[self.graph.outputs[index].index()].dims.as_deref().map(sizes)
     }
 
     fn kinds(&self, formals: &[Kind], node: &[Option<Kind>]) -> Result<Kinds, OpError> {

@@ -163,8 +163,8 @@ impl Handle {
     }
 
     async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, Failed> {
-        let InferRequest { inputs, priority, deadline, profile } = request;
-        let rows = self.validate(&inputs).map_err(Failed::because(FailReason::Other))?;
+        let rows = self.validate(&request).map_err(Failed::because(FailReason::Other))?;
+        let InferRequest { inputs, overrides, priority, deadline, profile } = request;
         let level = self.settings.level(priority);
         let deadline = self.deadline(deadline, level, arrived);
         if deadline.is_some_and(|deadline| deadline <= arrived) {
@@ -173,7 +173,8 @@ impl Handle {
         let _in_flight = InFlight::enter(&self.in_flight);
         let note = PassNote::current(&self.name, &self.version);
         let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
-        if self.may_run_inline(rows) {
+        // One that replaces initialisers may have a program to make first: not on this thread.
+        if overrides.is_empty() && self.may_run_inline(rows) {
             let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut runner) = runner {
                 let outcome = runner.run_one(&inputs, rows, profile);
@@ -187,8 +188,8 @@ impl Handle {
         }
         let class = shape_class(&inputs, self.model.signature().batchable, self.padding.as_deref());
         let (reply, answer) = oneshot::channel();
-        let id =
-            self.queue.push(Ticket { level: level - 1, rows, class, deadline }, Payload { inputs, profile, note: note.clone(), reply })?;
+        let ticket = Ticket { level: level - 1, rows, class, deadline };
+        let id = self.queue.push(ticket, Payload { inputs, overrides, profile, note: note.clone(), reply })?;
         let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
         // The deadline holds by this timer, not when a worker comes around.
         let answer = match deadline {
@@ -213,10 +214,13 @@ impl Handle {
     }
 
     /// Checks a request; returns its rows.
-    fn validate(&self, inputs: &[Tensor]) -> Result<usize, Error> {
+    fn validate(&self, InferRequest { inputs, overrides, .. }: &InferRequest) -> Result<usize, Error> {
         let signature = self.model.signature();
         let name = &self.name;
-        signature.check(inputs).map_err(|mismatch| Error::invalid(format!("model `{name}`: {mismatch}")))?;
+        signature
+            .check(inputs)
+            .and_then(|()| signature.check_overrides(overrides))
+            .map_err(|mismatch| Error::invalid(format!("model `{name}`: {mismatch}")))?;
         let rows = signature.rows(inputs).unwrap_or(1);
         let limit = self.settings.max_batch_rows;
         match rows {

@@ -125,6 +125,8 @@ impl Pipeline {
         let signature = Signature {
             inputs: inputs.iter().map(|&at| port(&wires.0[at])).collect(),
             outputs: outputs.iter().map(|&at| port(&wires.0[at])).collect(),
+            // What the steps have of their own is not the pipeline's.
+            optional: Vec::new(),
             batchable,
         };
         let mut settings = settings.clone();

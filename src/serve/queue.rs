@@ -30,11 +30,20 @@ impl Failed {
 #[derive(Debug)]
 pub(super) struct Payload {
     pub(super) inputs: Vec<Tensor>,
-    /// Whether to time every operator; such a request is alone in its class.
+    /// Optional inputs that replace what the model has, by their place among these.
+    pub(super) overrides: Vec<(usize, Tensor)>,
+    /// Whether to time every operator.
     pub(super) profile: bool,
     /// Where to note the pass, if somebody looks.
     pub(super) note: Option<PassNote>,
     pub(super) reply: oneshot::Sender<Result<InferResponse, Failed>>,
+}
+
+impl Payload {
+    /// Whether the request shares its pass with no other: a profile is that of one request, and so are replaced initialisers.
+    pub(super) fn is_alone(&self) -> bool {
+        self.profile || !self.overrides.is_empty()
+    }
 }
 
 /// What a request says of itself when it enters the queue.
@@ -160,7 +169,7 @@ impl Queue {
         // Whoever prefers some sizes has chosen them; otherwise the curve tells.
         let fill_rows = fill_rows.filter(|_| self.limits.preferred_rows.is_empty()).unwrap_or(self.limits.max_rows);
         // A request whose operators are timed shares its pass with no other.
-        let class = if payload.profile { !id } else { class };
+        let class = if payload.is_alone() { !id } else { class };
         let job = Job { id, level, rows, class, fill_rows, cost, arrived: now, start_by, deadline, payload };
         if state.batcher.push(job).is_err() {
             self.stats.refused(false);
@@ -322,7 +331,7 @@ mod tests {
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Failed>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], profile: false, note: None, reply }, answer)
+        (Payload { inputs: vec![], overrides: vec![], profile: false, note: None, reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { level: 0, rows: 1, class: 0, deadline: None };
@@ -432,13 +441,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_profiled_is_alone() {
+    fn a_request_that_is_profiled_or_replaces_initialisers_is_alone() {
         let queue = queue(8);
         push(&queue, TICKET).unwrap();
         queue.push(TICKET, Payload { profile: true, ..payload().0 }).unwrap();
+        queue.push(TICKET, Payload { overrides: vec![(0, Tensor::scalar(1.0_f32))], ..payload().0 }).unwrap();
         push(&queue, TICKET).unwrap();
-        let sizes: Vec<usize> = (0..2).map(|_| queue.take(0).unwrap().jobs.len()).collect();
-        assert_eq!(sizes, [2, 1]);
+        let sizes: Vec<usize> = (0..3).map(|_| queue.take(0).unwrap().jobs.len()).collect();
+        assert_eq!(sizes, [2, 1, 1]);
     }
 
     #[test]

@@ -8,10 +8,12 @@ use crate::engine::{Tensor, Value};
 pub use crate::trace::OperatorTime;
 
 /// What a client wants computed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct InferRequest {
     /// One tensor per input of the model, in the order of its signature.
     pub inputs: Vec<Tensor>,
+    /// Tensors for optional inputs, by their positions in the signature. A request with one is run alone.
+    pub overrides: Vec<(usize, Tensor)>,
     /// 1 is the most urgent of the model's levels. 0, or a level that the model does not have, stands for its default.
     pub priority: u64,
     /// When the client stops waiting; `None` for the model's default. It is cut to the model's longest timeout.
@@ -23,7 +25,7 @@ pub struct InferRequest {
 impl InferRequest {
     /// A request for `inputs` with the model's defaults for everything else.
     pub fn new(inputs: Vec<Tensor>) -> Self {
-        Self { inputs, priority: 0, deadline: None, profile: false }
+        Self { inputs, ..Self::default() }
     }
 }
 

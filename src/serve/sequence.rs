@@ -252,7 +252,7 @@ mod tests {
         let dims = |dims: &[&str]| dims.iter().map(|name| Dim::Free((*name).into())).collect();
         let port = |name: &str, dims: Vec<Dim>| Port { name: name.into(), kind: Kind::Tensor(DType::I64), dims: Some(dims) };
         let inputs = vec![port("ids", dims(&["batch", "sequence"])), port("topic", dims(&["batch"]))];
-        Signature { inputs, outputs: vec![port("y", dims(&["batch", "", ""]))], batchable: true }
+        Signature { inputs, outputs: vec![port("y", dims(&["batch", "", ""]))], optional: Vec::new(), batchable: true }
     }
 
     fn settings(padding: &[(&str, f64)]) -> SequenceSettings {

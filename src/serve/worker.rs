@@ -59,12 +59,23 @@ impl Runner {
 
     /// Runs requests together. A panic of the engine is an internal error, after which the session is a new one.
     fn run(&mut self, requests: &[&[Tensor]], profile: bool) -> Ran {
+        self.pass(profile, |session| session.run_rows(requests))
+    }
+
+    /// Runs one request that replaces initialisers.
+    fn run_overriding(&mut self, payload: &Payload) -> Ran {
+        let inputs: Vec<Value> = payload.inputs.iter().cloned().map(Value::Tensor).collect();
+        // What is timed per operator is the program that other requests run.
+        self.pass(false, |session| Ok(vec![session.run_overriding(&inputs, &payload.overrides)?]))
+    }
+
+    fn pass(&mut self, profile: bool, run: impl FnOnce(&mut Session) -> Result<Vec<Vec<Value>>, RunError>) -> Ran {
         let batch = self.stats.next_pass();
         if profile {
             self.session.start_profile();
         }
         let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.session.run_rows(requests)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut self.session)));
         let time = self.session.time();
         let times = self.session.end_profile();
         let outcome = match outcome {
@@ -109,10 +120,14 @@ impl Runner {
 
     /// Runs a batch and answers each of its requests; returns the time of its pass if that did not fail.
     fn run_batch(&mut self, batch: Vec<Job<Payload>>, reason: Reason) -> Option<Duration> {
-        let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
         let rows = batch.iter().map(|job| job.rows).sum();
-        let mut ran = self.run_padded(&inputs, batch.iter().any(|job| job.payload.profile));
-        drop(inputs);
+        let mut ran = match batch.as_slice() {
+            [job] if !job.payload.overrides.is_empty() => self.run_overriding(&job.payload),
+            _ => {
+                let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
+                self.run_padded(&inputs, batch.iter().any(|job| job.payload.profile))
+            }
+        };
         let notes = batch.iter().filter_map(|job| job.payload.note.as_ref());
         batch_ran(notes, (ran.started, ran.started + ran.time.total()), rows);
         let pass = Pass { rows, time: ran.time, reason };
@@ -157,10 +172,10 @@ impl Runner {
             // While waiting for the turn the batch grew; or its clients went away.
             let Some(Batch { jobs, reason }) = queue.take(worker) else { continue };
             let (class, rows) = (jobs[0].class, jobs.iter().map(|job| job.rows).sum());
-            let profiled = jobs[0].payload.profile;
+            let alone = jobs[0].payload.is_alone();
             let time = self.run_batch(jobs, reason);
             drop(permit);
-            queue.done(worker, time.filter(|_| !profiled).map(|time| Done { class, rows, time }));
+            queue.done(worker, time.filter(|_| !alone).map(|time| Done { class, rows, time }));
         }
     }
 }

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::process::Stdio;
 
 use ndserve::engine::Tensor;
+use ndserve::engine::onnx::write_value;
 use serde_json::Value;
 
-use crate::fixture::{Folder, Node, Ran, models, onnx, two_relus, unknown_everywhere};
+use crate::fixture::{Folder, Node, Ran, models, onnx, two_relus, unknown_everywhere, with_default};
 
 fn rows(values: [f32; 4]) -> Tensor {
     Tensor::new(&[2, 2], values.to_vec()).unwrap()
@@ -52,7 +53,7 @@ fn predict_reads_and_writes_tensors() {
 #[test]
 fn predict_takes_named_files_by_name() {
     let folder = prepared();
-    let named = |name: &str, x: f32| ndserve::engine::onnx::write_value(name, &Tensor::new(&[1, 2], vec![x, x]).unwrap().into());
+    let named = |name: &str, x: f32| onnx::write_value(name, &Tensor::new(&[1, 2], vec![x, x]).unwrap().into());
     folder.write("in/input_0.pb", named("b", 2.0));
     folder.write("in/input_1.pb", named("a", 1.0));
     folder.run(PREDICT).ok();
@@ -70,6 +71,35 @@ fn predict_goes_through_npz() {
     folder
         .run(&["predict", "--model", "model.onnx", "--inputs", "y.npz", "--outputs", "out"])
         .fails(1, &["y.npz", "there is no array named `a`; there are `p`, `q`"]);
+}
+
+#[test]
+fn an_initialiser_that_is_an_input_is_optional() {
+    let folder = Folder::new();
+    folder.write("model.onnx", with_default());
+    folder.write_tensor("in/input_0.pb", rows([1.0, 2.0, 3.0, 4.0]));
+    folder.run(PREDICT).ok();
+    assert_eq!(folder.read_tensor("out/output_0.pb").1, rows([11.0, 22.0, 13.0, 24.0]));
+    folder.write("in/input_1.pb", write_value("w", &rows([1.0; 4]).into()));
+    folder.run(PREDICT).ok();
+    assert_eq!(folder.read_tensor("out/output_0.pb").1, rows([2.0, 3.0, 4.0, 5.0]));
+    folder.write("next.onnx", onnx(&[Node("Identity", &["x"], &["w"]), Node("Neg", &["x"], &["x2"])], &["x"], &["w", "x2"]));
+    folder.run(&["predict", "--model", "next.onnx", "--inputs", "in", "--outputs", "in.npz"]).fails(1, &["the model has 1 inputs: `x`"]);
+    std::fs::remove_file(folder.path("in/input_1.pb")).unwrap();
+    folder.write("next.onnx", onnx(&[Node("Neg", &["a"], &["w"]), Node("Identity", &["a"], &["x"])], &["a"], &["w", "x"]));
+    folder.run(&["predict", "--model", "next.onnx", "--inputs", "in", "--outputs", "in.npz"]).ok();
+    folder.run(&["predict", "--model", "model.onnx", "--inputs", "in.npz", "--outputs", "out"]).ok();
+    assert_eq!(folder.read_tensor("out/output_0.pb").1, rows([0.0; 4]));
+    folder.write("request.json", r#"{"inputs": {"x": [[1, 2]], "w": [[5, 5]]}}"#);
+    let answer = folder.run(&["predict", "--model", "model.onnx", "--json", "request.json"]).ok().out;
+    assert_eq!(serde_json::from_str::<Value>(&answer).unwrap()["outputs"], serde_json::json!([[6.0, 7.0]]));
+
+    let text = folder.run(&["check", "model.onnx"]).ok().out;
+    assert!(text.contains("optional    w: float32 [batch, 2]"), "{text}");
+    let json = folder.run(&["check", "model.onnx", "--json"]).ok().out;
+    let reports: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(reports[0]["optional_inputs"][0]["name"], "w");
+    assert_eq!(reports[0]["inputs"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -147,6 +147,14 @@ pub(crate) fn onnx(nodes: &[Node], inputs: &[&str], outputs: &[&str]) -> Vec<u8>
     [number(1, 10), bytes(2, "a test"), bytes(7, graph), bytes(8, number(2, 20))].concat()
 }
 
+/// `y = x + w`, where `w` is an input with an initialiser: `[1, 2]`.
+pub(crate) fn with_default() -> Vec<u8> {
+    let values: Vec<u8> = [10.0_f32, 20.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let weight = [number(1, 1), number(1, 2), number(2, 1), bytes(8, "w"), bytes(9, values)].concat();
+    // A message that comes twice is one: the graph gets the initialiser.
+    [onnx(&[Node("Add", &["x", "w"], &["y"])], &["w", "x"], &["y"]), bytes(7, bytes(5, weight))].concat()
+}
+
 /// `a` and `b` pass through `Relu`, to `p` and `q`.
 pub(crate) fn two_relus() -> Vec<u8> {
     onnx(&[Node("Relu", &["a"], &["p"]), Node("Relu", &["b"], &["q"])], &["a", "b"], &["p", "q"])

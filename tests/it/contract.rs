@@ -76,6 +76,35 @@ fn several_inputs_are_rows_of_objects_or_columns_by_name() {
 }
 
 #[test]
+fn an_initialiser_that_is_an_input_may_be_given_or_left_out() {
+    let path = "/v1/models/scaled:predict";
+    let predict = |body: Value| ok(&post(shared(), path, &body.to_string()));
+    let x = json!([[1, 2], [3, 4]]);
+    let plain = predict(json!({"instances": x}));
+    assert_eq!(plain["predictions"], json!([[3.0, 6.0], [9.0, 12.0]]));
+    assert_eq!(predict(json!({"inputs": {"x": x}}))["outputs"], plain["predictions"]);
+    assert_eq!(predict(json!({"inputs": {"x": x, "w": [0.5]}}))["outputs"], json!([[1.0, 2.0], [3.0, 4.0]]));
+    assert_eq!(predict(json!({"instances": x}))["predictions"], plain["predictions"]);
+    let tensor = |name: &str, shape: Value, data: Value| json!({"name": name, "datatype": "FP32", "shape": shape, "data": data});
+    let (x, w) = (tensor("x", json!([1, 2]), json!([1, 2])), tensor("w", json!([1]), json!([10])));
+    assert_eq!(ok(&infer("scaled", &json!({"inputs": [w, x]})))["outputs"][0]["data"], json!([20.0, 40.0]));
+    assert_eq!(ok(&infer("scaled", &json!({"inputs": [x]})))["outputs"][0]["data"], json!([3.0, 6.0]));
+    let metadata = ok(&get(shared(), "/v2/models/scaled"));
+    assert_eq!((&metadata["inputs"][0]["name"], metadata["inputs"].as_array().unwrap().len()), (&json!("x"), 1));
+    assert_eq!(metadata["optional_inputs"], json!([{"name": "w", "datatype": "FP32", "shape": [-1]}]));
+    for (body, want) in [
+        (json!({"inputs": [x, w, w]}), "input `w` is given twice"),
+        (json!({"inputs": [w]}), "input `x` is missing"),
+        (json!({"inputs": [x, tensor("w", json!([]), json!([1]))]}), "input `w` wants shape"),
+    ] {
+        let answer = infer("scaled", &body);
+        assert!(answer.status == 400 && answer.body.contains(want), "{}", answer.body);
+    }
+    let answer = post(shared(), path, r#"{"inputs": {"x": [[1, 2]], "w": [1], "w": [2]}}"#);
+    assert!(answer.status == 400 && answer.body.contains("is given twice"), "{}", answer.body);
+}
+
+#[test]
 fn every_element_type_goes_in_and_out() {
     for (model, instances, predictions) in [
         ("bytes", "[[0,255,1.0]]", "[[0,255,1]]"),

@@ -83,7 +83,7 @@ fn copy(from: &Path, to: &Path) {
 /// A folder of the repository's models and one identity per kind of input:
 /// `pair` (x: FP32 [batch, 2], n: INT64 [batch, 1], in two versions), `bytes` (UINT8 [batch, 3]), `text` (BYTES [batch]),
 /// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]), `types` (one input [batch, 2] of each of
-/// [`TYPES`], named after it), `broken` (no model at all).
+/// [`TYPES`], named after it), `scaled` (x: FP32 [batch, 2] times twice the optional w, 1.5 by default), `broken` (no model at all).
 pub(crate) fn folder() -> Folder {
     let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
     let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
@@ -95,6 +95,7 @@ pub(crate) fn folder() -> Folder {
     write(&folder, "flags", "1", &[("f", BOOL, &[2])]);
     write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
     write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
+    write_scaled(&folder);
     write(&folder, "types", "1", &TYPES.map(|(name, number)| (name, number, &[2][..])));
     fs::create_dir_all(folder.join("broken/1")).unwrap();
     fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
@@ -141,6 +142,23 @@ fn save(folder: &Path, graph: &Message) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join(".model.onnx"), model.0).unwrap();
     fs::rename(folder.join(".model.onnx"), folder.join("model.onnx")).unwrap();
+}
+
+/// Writes a model that has an initialiser among its inputs.
+fn write_scaled(folder: &Path) {
+    let mut graph = Message::default();
+    for (op, inputs, output) in [("Add", ["w", "w"], "s"), ("Mul", ["x", "s"], "y")] {
+        let mut node = Message::default();
+        node.text(1, inputs[0]).text(1, inputs[1]).text(2, output).text(4, op);
+        graph.message(1, &node);
+    }
+    let mut weight = Message::default();
+    weight.number(1, 1).number(2, FLOAT).text(8, "w").bytes(9, &1.5_f32.to_le_bytes());
+    graph.text(2, "scaled").message(5, &weight);
+    for (field, name, dims) in [(11, "x", &[2][..]), (11, "w", &[]), (12, "y", &[2])] {
+        graph.message(field, &value_info(name, FLOAT, dims));
+    }
+    save(&folder.join("scaled").join("1"), &graph);
 }
 
 fn value_info(name: &str, dtype: u64, dims: &[u64]) -> Message {

@@ -80,9 +80,17 @@ pub(super) struct Wanted {
 pub(super) struct Prepared {
     id: Option<String>,
     parameters: Parameters,
-    /// One per input of the model, in order.
-    inputs: Vec<Tensor>,
+    given: Given,
     outputs: SmallVec<[Chosen; 4]>,
+}
+
+/// The tensors of a request.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// One per input of the model, in order.
+    pub(super) inputs: Vec<Tensor>,
+    /// Those for optional inputs, by their positions.
+    pub(super) overrides: Vec<(usize, Tensor)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -198,16 +206,18 @@ pub(super) fn prepare(envelope: Envelope, handle: &Servable) -> Result<Prepared,
     let signature = handle.signature();
     let Envelope { id, parameters, inputs, outputs } = envelope;
     let prepared = arrange(inputs, signature)
-        .and_then(|inputs| Ok((inputs, choose(&outputs, &parameters, signature)?)))
+        .and_then(|given| Ok((given, choose(&outputs, &parameters, signature)?)))
         .map_err(|message| Error::invalid(format!("model `{}`: {message}", handle.name())))?;
-    Ok(Prepared { id, parameters, inputs: prepared.0, outputs: prepared.1 })
+    Ok(Prepared { id, parameters, given: prepared.0, outputs: prepared.1 })
 }
 
-/// One tensor per input of the model, in order.
-fn arrange(inputs: Vec<Input>, signature: &Signature) -> Result<Vec<Tensor>, String> {
-    let mut arranged: SmallVec<[Option<Tensor>; 4]> = signature.inputs.iter().map(|_| None).collect();
+/// One tensor per input of the model, in order; the optional ones behind the others.
+fn arrange(inputs: Vec<Input>, signature: &Signature) -> Result<Given, String> {
+    let required = signature.inputs.len();
+    let mut arranged: Vec<Option<Tensor>> = vec![None; required + signature.optional.len()];
     for Input { name, contents } in inputs {
-        let Some(position) = signature.input(&name) else {
+        let optional = || signature.optional(&name).map(|position| required + position);
+        let Some(position) = signature.input(&name).or_else(optional) else {
             return Err(format!("input `{name}` is not known; the inputs are {}", names(&signature.inputs)));
         };
         if arranged[position].is_some() {
@@ -220,10 +230,12 @@ fn arrange(inputs: Vec<Input>, signature: &Signature) -> Result<Vec<Tensor>, Str
             }
         });
     }
+    let optional = arranged.split_off(required);
     if let Some(missing) = arranged.iter().position(Option::is_none) {
         return Err(format!("input `{}` is missing; the inputs are {}", signature.inputs[missing].name, names(&signature.inputs)));
     }
-    Ok(arranged.into_iter().flatten().collect())
+    let overrides = optional.into_iter().enumerate().filter_map(|(position, tensor)| Some((position, tensor?))).collect();
+    Ok(Given { inputs: arranged.into_iter().flatten().collect(), overrides })
 }
 
 /// The outputs that are wanted: those that are named, else every tensor.
@@ -270,13 +282,13 @@ fn has_a_form(port: &Port, classes: usize, binary: bool) -> Result<(), String> {
 pub(super) async fn execute(
     shared: &Shared,
     handle: &Servable,
-    inputs: Vec<Tensor>,
+    Given { inputs, overrides }: Given,
     parameters: &Parameters,
     received: Instant,
 ) -> Result<Executed, Error> {
     let parsed = Instant::now();
     let deadline = parameters.timeout.and_then(|timeout| received.checked_add(timeout.min(shared.limits.max_timeout)));
-    let response = handle.infer(InferRequest { deadline, priority: parameters.priority, ..InferRequest::new(inputs) }).await?;
+    let response = handle.infer(InferRequest { deadline, priority: parameters.priority, overrides, ..InferRequest::new(inputs) }).await?;
     let timing = response.timing;
     let phases = Phases { parse: parsed - received, queue: timing.queue, compute: timing.compute, ..Phases::default() };
     Ok(Executed { outputs: response.outputs, phases, computed: Instant::now() })
@@ -316,7 +328,7 @@ impl Prepared {
     /// # Errors
     /// As [`Servable::infer`].
     pub(super) async fn run(self, shared: &Shared, handle: &Servable, received: Instant) -> Result<Answer, Error> {
-        let executed = execute(shared, handle, self.inputs, &self.parameters, received).await?;
+        let executed = execute(shared, handle, self.given, &self.parameters, received).await?;
         let (clock, mut values) = (executed.clock(), executed.outputs);
         let signature = handle.signature();
         let mut outputs = Vec::with_capacity(self.outputs.len());
@@ -361,7 +373,7 @@ mod tests {
         };
         let mut outputs = vec![port("p", DType::F32), port("h", DType::F16), port("s", DType::String), port("c", DType::C64)];
         outputs.push(Port { name: "z".into(), kind: ValueKind::Sequence(Box::new(ValueKind::Tensor(DType::F32))), dims: None });
-        Signature { inputs: vec![port("x", DType::F32), port("n", DType::I64)], outputs, batchable: true }
+        Signature { inputs: vec![port("x", DType::F32), port("n", DType::I64)], outputs, batchable: true, ..Signature::default() }
     }
 
     fn raw(name: &str, dtype: DType, bytes: &[u8]) -> Input {
@@ -372,7 +384,7 @@ mod tests {
     #[test]
     fn inputs_come_in_any_order_and_form() {
         let x = Input { name: "x".into(), contents: Contents::Tensor(Tensor::zeros(DType::F32, &[1, 2])) };
-        let arranged = arrange(vec![raw("n", DType::I64, &[1; 16]), x], &signature()).unwrap();
+        let arranged = arrange(vec![raw("n", DType::I64, &[1; 16]), x], &signature()).unwrap().inputs;
         assert_eq!(arranged[0], Tensor::zeros(DType::F32, &[1, 2]));
         assert_eq!(arranged[1], Tensor::new(&[1, 2], vec![i64::from_le_bytes([1; 8]); 2]).unwrap());
     }

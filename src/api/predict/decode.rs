@@ -19,6 +19,8 @@ pub enum Form {
 pub struct Decoded {
     /// One tensor per input of the model, in order.
     pub inputs: Vec<Tensor>,
+    /// Tensors for optional inputs, by their positions. Only whole tensors can say them: they have no rows.
+    pub overrides: Vec<(usize, Tensor)>,
     /// How it was written.
     pub form: Form,
 }
@@ -125,6 +127,17 @@ impl Inputs<'_> {
         }
     }
 
+    /// A tensor for an optional input: an array, or a number where the model has a scalar.
+    fn replacement(&self, position: usize, reader: &mut Reader<'_>) -> Result<Tensor> {
+        let port = &self.signature.optional[position];
+        let Some(dtype) = port.kind.dtype() else {
+            return Err(JsonError::value(reader.at(), format!("is a {}, which a JSON request cannot carry", port.kind)));
+        };
+        let mut values = Buffer::new(dtype);
+        let shape = reader.append(&mut values, 0)?;
+        Ok(values.into_tensor(&shape).expect("the nesting counts the values"))
+    }
+
     /// The tensor of an input. A row of one value may be written without brackets.
     fn tensor(&self, input: usize, values: Buffer, mut shape: Nested) -> Tensor {
         if let Some(dims) = &self.signature.inputs[input].dims
@@ -146,7 +159,7 @@ impl Inputs<'_> {
         let input = self.single(reader)?;
         let (values, shape) = reader.tensor(self.dtypes[input], 0)?;
         let rows = shape[0];
-        Ok(Decoded { inputs: vec![self.tensor(input, values, shape)], form: Form::Rows(rows) })
+        Ok(Decoded { inputs: vec![self.tensor(input, values, shape)], overrides: Vec::new(), form: Form::Rows(rows) })
     }
 
     fn object_rows(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
@@ -167,7 +180,7 @@ impl Inputs<'_> {
             shape.insert(0, rows);
             self.tensor(input, column.values, shape)
         });
-        Ok(Decoded { inputs: inputs.collect(), form: Form::Rows(rows) })
+        Ok(Decoded { inputs: inputs.collect(), overrides: Vec::new(), form: Form::Rows(rows) })
     }
 
     fn columns(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
@@ -180,10 +193,18 @@ impl Inputs<'_> {
             }
             let input = self.single(reader)?;
             let (values, shape) = reader.tensor(self.dtypes[input], 0)?;
-            return Ok(Decoded { inputs: vec![self.tensor(input, values, shape)], form });
+            return Ok(Decoded { inputs: vec![self.tensor(input, values, shape)], overrides: Vec::new(), form });
         }
         let mut tensors: Vec<Option<Tensor>> = vec![None; self.dtypes.len()];
+        let mut overrides: Vec<(usize, Tensor)> = Vec::new();
         reader.object(|reader, key| {
+            if let Some(position) = self.signature.optional(&key) {
+                if overrides.iter().any(|(other, _)| *other == position) {
+                    return Err(JsonError::value(reader.at(), "is given twice").under(key));
+                }
+                overrides.push((position, self.replacement(position, reader).map_err(|error| error.under(key))?));
+                return Ok(());
+            }
             let input = self.find(&key, reader.at())?;
             if tensors[input].is_some() {
                 return Err(JsonError::value(reader.at(), "is given twice").under(key));
@@ -193,7 +214,7 @@ impl Inputs<'_> {
             Ok(())
         })?;
         let tensor = |(input, tensor): (usize, Option<Tensor>)| tensor.ok_or_else(|| self.missing(input, reader.at()));
-        Ok(Decoded { inputs: tensors.into_iter().enumerate().map(tensor).collect::<Result<_>>()?, form })
+        Ok(Decoded { inputs: tensors.into_iter().enumerate().map(tensor).collect::<Result<_>>()?, overrides, form })
     }
 }
 
@@ -226,7 +247,7 @@ mod tests {
             kind: ValueKind::Tensor(*dtype),
             dims: Some(dims.iter().map(|dim| dim.map_or(Dim::Free("batch".into()), Dim::Fixed)).collect()),
         };
-        Signature { inputs: inputs.iter().map(port).collect(), outputs: vec![], batchable: true }
+        Signature { inputs: inputs.iter().map(port).collect(), batchable: true, ..Signature::default() }
     }
 
     fn pair() -> Signature {

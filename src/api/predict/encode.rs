@@ -192,7 +192,8 @@ mod tests {
 
     fn text(outputs: &[(&str, Value)], labels: &[&str], form: Form) -> Result<String, Error> {
         let port = |name: &str| Port { name: name.to_owned(), kind: Kind::Tensor(DType::F32), dims: None };
-        let signature = Signature { inputs: vec![], outputs: outputs.iter().map(|(name, _)| port(name)).collect(), batchable: true };
+        let signature =
+            Signature { outputs: outputs.iter().map(|(name, _)| port(name)).collect(), batchable: true, ..Signature::default() };
         let values: Vec<Value> = outputs.iter().map(|(_, value)| value.clone()).collect();
         let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
         encode(&values, &signature, &labels, form, NonFinite::Token).map(|body| String::from_utf8(body).unwrap())

@@ -46,6 +46,9 @@ pub(super) struct ModelMetadata {
     pub(super) platform: &'static str,
     pub(super) inputs: Vec<TensorMetadata>,
     pub(super) outputs: Vec<TensorMetadata>,
+    /// Inputs that may be left out. Beside the protocol's words: among `inputs` a client would take one as one that it must give.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) optional_inputs: Vec<TensorMetadata>,
     /// What else is known: description, labels, producer.
     pub(super) properties: BTreeMap<&'static str, String>,
 }

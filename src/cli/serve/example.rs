@@ -81,7 +81,7 @@ mod tests {
     fn signature(names: &[&str], batchable: bool) -> Signature {
         let dims = Some(vec![Dim::Free("batch".into()), Dim::Fixed(2)]);
         let port = |name: &&str| Port { name: (*name).to_owned(), kind: Kind::Tensor(DType::F32), dims: dims.clone() };
-        Signature { inputs: names.iter().map(port).collect(), outputs: vec![], batchable }
+        Signature { inputs: names.iter().map(port).collect(), batchable, ..Signature::default() }
     }
 
     #[test]

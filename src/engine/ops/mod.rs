@@ -64,6 +64,7 @@ families![
     gather,
     gemm,
     generate,
+    generation,
     geometry,
     grid_sample,
     hash,
@@ -198,6 +199,23 @@ mod tests {
             let overlapping = rows.filter(|b| a.opsets.start() <= b.opsets.end() && b.opsets.start() <= a.opsets.end());
             assert_eq!(overlapping.count(), 1, "{} {:?}", a.name, a.opsets);
         }
+    }
+
+    /// Operators of `com.microsoft` that ONNX Runtime's optimiser and exporters write; files with `com.microsoft.nchwc` are for
+    /// one machine, and refused.
+    #[test]
+    fn what_exporters_write_of_com_microsoft_has_a_row() {
+        const WRITTEN: &str = "FusedMatMul FusedGemm FusedConv BiasGelu Gelu QuickGelu SkipLayerNormalization DynamicQuantizeMatMul \
+            MatMulIntegerToFloat QLinearAdd QLinearGlobalAveragePool QGemm Attention MultiHeadAttention GroupQueryAttention PackedAttention \
+            PackedMultiHeadAttention EmbedLayerNormalization SkipSimplifiedLayerNormalization SimplifiedLayerNormalization FastGelu \
+            BiasSplitGelu RotaryEmbedding MatMulNBits GatherBlockQuantized QMoE MoE QAttention QEmbedLayerNormalization DynamicQuantizeLSTM \
+            QLinearMul QLinearSigmoid QLinearLeakyRelu QLinearSoftmax QLinearConcat QLinearAveragePool QLinearConv NhwcMaxPool QuantizeLinear \
+            DequantizeLinear BiasAdd BiasSoftmax Pad Unique NGramRepeatBlock BeamSearch GreedySearch GatherND Inverse TransposeMatMul \
+            ExpandDims ReduceSumInteger Tokenizer CDist";
+        let missing: Vec<&str> = WRITTEN.split_whitespace().filter(|name| find("com.microsoft", name, 1).is_err()).collect();
+        assert_eq!(missing, [""; 0]);
+        assert!(find("", "SimplifiedLayerNormalization", 17).is_ok());
+        assert!(find("com.microsoft.nchwc", "Conv", 1).is_err());
     }
 
     /// A tensor without elements may still have an axis that nobody could walk along, or allocate for.

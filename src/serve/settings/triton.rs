@@ -452,7 +452,7 @@ mod tests {
     fn declared_inputs_are_those_of_the_model() {
         let dims = Some(vec![Dim::Free("batch".into()), Dim::Fixed(3)]);
         let port = |name: &str| Port { name: name.into(), kind: Kind::Tensor(DType::F32), dims: dims.clone() };
-        let signature = Signature { inputs: vec![port("x")], outputs: vec![port("y")], batchable: true };
+        let signature = Signature { inputs: vec![port("x")], outputs: vec![port("y")], optional: Vec::new(), batchable: true };
         let check = |text: &str| read(text).unwrap().0.declared.unwrap().check(&signature);
         assert_eq!(check("max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: 3 }"), Ok(()));
         assert_eq!(check("max_batch_size: 0 input { name: 'x' data_type: TYPE_FP32 dims: [-1, 3] }"), Ok(()));

@@ -10,7 +10,7 @@ fn port(name: &str, dtype: DType, dims: &[Option<usize>]) -> Port {
 }
 
 fn signature(inputs: Vec<Port>) -> Signature {
-    Signature { inputs, outputs: vec![], batchable: true }
+    Signature { inputs, batchable: true, ..Signature::default() }
 }
 
 fn read(json: &str, binary: &[u8]) -> std::result::Result<Envelope, Error> {

@@ -13,7 +13,7 @@ use super::kinds::{dims, kind};
 use super::order::topological_order;
 use crate::engine::attrs::{Attr, Attrs};
 use crate::engine::error::{LoadError, Unsupported};
-use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::graph::{Dim, Graph, Node, ValueId};
 use crate::engine::load::proto::{
     AttributeProto, FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, attribute_proto::AttributeType,
 };
@@ -116,16 +116,37 @@ impl<'s, 'm> Importer<'s, 'm> {
         }
     }
 
-    /// Adds the graph's inputs. One that has an initialiser is a constant: before IR version 4 every initialiser is listed
-    /// among the inputs.
-    pub(super) fn add_inputs(&mut self, infos: &[ValueInfoProto]) -> Result<(), LoadError> {
+    /// Adds the graph's inputs. One that has an initialiser is a constant; where `overridable`, one that a run may replace.
+    /// Before IR version 4 every initialiser is listed among the inputs, which says nothing.
+    pub(super) fn add_inputs(&mut self, infos: &[ValueInfoProto], overridable: bool) -> Result<(), LoadError> {
         for info in infos {
-            let id = self.add_input(info)?;
-            let Some(id) = id else { continue };
+            let Some(id) = self.add_input(info)? else {
+                if overridable {
+                    self.add_default(info)?;
+                }
+                continue;
+            };
             let proto = info.r#type.as_ref().ok_or_else(|| LoadError::format(format!("input `{}` has no type", info.name())))?;
             let kind = kind(proto).map_err(|reason| LoadError::format(format!("input `{}`: {reason}", info.name())))?;
             self.graph.values[id.index()].kind = Some(kind);
         }
+        Ok(())
+    }
+
+    /// Notes a constant as one that a run may replace, by tensors of the declared shape.
+    fn add_default(&mut self, info: &ValueInfoProto) -> Result<(), LoadError> {
+        let id = self.new_value(info.name(), "an input")?;
+        if self.graph.defaults.contains(&id) {
+            return Err(LoadError::format(format!("there are two inputs named `{}`", info.name())));
+        }
+        let declared = info.r#type.as_ref();
+        let own = Kind::Tensor(self.graph.constants[&id].dtype());
+        if let Some(Ok(kind)) = declared.map(kind).filter(|declared| declared.as_ref() != Ok(&own)) {
+            return Err(LoadError::format(format!("input `{}` is {kind}, its initialiser {own}", info.name())));
+        }
+        let shape = || self.graph.constants[&id].shape().iter().map(|&n| Dim::Fixed(n)).collect();
+        self.graph.values[id.index()].dims = Some(declared.and_then(dims).unwrap_or_else(shape));
+        self.graph.defaults.push(id);
         Ok(())
     }
 
@@ -281,7 +302,10 @@ impl<'s, 'm> Importer<'s, 'm> {
         importer.add_initializers(&proto.initializer)?;
         importer.add_sparse_initializers(&proto.sparse_initializer)?;
         for info in &proto.input {
-            importer.add_input(info)?;
+            if let Some(id) = importer.add_input(info)? {
+                // What the operator gives counts; some ask what is declared.
+                importer.graph.values[id.index()].kind = info.r#type.as_ref().and_then(|proto| kind(proto).ok());
+            }
         }
         importer.declare(&proto.value_info);
         importer.add_nodes(&proto.node)?;

@@ -48,8 +48,10 @@ pub(super) fn describe(path: &Path) -> Option<(Metadata, Signature)> {
         let proto = info.r#type.as_ref()?;
         Some(Port { name: info.name().to_owned(), kind: kinds::kind(proto).ok()?, dims: kinds::dims(proto) })
     };
-    let inputs = graph.input.iter().filter(|info| !constants.contains(info.name())).filter_map(port).collect();
-    let signature = Signature { inputs, outputs: graph.output.iter().filter_map(port).collect(), batchable: false };
+    let (optional, inputs): (Vec<_>, Vec<_>) = graph.input.iter().partition(|info| constants.contains(info.name()));
+    let ports = |infos: Vec<&ValueInfoProto>| infos.into_iter().filter_map(port).collect();
+    let optional = if overridable(&model) { ports(optional) } else { Vec::new() };
+    let signature = Signature { inputs: ports(inputs), optional, outputs: ports(graph.output.iter().collect()), batchable: false };
     Some((metadata(&model, graph.name()), signature))
 }
 
@@ -75,12 +77,17 @@ fn import(model: Result<ModelProto, prost::DecodeError>, folder: Option<&Path>, 
     // Each weight leaves the file's message before the next is converted.
     importer.add_initializers(std::mem::take(&mut graph.initializer))?;
     importer.add_sparse_initializers(&graph.sparse_initializer)?;
-    importer.add_inputs(&graph.input)?;
+    importer.add_inputs(&graph.input, overridable(&model))?;
     importer.declare(&graph.value_info);
     importer.add_nodes(&graph.node)?;
     importer.add_outputs(&graph.output)?;
     let graph = importer.finish()?;
     Ok(Loaded { graph, metadata })
+}
+
+/// Whether an initialiser among the inputs may be replaced. Before IR version 4 all of them had to be there.
+fn overridable(model: &ModelProto) -> bool {
+    model.ir_version() >= 4
 }
 
 fn metadata(model: &ModelProto, graph_name: &str) -> Metadata {

@@ -263,9 +263,7 @@ impl MultiHead {
     fn sizes(&self, q: &[usize], k: &[usize], v: &[usize], past: [Option<&[usize]>; 2]) -> Result<(Sizes, usize, bool), OpError> {
         let unfit = || OpError::shape(format!("query {q:?}, key {k:?}, value {v:?} and past {past:?} do not fit each other"));
         let heads = self.common.heads;
-        let &[batch, queries, hidden] = q else {
-            return Err(OpError::unsupported(format!("a query of shape {q:?}: only three dimensions, nothing packed")));
-        };
+        let &[batch, queries, hidden] = q else { return Err(unfit()) };
         let head = split(hidden, heads)?;
         let (length, v_head, apart) = match (k, v) {
             (&[kb, kl, kh], &[vb, vl, vh]) if (kb, vb, kh, kl) == (batch, batch, hidden, vl) => (kl, split(vh, heads)?, false),
@@ -294,24 +292,65 @@ impl MultiHead {
     }
 }
 
+/// Which operands lie in one tensor, a head's beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    Apart,
+    /// `[batch, length, heads, 2, size]` is the key.
+    KeyValue,
+    /// `[batch, length, heads, 3, size]` is the query.
+    All,
+}
+
+impl MultiHead {
+    /// The shapes of query, key and value as if they were apart.
+    fn unpack<'a>(&self, q: &'a [usize], k: Option<&'a [usize]>, v: Option<&'a [usize]>) -> Result<([Cow<'a, [usize]>; 3], Packing), OpError> {
+        let part = |shape: &[usize], count: usize| match *shape {
+            [batch, length, heads, parts, size] if heads == self.common.heads && parts == count => Some(vec![batch, length, heads * size]),
+            _ => None,
+        };
+        let unfit = || OpError::shape(format!("query {q:?}, key {k:?} and value {v:?} do not fit {} heads", self.common.heads));
+        match (k, v) {
+            (Some(k), Some(v)) => Ok(([q.into(), k.into(), v.into()], Packing::Apart)),
+            (Some(k), None) => {
+                let own = part(k, 2).ok_or_else(unfit)?;
+                Ok(([q.into(), own.clone().into(), own.into()], Packing::KeyValue))
+            }
+            (None, None) => {
+                let own = part(q, 3).ok_or_else(unfit)?;
+                Ok(([own.clone().into(), own.clone().into(), own.into()], Packing::All))
+            }
+            (None, Some(_)) => Err(OpError::missing_input(1)),
+        }
+    }
+
+    /// The elements of query, key or value, `[batch, length, heads * size]` if they were packed.
+    fn elements<'a>(inputs: &Inputs<'a>, index: usize, packing: Packing) -> Result<Cow<'a, [f32]>, OpError> {
+        let (from, part, parts) = match packing {
+            Packing::KeyValue if index > 0 => (1, index - 1, 2),
+            Packing::All => (0, index, 3),
+            _ => return widen::<f32>(inputs.at(index)?),
+        };
+        let view = inputs.at(from)?;
+        let size = view.shape().last().copied().unwrap_or(1).max(1);
+        Ok(widen::<f32>(view)?.chunks_exact(size).skip(part).step_by(parts).flatten().copied().collect())
+    }
+}
+
 impl Op for MultiHead {
     fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
-        for index in 1..3 {
-            if inputs.get(index).is_none_or(Option::is_none) {
-                return Err(OpError::unsupported("queries, keys and values packed into one input"));
-            }
-        }
         if inputs.iter().skip(8).any(Option::is_some) {
             return Err(OpError::unsupported("a past that shares its buffer"));
         }
         check_mask(inputs, 4)?;
-        let kind = same_type(inputs, 3, [0, 1, 2, 3, 5, 6, 7])?[0].clone();
+        let kind = same_type(inputs, 1, [0, 1, 2, 3, 5, 6, 7])?[0].clone();
         Ok(Kinds::from_elem(kind, 4))
     }
 
     fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
         let some = |index: usize| inputs.get(index).map(|_| inputs.shape(index)).transpose();
-        let (sizes, ..) = self.sizes(inputs.shape(0)?, inputs.shape(1)?, inputs.shape(2)?, [some(6)?, some(7)?])?;
+        let ([q, k, v], _) = self.unpack(inputs.shape(0)?, some(1)?, some(2)?)?;
+        let (sizes, ..) = self.sizes(&q, &k, &v, [some(6)?, some(7)?])?;
         Self::check_bias(some(3)?, &sizes)?;
         let Sizes { batch, q_heads, queries, keys, head, v_head, .. } = sizes;
         let present = |size: usize| -> Shape { smallvec![batch, q_heads, keys, size] };
@@ -319,12 +358,13 @@ impl Op for MultiHead {
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
-        let (q, k, v, past) = (inputs.at(0)?, inputs.at(1)?, inputs.at(2)?, [inputs.get(6), inputs.get(7)]);
-        let (sizes, past_length, apart) = self.sizes(q.shape(), k.shape(), v.shape(), past.map(|past| past.map(|p| p.shape())))?;
+        let past = [inputs.get(6), inputs.get(7)];
+        let ([q, k, v], packing) = self.unpack(inputs.at(0)?.shape(), inputs.get(1).map(|k| k.shape()), inputs.get(2).map(|v| v.shape()))?;
+        let (sizes, past_length, apart) = self.sizes(&q, &k, &v, past.map(|past| past.map(|p| p.shape())))?;
         let Sizes { batch, q_heads: heads, queries, keys, head, v_head, .. } = sizes;
         let bias = widen_some::<f32>(inputs.get(3))?;
-        let operand = |view: View<'_>, index: usize, length: usize, size: usize| -> Result<Vec<f32>, OpError> {
-            let mut x = widen::<f32>(view)?;
+        let operand = |index: usize, length: usize, size: usize| -> Result<Vec<f32>, OpError> {
+            let mut x = Self::elements(inputs, index, packing)?;
             let apart = apart && index > 0;
             if let Some(bias) = bias.as_deref().filter(|_| !apart) {
                 add_rows(x.to_mut(), &bias[index * heads * head..][..heads * size]);
@@ -334,7 +374,7 @@ impl Op for MultiHead {
             Ok(gather(x, !apart, past.as_deref(), past_length, Dims { batch, heads, length, size })?.into_owned())
         };
         let length = keys - past_length;
-        let (q, k, v) = (operand(q, 0, queries, head)?, operand(k, 1, length, head)?, operand(v, 2, length, v_head)?);
+        let (q, k, v) = (operand(0, queries, head)?, operand(1, length, head)?, operand(2, length, v_head)?);
         for (index, values) in [(1, &k), (2, &v)] {
             if let Some(present) = outputs.get(index) {
                 store(values, present)?;

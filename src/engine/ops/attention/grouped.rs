@@ -27,6 +27,8 @@ const SIN: usize = 8;
 const POSITIONS: usize = 9;
 const BIAS: usize = 10;
 const SINK: usize = 11;
+const Q_NORM: usize = 14;
+const K_NORM: usize = 15;
 
 #[derive(Debug)]
 struct GroupQuery {
@@ -41,6 +43,8 @@ struct GroupQuery {
     rotary: Option<bool>,
     /// Whether a score of zero without a value takes part.
     smooth: bool,
+    /// What is added to the mean squares of a query's and a key's head before it is divided by their root.
+    epsilons: [f32; 2],
 }
 
 pub(super) fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
@@ -64,8 +68,10 @@ pub(super) fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
             return Err(OpError::unsupported(format!("attribute `{name}`")));
         }
     }
-    // They say something of caches and norms that are refused.
-    attrs.ignore(&["kv_cache_bit_width", "qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"]);
+    // It says something of caches that are refused.
+    attrs.ignore(&["kv_cache_bit_width"]);
+    let epsilon = attrs.float_or("qk_norm_epsilon", 1e-6)?;
+    let epsilons = [attrs.float_or("q_norm_epsilon", epsilon)?, attrs.float_or("k_norm_epsilon", epsilon)?];
     let interleaved = attrs.bool_or("rotary_interleaved", false)?;
     let window = attrs.int_or("local_window_size", -1)?;
     Ok(Box::new(GroupQuery {
@@ -77,6 +83,7 @@ pub(super) fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
         window: usize::try_from(window).ok().filter(|&window| window > 0),
         rotary: attrs.bool_or("do_rotary", false)?.then_some(interleaved),
         smooth: attrs.int_or("smooth_softmax", 0)? == 1,
+        epsilons,
     }))
 }
 
@@ -136,6 +143,21 @@ impl GroupQuery {
             return Err(OpError::value(format!("the past holds {} elements, less than what is said to be there", plan.capacity)));
         }
         Ok((both.into_iter().map(|pair| pair.0).collect(), starts))
+    }
+
+    /// Divides heads by the root of their mean square, and multiplies with weights, if there are any.
+    fn normalise(x: &mut [f32], head: usize, weights: Option<View<'_>>, epsilon: f32) -> Result<(), OpError> {
+        let Some(view) = weights else { return Ok(()) };
+        if view.shape() != [head] {
+            return Err(OpError::shape(format!("weights of shape {:?} for heads of {head}", view.shape())));
+        }
+        let weights = widen::<f32>(view)?;
+        for x in x.chunks_exact_mut(head.max(1)) {
+            let square = x.iter().map(|x| x * x).sum::<f32>() / head as f32;
+            let root = 1.0 / (square + epsilon).sqrt();
+            x.iter_mut().zip(&*weights).for_each(|(x, w)| *x = *x * root * w);
+        }
+        Ok(())
     }
 
     /// Turns heads `[batch, heads, queries, head]` by their places.
@@ -214,8 +236,14 @@ impl GroupQuery {
 
 impl Op for GroupQuery {
     fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
-        if inputs.iter().skip(SINK + 1).any(Option::is_some) {
-            return Err(OpError::unsupported("inputs behind `head_sink`: scales of caches, weights of norms, lengths of queries"));
+        let given = |index: usize| inputs.get(index).is_some_and(Option::is_some);
+        for (index, what) in [(12, "scales of a quantised cache"), (13, "scales of a quantised cache"), (16, "lengths of queries")] {
+            if given(index) {
+                return Err(OpError::unsupported(format!("input {index}: {what}")));
+            }
+        }
+        if given(Q_NORM) != given(K_NORM) {
+            return Err(OpError::missing_input(if given(Q_NORM) { K_NORM } else { Q_NORM }));
         }
         require(&inputs[..1.min(inputs.len())], 1)?;
         for index in [LENGTHS, TOTAL] {
@@ -226,11 +254,10 @@ impl Op for GroupQuery {
         if inputs.get(POSITIONS).is_some_and(|kind| kind.as_ref().is_some_and(|kind| *kind != Kind::Tensor(DType::I64))) {
             return Err(OpError::Type("positions are int64".to_owned()));
         }
-        let given = |index: usize| inputs.get(index).is_some_and(Option::is_some);
         if self.rotary.is_some() && !(given(COS) && given(SIN)) {
             return Err(OpError::missing_input(COS));
         }
-        let kind = same_type(inputs, 1, [0, 1, 2, PAST_KEY, PAST_VALUE, COS, SIN, BIAS, SINK])?[0].clone();
+        let kind = same_type(inputs, 1, [0, 1, 2, PAST_KEY, PAST_VALUE, COS, SIN, BIAS, SINK, Q_NORM, K_NORM])?[0].clone();
         Ok(Kinds::from_elem(kind, 3))
     }
 
@@ -250,6 +277,8 @@ impl Op for GroupQuery {
         let Sizes { batch, queries, keys, head, .. } = plan.sizes;
         let (lengths, starts) = self.lengths(inputs.at(LENGTHS)?, &plan)?;
         let [mut q, mut k, v] = self.operands(inputs, &plan)?;
+        Self::normalise(&mut q, head, inputs.get(Q_NORM), self.epsilons[0])?;
+        Self::normalise(&mut k, head, inputs.get(K_NORM), self.epsilons[1])?;
         self.turn(&mut q, self.heads, &plan.sizes, &starts, inputs)?;
         self.turn(&mut k, self.kv_heads, &plan.sizes, &starts, inputs)?;
         let (k, v) = (Self::cache(&k, inputs.get(PAST_KEY), &plan, &starts)?, Self::cache(&v, inputs.get(PAST_VALUE), &plan, &starts)?);

@@ -9,6 +9,7 @@ mod grouped;
 mod heads;
 mod linear;
 mod ngram;
+mod packed;
 mod rotary;
 mod standard;
 
@@ -36,6 +37,8 @@ pub(crate) const DEFS: &[OpDef] = &[
     OpDef { types: &[DType::I64], ..microsoft("NGramRepeatBlock", ngram::build) },
     microsoft("Attention", contrib::attention),
     microsoft("MultiHeadAttention", contrib::multi_head),
+    microsoft("PackedAttention", packed::attention),
+    microsoft("PackedMultiHeadAttention", packed::multi_head),
     microsoft("GroupQueryAttention", grouped::build),
     OpDef { domain: "ai.onnx.preview", ..def("FlexAttention", 1, flex::build) },
 ];

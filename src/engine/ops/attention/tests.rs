@@ -335,3 +335,78 @@ fn flex_attention_without_bodies_is_attention() {
     assert!(matches!(flex().error(&[&q, &k, &q]), OpError::Shape(_)));
     assert!(matches!(flex().attr("softmax_precision", 6_i64).error(&[&q, &k, &v]), OpError::Attribute(_)));
 }
+
+fn some(case: &Case, inputs: &[Option<&Tensor>]) -> Tensor {
+    case.run_some(inputs).unwrap().swap_remove(0)
+}
+
+#[test]
+fn packed_sequences_attend_to_themselves() {
+    let (input, weights, bias) = (random(&[5, 6], 1), random(&[6, 24], 2), random(&[24], 3));
+    let added = random(&[2, 1, 3, 3], 4);
+    // Two sequences of two and three tokens, the first padded to three.
+    let offsets = tensor(&[2, 3], &[0_i32, 1, 3, 4, 5, 2]);
+    let ends = tensor(&[3], &[0_i32, 2, 5]);
+    let packed = microsoft("PackedAttention").attr("num_heads", 2_i64).attr("mask_filter_value", -1.0_f32);
+    let alone = microsoft("Attention").attr("num_heads", 2_i64);
+    let y = packed.one(&[&input, &weights, &bias, &offsets, &ends, &added]);
+    assert_eq!(y.shape(), [5, 8]);
+    let rows = |t: &Tensor, from: usize, to: usize, width: usize| floats(t)[from * width..to * width].to_vec();
+    for (from, to, b) in [(0, 2, 0), (2, 5, 1)] {
+        let n = to - from;
+        let own: Vec<f32> = (0..n * n).map(|at| floats(&added)[b * 9 + at / n * 3 + at % n]).collect();
+        let one = tensor(&[1, n, 6], &rows(&input, from, to, 6));
+        let want = some(&alone, &[Some(&one), Some(&weights), Some(&bias), None, None, Some(&tensor(&[1, 1, n, n], &own))]);
+        assert_eq!(rows(&y, from, to, 8), floats(&want), "{from}..{to}");
+    }
+    let refused = |offsets: &Tensor, ends: &Tensor| packed.run(&[&input, &weights, &bias, offsets, ends]).unwrap_err();
+    assert!(matches!(refused(&tensor(&[2, 3], &[1_i32, 2, 3, 4, 5, 0]), &ends), OpError::Unsupported(_)));
+    for bad in [&[0_i32, 2, 4][..], &[0, -1, 5], &[0, 1, 5], &[1, 2, 5], &[0, 5, 5], &[0, 5]] {
+        assert!(matches!(refused(&offsets, &tensor(&[bad.len()], bad)), OpError::Value(_)), "{bad:?}");
+    }
+}
+
+#[test]
+fn operands_packed_into_one_tensor_are_taken_apart() {
+    let (q, k, v) = (random(&[2, 3, 2, 4], 1), random(&[2, 3, 2, 4], 2), random(&[2, 3, 2, 4], 3));
+    let flat = |t: &Tensor| t.reshape(&[2, 3, 8]).unwrap();
+    let interleaved = |parts: &[&Tensor]| {
+        let heads = (0..12).flat_map(|at| parts.iter().flat_map(move |part| floats(part)[at * 4..][..4].to_vec()));
+        tensor(&[2, 3, 2, parts.len(), 4], &heads.collect::<Vec<_>>())
+    };
+    let case = || microsoft("MultiHeadAttention").attr("num_heads", 2_i64);
+    let want = case().one(&[&flat(&q), &flat(&k), &flat(&v)]);
+    assert_eq!(case().one(&[&flat(&q), &interleaved(&[&k, &v])]), want);
+    assert_eq!(case().one(&[&interleaved(&[&q, &k, &v])]), want);
+    let tokens = |t: &Tensor| t.reshape(&[6, 8]).unwrap();
+    let (offsets, ends) = (tensor(&[2, 3], &[0_i32, 1, 2, 3, 4, 5]), tensor(&[3], &[0_i32, 3, 6]));
+    let packed = || microsoft("PackedMultiHeadAttention").attr("num_heads", 2_i64);
+    let y = some(&packed(), &[Some(&tokens(&q)), Some(&tokens(&k)), Some(&tokens(&v)), None, Some(&offsets), Some(&ends)]);
+    assert_eq!(floats(&y), floats(&want));
+    let all = interleaved(&[&q, &k, &v]).reshape(&[6, 2, 3, 4]).unwrap();
+    let bias = random(&[24], 5);
+    let y = some(&packed(), &[Some(&all), None, None, Some(&bias), Some(&offsets), Some(&ends)]);
+    assert_eq!(floats(&y), floats(&case().one(&[&flat(&q), &flat(&k), &flat(&v), &bias])));
+    assert!(matches!(case().run(&[&interleaved(&[&q, &k])]).unwrap_err(), OpError::Shape(_)));
+}
+
+#[test]
+fn heads_may_be_normalised_before_they_turn() {
+    let (q, k, v) = (random(&[1, 2, 8], 1), random(&[1, 2, 4], 2), random(&[1, 2, 4], 3));
+    let (q_norm, k_norm) = (random(&[4], 4), random(&[4], 5));
+    let norm = |x: &Tensor, w: &Tensor| {
+        let heads = floats(x).chunks_exact(4).flat_map(|head| {
+            let root = (head.iter().map(|x| x * x).sum::<f32>() / 4.0 + 0.5).sqrt();
+            head.iter().zip(floats(w)).map(|(x, w)| x / root * w).collect::<Vec<_>>()
+        });
+        tensor(x.shape(), &heads.collect::<Vec<_>>())
+    };
+    let case = microsoft("GroupQueryAttention").attr("num_heads", 2_i64).attr("kv_num_heads", 1_i64).attr("qk_norm_epsilon", 0.5_f32);
+    let (last, total) = (tensor(&[1], &[1_i32]), tensor(&[1], &[2_i32]));
+    let mut inputs = vec![Some(&q), Some(&k), Some(&v), None, None, Some(&last), Some(&total)];
+    inputs.resize(14, None);
+    inputs.extend([Some(&q_norm), Some(&k_norm)]);
+    let y = some(&case, &inputs);
+    let want = some(&case, &[Some(&norm(&q, &q_norm)), Some(&norm(&k, &k_norm)), Some(&v), None, None, Some(&last), Some(&total)]);
+    assert_close(&y, &[1, 2, 8], floats(&want), 1e-6);
+}

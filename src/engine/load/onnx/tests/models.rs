@@ -206,9 +206,70 @@ fn a_later_import_of_a_domain_replaces_an_earlier_one_and_unused_ones_do_not_mat
     assert_eq!(loaded.signature().outputs[0].kind, Kind::Tensor(crate::engine::dtype::DType::F32));
 }
 
-#[test]
-fn an_input_with_an_initialiser_is_a_constant() {
-    let mut graph = graph(vec![info("x", FLOAT, &[1]), info("w", FLOAT, &[1])], vec![node("Mul", &["x", "w"], &["y"])], &["y"]);
+/// `y = x · (w + w) + b`: `w`, of any length, and `b` are initialisers that are inputs too.
+fn with_defaults() -> ModelProto {
+    let nodes = vec![node("Add", &["w", "w"], &["s"]), node("Mul", &["x", "s"], &["p"]), node("Add", &["p", "b"], &["y"])];
+    let mut graph = graph(vec![info("w", FLOAT, &[-1]), info("x", FLOAT, &[1]), info("b", FLOAT, &[])], nodes, &["y"]);
+    graph.initializer.push(initializer("b", &Tensor::scalar(0.5_f32)));
     graph.initializer.push(initializer("w", &Tensor::vector(vec![3.0_f32])));
-    assert_eq!(run(&model(graph), &[floats(&[1], &[2.0])]).unwrap(), [floats(&[1], &[6.0])]);
+    model(graph)
+}
+
+fn session(model: Model) -> Session {
+    Session::new(Arc::new(model), Arc::new(Threads::single()))
+}
+
+#[test]
+fn an_input_with_an_initialiser_is_optional_and_a_constant_otherwise() {
+    let loaded = load(&with_defaults()).unwrap();
+    let names = |ports: &[crate::engine::Port]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&loaded.signature().inputs), names(&loaded.signature().optional)),
+        (vec!["x".to_owned()], vec!["w".into(), "b".into()])
+    );
+    assert_eq!(loaded.graph().nodes.len(), 2, "the sum of the initialisers is folded: {}", loaded.graph().dump());
+    let mut session = session(loaded);
+    let x = [floats(&[1], &[2.0])];
+    let w = |values: &[f32]| (0, Tensor::vector(values.to_vec()));
+    let b = |value: f32| (1, Tensor::scalar(value));
+    assert_eq!(session.run_values(&x).unwrap(), [floats(&[1], &[12.5])]);
+    for (overrides, want) in
+        [(vec![w(&[1.0])], vec![4.5]), (vec![b(7.0)], vec![19.0]), (vec![b(1.0), w(&[0.0, 1.0])], vec![1.0, 5.0]), (vec![], vec![12.5])]
+    {
+        assert_eq!(session.run_overriding(&x, &overrides).unwrap(), [floats(&[want.len()], &want)], "{overrides:?}");
+        assert_eq!(session.run_values(&x).unwrap(), [floats(&[1], &[12.5])], "the next run has the defaults again");
+    }
+    let mut message = |overrides: &[(usize, Tensor)]| session.run_overriding(&x, overrides).unwrap_err().to_string();
+    assert_eq!(message(&[b(1.0), b(2.0)]), "input `b` is given twice");
+    assert_eq!(message(&[(2, Tensor::scalar(1.0_f32))]), "there are 2 optional inputs, one at 2 is given");
+    assert_eq!(message(&[(1, Tensor::scalar(1_i64))]), "input `b` wants element type float32, got int64");
+    assert_eq!(message(&[(0, Tensor::scalar(1.0_f32))]), "input `w` wants shape [?], got []");
+}
+
+#[test]
+fn before_ir_version_4_initialisers_among_the_inputs_say_nothing() {
+    let mut model = with_defaults();
+    model.ir_version = Some(3);
+    let loaded = load(&model).unwrap();
+    assert!(loaded.signature().optional.is_empty());
+    assert_eq!(session(loaded).run_values(&[floats(&[1], &[2.0])]).unwrap(), [floats(&[1], &[12.5])]);
+}
+
+#[test]
+fn an_initialiser_of_another_type_than_its_input_is_refused() {
+    let mut model = with_defaults();
+    model.graph.as_mut().unwrap().input[2] = info("b", 7, &[]);
+    assert_eq!(load(&model).unwrap_err().to_string(), "input `b` is int64, its initialiser float32");
+    let mut twice = with_defaults();
+    let graph = twice.graph.as_mut().unwrap();
+    graph.input.push(graph.input[0].clone());
+    assert_eq!(load(&twice).unwrap_err().to_string(), "there are two inputs named `w`");
+}
+
+#[test]
+fn what_replaced_initialisers_need_is_counted() {
+    let mut constant = with_defaults();
+    constant.graph.as_mut().unwrap().input.retain(|info| info.name() == "x");
+    // `w` is folded into another constant; `b` is the same one in both forms.
+    assert_eq!(load(&with_defaults()).unwrap().summary().weight_bytes, load(&constant).unwrap().summary().weight_bytes + 4);
 }
