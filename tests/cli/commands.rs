@@ -53,7 +53,7 @@ fn predict_reads_and_writes_tensors() {
 #[test]
 fn predict_takes_named_files_by_name() {
     let folder = prepared();
-    let named = |name: &str, x: f32| onnx::write_value(name, &Tensor::new(&[1, 2], vec![x, x]).unwrap().into());
+    let named = |name: &str, x: f32| write_value(name, &Tensor::new(&[1, 2], vec![x, x]).unwrap().into());
     folder.write("in/input_0.pb", named("b", 2.0));
     folder.write("in/input_1.pb", named("a", 1.0));
     folder.run(PREDICT).ok();
