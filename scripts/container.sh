@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PUBLIC_IMAGE=rust:1-bookworm
-SIZE_MAX=20000000      # bytes of the image without models; 15 MB is the aim, and operators compiled once per element type are over it
+SIZE_MAX=25000000      # bytes of the image without models; 15 MB is the aim
 PULL_SECONDS=300       # a reachable registry delivers the build image in less; without one the pull fails at once
 HEALTHY_SECONDS=30     # the image's own start period
 STOP_SECONDS=20        # more than the default drain timeout, so that a kill is a failure and not the normal case

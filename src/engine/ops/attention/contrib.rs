@@ -302,9 +302,12 @@ enum Packing {
     All,
 }
 
+/// The shapes of query, key and value, and how they were packed.
+type Unpacked<'a> = ([Cow<'a, [usize]>; 3], Packing);
+
 impl MultiHead {
     /// The shapes of query, key and value as if they were apart.
-    fn unpack<'a>(&self, q: &'a [usize], k: Option<&'a [usize]>, v: Option<&'a [usize]>) -> Result<([Cow<'a, [usize]>; 3], Packing), OpError> {
+    fn unpack<'a>(&self, q: &'a [usize], k: Option<&'a [usize]>, v: Option<&'a [usize]>) -> Result<Unpacked<'a>, OpError> {
         let part = |shape: &[usize], count: usize| match *shape {
             [batch, length, heads, parts, size] if heads == self.common.heads && parts == count => Some(vec![batch, length, heads * size]),
             _ => None,

@@ -98,6 +98,9 @@ struct Wanted<'a> {
     rules: Rules<'a>,
 }
 
+/// The elements of a tensor and its shape.
+type Elements<'a, T> = (&'a [T], &'a [usize]);
+
 impl Search {
     fn places(&self) -> &'static Places {
         if self.beams { &BEAM } else { &GREEDY }
@@ -114,7 +117,7 @@ impl Search {
         value.map(|value| usize::try_from(value).map_err(|_| unfit(value))).transpose()
     }
 
-    fn elements<'a, T: Element>(&self, inputs: &[Option<&'a Value>], index: usize) -> Result<Option<(&'a [T], &'a [usize])>, OpError> {
+    fn elements<'a, T: Element>(&self, inputs: &[Option<&'a Value>], index: usize) -> Result<Option<Elements<'a, T>>, OpError> {
         let Some(value) = self.input(inputs, index) else { return Ok(None) };
         let tensor = value.tensor().ok_or(OpError::Unknown)?;
         let values = tensor.slice::<T>().ok_or_else(|| OpError::wrong_type(T::DTYPE, tensor.dtype()))?;
