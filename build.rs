@@ -13,8 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes([".onnx.TensorProto.raw_data"])
         .compile_fds(descriptors)?;
     let otlp = protox::compile(["proto/opentelemetry/proto/collector/trace/v1/trace_service.proto"], ["proto"])?;
-    // One file with the schema's packages as modules.
-    prost_build::Config::new().include_file("otlp.rs").compile_fds(otlp)?;
+    // One file with the schema's packages as modules; its comments are no documentation in Rust's format.
+    prost_build::Config::new().include_file("otlp.rs").disable_comments([".opentelemetry"]).compile_fds(otlp)?;
     services()
 }
 

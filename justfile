@@ -97,6 +97,10 @@ bench-peers *ARGS:
 bench-serve *ARGS:
     scripts/bench_serve.py {{ARGS}}
 
+# a model reloaded under load, its bounds checked (needs wrk)
+swap *ARGS:
+    cargo build --release && scripts/swap.py {{ARGS}}
+
 # seconds per run of one model, with the time per operator
 bench-model MODEL *ARGS:
     cargo run --release -- bench --model models/{{MODEL}} {{ARGS}}

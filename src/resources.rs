@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 /// CPUs that the process can keep busy, at least 1.
 pub fn usable_cpus() -> usize {
@@ -23,6 +24,17 @@ pub fn lower_priority() {
         // On Linux this is the calling thread's. A system that refuses leaves it as it is, which costs latency only.
         let _ = rustix::process::setpriority_process(None, NICE);
     }
+}
+
+/// CPU time that the calling thread has had; `None` where the system does not tell.
+pub fn thread_time() -> Option<Duration> {
+    #[cfg(target_os = "linux")]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// Resident memory of the process in bytes now; 0 where the system does not tell.
@@ -128,6 +140,15 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         root
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_thread_has_the_time_it_works_and_not_that_it_sleeps() {
+        let before = thread_time().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(thread_time().unwrap() - before < Duration::from_millis(40));
+        while thread_time().unwrap() == before {}
     }
 
     #[test]

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Reload a model again and again under load, and see that nobody notices.
+
+    cargo build --release
+    scripts/swap.py [--binary target/release/ndserve] [--model digits] [--reloads 200] [--connections 64] [--rounds 3]
+
+Each round loads the server once without and once with reloads, for as long as the reloads take. Fails if a request fails, if
+the 99th percentile during reloads is more than 1.3 times that without (medians over the rounds), or if resident memory after
+everything is more than 5 % above that before the first reload. Needs wrk (Debian's package); the load stays on this machine.
+"""
+import argparse, http.client, json, os, pathlib, re, shutil, socket, statistics, subprocess, sys, tempfile, threading, time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RATIO_MAX, GROWTH_MAX = 1.3, 1.05
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--binary", default=str(ROOT / "target/release/ndserve"))
+parser.add_argument("--model", default="digits")
+parser.add_argument("--reloads", type=int, default=200)
+parser.add_argument("--connections", type=int, default=64)
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--seconds", type=int, default=10, help="load without reloads per round")
+args = parser.parse_args()
+
+
+def ask(port, method, path, body=""):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def resident_mib(pid):
+    """After the load: what is freed late has had its time."""
+    time.sleep(3)
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def body():
+    """Eight rows of zeros, by the model's metadata."""
+    status, text = ask(port, "GET", f"/v2/models/{args.model}")
+    assert status == 200, text
+    inputs = []
+    for tensor in json.loads(text)["inputs"]:
+        shape = [8] + [abs(size) for size in tensor["shape"][1:]]
+        count = 1
+        for size in shape:
+            count *= size
+        inputs.append({"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape, "data": [0] * count})
+    return json.dumps({"inputs": inputs})
+
+
+def start_load(seconds, script):
+    url = f"http://127.0.0.1:{port}/v2/models/{args.model}/infer"
+    command = ["wrk", "-t1", f"-c{args.connections}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", script, url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def result(load):
+    """p99 in ms and answers of a load that has ended."""
+    out = load.communicate()[0]
+    if "Non-2xx" in out or "Socket errors" in out:
+        sys.exit(f"a request failed:\n{out}")
+    number, unit = re.search(r"^\s+99%\s+([\d.]+)(us|ms|s)$", out, re.M).groups()
+    return float(number) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit], int(re.search(r"(\d+) requests in", out)[1])
+
+
+def reload(count):
+    start = time.monotonic()
+    for _ in range(count):
+        status, text = ask(port, "POST", f"/v2/repository/models/{args.model}/load")
+        assert status == 200, text
+    return time.monotonic() - start
+
+
+with tempfile.TemporaryDirectory() as folder:
+    shutil.copytree(ROOT / "models" / args.model, pathlib.Path(folder) / args.model)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen([args.binary, "serve", "--models", folder, "--listen", f"127.0.0.1:{port}"], stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                if ask(port, "GET", "/readyz")[0] == 200:
+                    break
+            except OSError:
+                time.sleep(0.01)
+        script = pathlib.Path(folder) / ".load.lua"
+        script.write_text(f"wrk.method = 'POST'\nwrk.body = '{body()}'\nwrk.headers['Content-Type'] = 'application/json'\n")
+        result(start_load(args.seconds, script))
+        before = resident_mib(server.pid)
+        quiet, busy = [], []
+        per_round = -(-args.reloads // args.rounds)
+        for turn in range(args.rounds):
+            quiet.append(result(start_load(args.seconds, script)))
+            # Long enough for the reloads; what is left of the load after them is cut off.
+            took = []
+            thread = threading.Thread(target=lambda: took.append(reload(per_round)))
+            thread.start()
+            during = []
+            while thread.is_alive():
+                during.append(result(start_load(args.seconds, script)))
+            thread.join()
+            # The last piece ran on after the last reload.
+            during = during[:-1] or during
+            busy.append((statistics.median(p99 for p99, _ in during), sum(count for _, count in during)))
+            print(f"round {turn + 1}: p99 {quiet[-1][0]:.2f} ms without, {busy[-1][0]:.2f} ms with {per_round} reloads in {took[0]:.1f} s")
+        after = resident_mib(server.pid)
+    finally:
+        server.terminate()
+        server.wait(60)
+
+ratio = statistics.median(p99 for p99, _ in busy) / statistics.median(p99 for p99, _ in quiet)
+answers = sum(count for _, count in quiet + busy)
+print(f"{per_round * args.rounds} reloads of {args.model}, {args.connections} connections: 0 of {answers} requests failed; "
+      f"p99 {ratio:.2f} times that without; resident memory {before:.1f} MiB before, {after:.1f} MiB after ({after / before:.2f})")
+if ratio > RATIO_MAX or after > before * GROWTH_MAX:
+    sys.exit("the bound is 1.3 times the p99 and 1.05 times the memory")
