@@ -6,6 +6,7 @@
 import asyncio
 import pathlib
 import sys
+import time
 
 import numpy as np
 import tritonclient.http as http
@@ -181,8 +182,12 @@ def index(client):
 def control(client):
     client.unload_model("classes")
     assert not client.is_model_ready("classes")
-    rows = {row["name"]: row for row in client.get_model_repository_index()}
-    assert rows["classes"]["state"] == "UNAVAILABLE", rows["classes"]
+    state = lambda: next(row["state"] for row in client.get_model_repository_index() if row["name"] == "classes")
+    # As at Triton the call answers while the last holders of the version let it go.
+    until = time.monotonic() + 10
+    while state() == "UNLOADING" and time.monotonic() < until:
+        time.sleep(0.01)
+    assert state() == "UNAVAILABLE", state()
     client.load_model("classes")
     assert client.is_model_ready("classes")
     client.load_model("classes")
