@@ -73,9 +73,9 @@ differential *ARGS:
 deny:
     cargo deny --locked check licenses sources bans
 
-# train and export the models again (installs PyTorch into .venv)
+# train the models of this repository again
 models:
-    for model in models/*/; do "$(scripts/python-env.sh)" "$model/make.py"; done
+    cargo build --release && for model in models/*/; do target/release/ndserve train "$model/train.toml" || exit; done
 
 # export full-size architectures and compare with their frameworks (installs PyTorch and more into .venv-fixtures)
 full-size *NAMES:

@@ -4,7 +4,7 @@
 # About 6 GB on Linux: PyTorch's wheel links to CUDA's libraries, so it does not load without them even though
 # only the CPU is used.
 #
-#   $(scripts/python-env.sh) models/digits/make.py
+#   $(scripts/python-env.sh) tests/fixtures/training/make.py
 #
 # PYTHON chooses the interpreter the environment is made with (default python3, 3.11 or newer).
 set -eu

@@ -47,6 +47,15 @@ pub fn resident_bytes_peak() -> usize {
     status_bytes("VmHWM:")
 }
 
+/// Bytes of memory that the process may have, by the machine and its cgroup (version 2 and 1); 4 GiB where the system does not tell.
+pub fn memory_bytes() -> usize {
+    const UNKNOWN: usize = 4 << 30;
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_status(&text, "MemTotal:"));
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = |path: &&str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<usize>().ok());
+    limits.iter().filter_map(limit).chain(machine).min().unwrap_or(UNKNOWN)
+}
+
 /// CPUs on which the process may run, which are at most the machine's; `None` where the system does not tell.
 #[cfg(target_os = "linux")]
 fn affinity() -> Option<usize> {
@@ -117,7 +126,7 @@ fn status_bytes(key: &str) -> usize {
     fs::read_to_string("/proc/self/status").ok().and_then(|text| parse_status(&text, key)).unwrap_or(0)
 }
 
-/// A line of `/proc/self/status`: `VmRSS:      5120 kB`.
+/// A line of `/proc/self/status` or `/proc/meminfo`: `VmRSS:      5120 kB`.
 fn parse_status(text: &str, key: &str) -> Option<usize> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

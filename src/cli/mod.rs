@@ -10,6 +10,7 @@ mod files;
 mod healthcheck;
 mod key;
 mod predict;
+mod prepare;
 mod progress;
 mod serve;
 mod target;
@@ -39,6 +40,7 @@ enum Command {
     Check(check::Args),
     Bench(bench::Args),
     Healthcheck(healthcheck::Args),
+    Prepare(prepare::Args),
     Train(train::Args),
     Evaluate(evaluate::Args),
     Key(key::Args),
@@ -72,6 +74,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::command(args),
         Command::Bench(args) => bench::command(args),
         Command::Healthcheck(args) => healthcheck::command(args),
+        Command::Prepare(args) => prepare::command(args),
         Command::Train(args) => train::command(args),
         Command::Evaluate(args) => evaluate::command(args),
         Command::Key(args) => key::command(args),

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Failure, Outcome, print, progress};
 use crate::config::{Engine, Flags};
 use crate::engine::Threads;
-use crate::telemetry;
 use crate::train::{Config, Controls, Ended, run};
+use crate::{resources, telemetry};
 
 /// Train a network and write a model folder that is ready to serve.
 ///
@@ -25,6 +25,9 @@ pub(super) struct Args {
     /// Go on from the checkpoint in the model folder, to the same bits
     #[arg(long)]
     resume: bool,
+    /// Megabytes that raw rows may take in memory; more are read in parts. By default a quarter of what the machine allows
+    #[arg(long, value_name = "N")]
+    memory_mb: Option<usize>,
     #[command(flatten)]
     flags: Flags<Engine>,
 }
@@ -41,6 +44,7 @@ pub(super) fn command(args: Args) -> Outcome {
         stop: &stop,
         resume: args.resume,
         threads: Arc::new(Threads::new(settings.engine_threads())?),
+        memory_bytes: memory_bytes(args.memory_mb),
         say: &|line| bar.suspend(|| eprintln!("{}", line.trim_end())),
         step: &|step, of, loss| {
             bar.set_length(of as u64);
@@ -60,8 +64,20 @@ pub(super) fn command(args: Args) -> Outcome {
     } else {
         format!("{} folds: {} {:.4}\n", report.folds.len(), report.metric, report.folds.iter().sum::<f64>() / report.folds.len() as f64)
     };
-    print(&format!("{folds}training: loss {:.6}, {} {:.4}\n{test}{}\n", report.train.0, report.metric, report.train.1, output.display()))?;
+    print(&format!(
+        "{folds}training: loss {:.6}, {} {:.4}; {:.0} rows a second\n{test}{}\n",
+        report.train.0,
+        report.metric,
+        report.train.1,
+        report.speed,
+        output.display()
+    ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes that raw rows may take.
+pub(super) fn memory_bytes(megabytes: Option<usize>) -> usize {
+    megabytes.map_or_else(|| resources::memory_bytes() / 4, |megabytes| megabytes << 20)
 }
 
 /// The folder of a `train.toml`, which lies in the model folder that it makes; of another configuration one of its name.

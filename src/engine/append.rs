@@ -1,6 +1,6 @@
 //! Operators appended to a graph by name: what gradients, losses and networks without a file are built with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::adjoint::{Emit, ValueId};
@@ -26,6 +26,35 @@ impl<'g> Appender<'g> {
     /// Appends to `graph`.
     pub fn new(graph: &'g mut Graph, prefix: impl Into<String>) -> Self {
         Self { graph, prefix: prefix.into() }
+    }
+
+    /// Copies what `end` needs of another graph. `ids` says what stands for some of its values, and afterwards for all that were
+    /// copied; what it names already is not copied. Names get a prefix, so that they meet no other.
+    pub fn splice(&mut self, other: &Graph, end: ValueId, ids: &mut HashMap<ValueId, ValueId>) {
+        let mut needed = vec![false; other.values.len()];
+        needed[end.index()] = true;
+        let mut nodes = Vec::new();
+        for node in other.nodes.iter().rev() {
+            if node.results().any(|id| needed[id.index()] && !ids.contains_key(&id)) {
+                node.operands().for_each(|id| needed[id.index()] = true);
+                nodes.push(node);
+            }
+        }
+        let mut copy = |graph: &mut Graph, id: ValueId| {
+            *ids.entry(id).or_insert_with(|| {
+                let info = &other.values[id.index()];
+                let copied = graph.add_value(format!("base/{}", info.name), info.kind.clone(), info.dims.clone());
+                if let Some(tensor) = other.constants.get(&id) {
+                    graph.constants.insert(copied, tensor.clone());
+                }
+                copied
+            })
+        };
+        for node in nodes.into_iter().rev() {
+            let mut of = |ids: &[Option<ValueId>]| ids.iter().map(|id| id.map(|id| copy(self.graph, id))).collect();
+            let (inputs, outputs) = (of(&node.inputs), of(&node.outputs));
+            self.graph.nodes.push(Node { name: format!("base/{}", node.name), inputs, outputs, ..node.clone() });
+        }
     }
 
     fn name(&self, op: &str) -> String {

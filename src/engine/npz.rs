@@ -126,9 +126,54 @@ fn parse_header(text: &str) -> Result<Header, String> {
     Ok(Header { descr: Descr::parse(descr)?, fortran_order, shape })
 }
 
-fn read_npy(mut source: impl Read, limit: usize) -> Result<Tensor, String> {
+/// The names of an archive's arrays, with their shapes.
+///
+/// # Errors
+/// What is wrong with the archive, naming the array.
+pub fn shapes(source: impl Read + Seek) -> Result<BTreeMap<String, Vec<usize>>, String> {
+    let mut archive = ZipArchive::new(source).map_err(|error| format!("not an .npz archive: {error}"))?;
+    let mut shapes = BTreeMap::new();
+    for i in 0..archive.len() {
+        let mut member = archive.by_index(i).map_err(|error| format!("member {i}: {error}"))?;
+        let name = member.name().map_err(|error| format!("member {i}: {error}"))?;
+        let name = name.strip_suffix(".npy").ok_or_else(|| format!("member `{name}` is no .npy array"))?.to_owned();
+        let header = read_header(&mut member).map_err(|error| format!("array `{name}`: {error}"))?;
+        shapes.insert(name, header.shape);
+    }
+    Ok(shapes)
+}
+
+/// Calls `f` with the rows of the array `name` in their order, at most `rows` at a time: memory is needed for these only.
+///
+/// # Errors
+/// If there is no such array, or it is not in rows; or what `f` says.
+pub fn each_rows<E: From<String>>(
+    source: impl Read + Seek,
+    name: &str,
+    rows: usize,
+    f: &mut dyn FnMut(Tensor) -> Result<(), E>,
+) -> Result<(), E> {
+    let said = |error: String| E::from(format!("array `{name}`: {error}"));
+    let mut archive = ZipArchive::new(source).map_err(|error| format!("not an .npz archive: {error}"))?;
+    let mut member = archive.by_name(&format!("{name}.npy")).map_err(|error| said(error.to_string()))?;
+    let Header { descr, fortran_order, shape } = read_header(&mut member).map_err(said)?;
+    let Some((&all, row)) = shape.split_first().filter(|(_, row)| !fortran_order || row.iter().all(|&n| n == 1)) else {
+        return Err(said(format!("shape {shape:?} is not in rows one behind the other")));
+    };
+    let size: usize = row.iter().product();
+    let mut left = all;
+    while left > 0 {
+        let now = left.min(rows.max(1));
+        let shape = [&[now], row].concat();
+        let tensor = read_elements(&mut member, descr, false, &shape, now * size).map_err(said)?;
+        f(tensor)?;
+        left -= now;
+    }
+    Ok(())
+}
+
+fn read_header(mut source: impl Read) -> Result<Header, String> {
     let mut preamble = [0; 8];
-    let short = |error: std::io::Error| format!("it ends too early: {error}");
     source.read_exact(&mut preamble).map_err(short)?;
     if !preamble.starts_with(MAGIC) {
         return Err("it does not begin as an .npy array".to_owned());
@@ -147,13 +192,24 @@ fn read_npy(mut source: impl Read, limit: usize) -> Result<Tensor, String> {
     }
     let mut header = vec![0; len];
     source.read_exact(&mut header).map_err(short)?;
-    let Header { descr, fortran_order, shape } = parse_header(&String::from_utf8_lossy(&header))?;
+    parse_header(&String::from_utf8_lossy(&header))
+}
 
+fn short(error: std::io::Error) -> String {
+    format!("it ends too early: {error}")
+}
+
+fn read_npy(mut source: impl Read, limit: usize) -> Result<Tensor, String> {
+    let Header { descr, fortran_order, shape } = read_header(&mut source)?;
     let elements = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim));
     // A string is held behind a handle that is larger than most texts: it counts as what it takes in memory.
     let held = if matches!(descr.kind, 'U' | 'S') { descr.size.saturating_add(DType::String.size()) } else { descr.size };
     let fits = |n: &usize| n.checked_mul(held).is_some_and(|bytes| bytes <= limit);
     let elements = elements.filter(fits).ok_or_else(|| format!("its shape {shape:?} exceeds the memory limit"))?;
+    read_elements(source, descr, fortran_order, &shape, elements)
+}
+
+fn read_elements(source: impl Read, descr: Descr, fortran_order: bool, shape: &[usize], elements: usize) -> Result<Tensor, String> {
     let needed = elements * descr.size;
     let mut bytes = Vec::new();
     source.take(needed as u64).read_to_end(&mut bytes).map_err(short)?;
@@ -165,7 +221,7 @@ fn read_npy(mut source: impl Read, limit: usize) -> Result<Tensor, String> {
         let unit = if descr.kind == 'U' { 4 } else { descr.size.max(1) };
         bytes.chunks_exact_mut(unit).for_each(<[u8]>::reverse);
     }
-    decode(descr, fortran_order, &shape, elements, &bytes)
+    decode(descr, fortran_order, shape, elements, &bytes)
 }
 
 fn decode(descr: Descr, fortran_order: bool, shape: &[usize], elements: usize, bytes: &[u8]) -> Result<Tensor, String> {

@@ -76,6 +76,33 @@ pub fn curves(title: &str, curves: &[Curve<'_>]) -> String {
     svg
 }
 
+/// Bars side by side, each with its caption and count when it is pointed at; captions below if there is room.
+pub fn bars(bars: &[(String, usize)], [width, height]: [f64; 2]) -> String {
+    let most = bars.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1) as f64;
+    let step = width / bars.len().max(1) as f64;
+    let bottom = height - 16.0;
+    let mut svg = format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-size=\"10\">");
+    for (at, (caption, count)) in bars.iter().enumerate() {
+        let (x, tall) = (at as f64 * step, *count as f64 / most * bottom);
+        let _ = write!(
+            svg,
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{tall:.1}\" fill=\"#1f77b4\"><title>{}: {count}</title></rect>",
+            x + 1.0,
+            bottom - tall,
+            (step - 2.0).max(1.0),
+            escaped(caption)
+        );
+        // A letter is about six wide.
+        let room = (step / 6.0) as usize;
+        if room >= 4 {
+            let short: String = caption.chars().take(room).collect();
+            let _ = write!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 1.0, height - 4.0, escaped(&short));
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
 /// Text as XML has it.
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -84,6 +111,12 @@ pub fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bars_are_as_tall_as_their_counts() {
+        let svg = bars(&[("a<b".to_owned(), 2), ("c".to_owned(), 4)], [100.0, 66.0]);
+        assert!(svg.contains("height=\"25.0\" fill") && svg.contains("height=\"50.0\" fill") && svg.contains("a&lt;b: 2"), "{svg}");
+    }
 
     #[test]
     fn a_gap_lifts_the_pen() {

@@ -8,7 +8,8 @@ use super::error::{Error, Result, in_file};
 use super::fit::{Epoch, State};
 use crate::engine::{Tensor, npz};
 
-/// Writes under a temporary name first and renames then, so that a kill at any moment leaves the old file or the new one, whole.
+/// Writes under a temporary name first and renames then, so that a kill at any moment leaves the old file or the new one, whole. A
+/// folder that is missing is made.
 ///
 /// # Errors
 /// If the file cannot be written; nothing is left behind.
@@ -16,7 +17,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);
-    let written = fs::write(&temporary, bytes);
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = made.and_then(|()| fs::write(&temporary, bytes));
     written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
         // That the removal fails too is no news.
         let _ = fs::remove_file(&temporary);

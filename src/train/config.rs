@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::augment::Augment;
+use super::base::Start;
 use super::error::{Error, Result, in_file};
 use super::loss::Loss;
 use super::network::Layer;
 use super::optimizer::Rule as Optimizer;
 use super::prepare::Rules;
 use super::schedule::Schedule;
+use super::search::Search;
 
 /// What is predicted.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -27,11 +30,12 @@ pub enum Task {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// A .csv, .tsv or .npz file; relative to the configuration's folder.
+    /// A .csv, .tsv, .parquet or .npz file or a folder of pictures by class; relative to the configuration's folder.
     pub path: PathBuf,
     /// The array of the inputs, if an .npz file has several.
     pub inputs: Option<String>,
-    /// The column or array that is predicted.
+    /// The column or array that is predicted. Of pictures, their folders.
+    #[serde(default)]
     pub target: String,
     /// The columns that are used, in the order of the model's input; all others where none are named.
     #[serde(default)]
@@ -54,6 +58,17 @@ pub struct Data {
     pub stratify: bool,
     /// Folds of a cross-validation before the training itself.
     pub folds: Option<usize>,
+    /// Height and width that pictures are brought to; without it those of the first.
+    pub size: Option<[usize; 2]>,
+    /// Channels of pictures, 1 (grey) or 3; without it those of the first.
+    pub channels: Option<usize>,
+}
+
+impl Data {
+    /// The column or array that is predicted.
+    pub fn target(&self) -> &str {
+        if self.target.is_empty() { "class" } else { &self.target }
+    }
 }
 
 /// How classes count.
@@ -67,24 +82,6 @@ pub enum ClassWeights {
     Word(String),
     /// So, in the order of the labels.
     Each(Vec<f64>),
-}
-
-/// How images are changed at random in each epoch.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-pub struct Augment {
-    /// Moved by at most this many pixels along both axes.
-    #[serde(default)]
-    pub shift: usize,
-    /// Mirrored left to right, half of them.
-    #[serde(default)]
-    pub flip: bool,
-    /// Normal noise of this standard deviation, in prepared units; also for tables.
-    #[serde(default)]
-    pub noise: f32,
-    /// A square of this many pixels made empty.
-    #[serde(default)]
-    pub cutout: usize,
 }
 
 /// How the network is trained.
@@ -146,6 +143,9 @@ pub struct Output {
     pub input: Option<String>,
     /// The name of its output.
     pub output: Option<String>,
+    /// More settings for model.toml: batching, limits.
+    #[serde(default)]
+    pub settings: toml::Table,
 }
 
 /// A training.
@@ -162,6 +162,10 @@ pub struct Config {
     pub layers: Vec<Layer>,
     /// How the network is trained.
     pub train: Training,
+    /// The model that it begins with.
+    pub base: Option<Start>,
+    /// What is tried before.
+    pub search: Option<Search>,
     /// The folder that is made.
     #[serde(default)]
     pub model: Output,
@@ -184,7 +188,11 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|error| in_file(path, error))?;
         let mut config = Self::parse(&text).map_err(|error| in_file(path, error))?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        for file in [Some(&mut config.data.path), config.data.test_path.as_mut()].into_iter().flatten().filter(|file| file.is_relative()) {
+        for file in [Some(&mut config.data.path), config.data.test_path.as_mut(), config.base.as_mut().map(|base| &mut base.path)]
+            .into_iter()
+            .flatten()
+            .filter(|file| file.is_relative())
+        {
             *file = folder.join(&*file);
         }
         Ok((config, text))
@@ -207,11 +215,17 @@ impl Config {
         if !(train.l1 >= 0.0 && train.l2 >= 0.0) {
             return wrong("l1` or `train.l2", &"negative");
         }
+        if config.data.target.is_empty() && config.data.path.extension().is_some() {
+            return Err("`data.target` is missing: the column or array that is predicted".into());
+        }
         if config.data.test_path.is_some() && config.data.test != 0.0 {
             return Err("`data.test` and `data.test_path` exclude each other".into());
         }
         if train.patience.is_some() && config.data.validation == 0.0 {
             return Err("`train.patience` needs rows that say when to stop: `data.validation`".into());
+        }
+        if config.search.is_some() && config.data.validation == 0.0 && config.data.folds.is_none() {
+            return Err("a search needs rows that say which trial is best: `data.validation` or `data.folds`".into());
         }
         if let ClassWeights::Word(word) = &train.class_weights
             && word != "balanced"

@@ -3,47 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::config::{Augment, Config, Training};
+use super::augment::Augmenting;
+use super::base::Base;
+use super::config::{Config, Training};
 use super::error::{Error, Result};
 use super::loss::{Loss, Operands};
 use super::network::{Builder, Mode, Parameter, Role};
 use super::optimizer::{Gradient, Optimizer, clip_factor, norm};
 use super::random::Random;
+use super::rows::Rows;
 use super::schedule::Position;
 use crate::engine::{
     Appender, DType, Dim, Graph, Kind, LoadOptions, Loaded, Metadata, Model, Session, Slice, Threads, ValueId, View, append_gradients,
 };
-
-/// Prepared rows with their targets and how much each counts.
-#[derive(Clone, Debug, Default)]
-pub struct Rows {
-    /// The shape of a row of inputs.
-    pub shape: Vec<usize>,
-    /// Inputs, row by row.
-    pub x: Vec<f32>,
-    /// Outputs of a row.
-    pub outputs: usize,
-    /// Targets, row by row.
-    pub y: Vec<f32>,
-    /// A weight for each row.
-    pub weights: Vec<f32>,
-}
-
-impl Rows {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.weights.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.weights.is_empty()
-    }
-
-    fn size(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
 
 /// What an epoch came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,8 +61,7 @@ pub struct Trainer<'a> {
     found: Found,
     /// See [`State`].
     pub state: State,
-    /// What stands where an image has nothing.
-    empty: f32,
+    augmenting: Augmenting,
 }
 
 /// What a training needs to know of everything else.
@@ -106,6 +77,8 @@ pub struct Setting<'a> {
     pub validation: Option<&'a Rows>,
     /// What stands where an image has nothing.
     pub empty: f32,
+    /// What it begins with.
+    pub base: Option<&'a Base>,
     /// Where operators may run side by side.
     pub threads: &'a Arc<Threads>,
 }
@@ -136,7 +109,7 @@ fn program(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<Pro
     let weights = input(&mut graph, "weights", DType::F32, rows_of(&[]));
     let mut emit = Appender::new(&mut graph, "");
     let builder = Builder::new(&mut emit, Mode::Train { seed }, parameters, setting.config.train.seed);
-    let built = builder.network(&setting.config.layers, x, &setting.train.shape, setting.train.outputs)?;
+    let built = builder.network((setting.base, &setting.config.layers), x, &setting.train.shape, setting.train.outputs)?;
     let loss = setting.loss.emit(&mut emit, Operands { predictions: built.output, targets, weights })?;
     let trained: Vec<usize> = (0..parameters.len()).filter(|&i| parameters[i].role != Role::Statistic).collect();
     let wrt: Vec<ValueId> = trained.iter().map(|&i| built.parameters[i]).collect();
@@ -155,7 +128,7 @@ fn evaluation(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<
     let weights = input(&mut graph, "weights", DType::F32, rows_of(&[]));
     let mut emit = Appender::new(&mut graph, "");
     let builder = Builder::new(&mut emit, Mode::Evaluate, parameters, setting.config.train.seed);
-    let built = builder.network(&setting.config.layers, x, &setting.train.shape, setting.train.outputs)?;
+    let built = builder.network((setting.base, &setting.config.layers), x, &setting.train.shape, setting.train.outputs)?;
     let loss = setting.loss.emit(&mut emit, Operands { predictions: built.output, targets, weights })?;
     graph.outputs = vec![loss, built.output];
     session(graph, setting.threads)
@@ -174,8 +147,14 @@ impl<'a> Trainer<'a> {
         let optimizer = Optimizer::new(setting.config.train.optimizer, &lengths);
         let state = State { parameters, optimizer, history: Vec::new(), best: None };
         let Setting { config, loss, train, validation, empty, .. } = *setting;
+        let augmenting = Augmenting::new(config.train.augment, &train.shape, empty)?;
         let validation = validation.filter(|rows| !rows.is_empty());
-        Ok(Self { config: &config.train, loss, train, validation, program, evaluation, found: Found::default(), state, empty })
+        Ok(Self { config: &config.train, loss, train, validation, program, evaluation, found: Found::default(), state, augmenting })
+    }
+
+    /// Rows of an epoch.
+    pub fn rows(&self) -> usize {
+        self.train.len()
     }
 
     /// Steps of an epoch.
@@ -209,11 +188,11 @@ impl<'a> Trainer<'a> {
             y.clear();
             weights.clear();
             for &row in rows {
-                x.extend_from_slice(&self.train.x[row * size..(row + 1) * size]);
+                self.train.x.read(row * size..(row + 1) * size, &mut x)?;
                 y.extend_from_slice(&self.train.y[row * outputs..(row + 1) * outputs]);
                 weights.push(self.train.weights[row]);
             }
-            augment(self.config.augment, &self.train.shape, self.empty, &mut x, &mut random);
+            self.augmenting.apply(&mut x, &mut random);
             let loss = self.step(epoch * steps + step, (&x, &y, &weights))?;
             if !loss.is_finite() {
                 return Err(Error(format!(
@@ -297,7 +276,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// If an operator does not take its operands.
     pub fn evaluate(&mut self, rows: &Rows) -> Result<(f64, f64)> {
-        let (mut sum, mut total, mut predictions) = (0.0, 0.0, Vec::new());
+        let (mut sum, mut total, mut predictions, mut x) = (0.0, 0.0, Vec::new(), Vec::new());
         let (size, outputs) = (rows.size(), rows.outputs);
         /// Rows of a pass: enough to fill the machine, few enough for its caches.
         const PASS: usize = 256;
@@ -305,8 +284,10 @@ impl<'a> Trainer<'a> {
             let end = (start + PASS).min(rows.len());
             let shape: Vec<usize> = [&[end - start], &rows.shape[..]].concat();
             let (y_shape, rows_shape) = ([end - start, outputs], [end - start]);
+            x.clear();
+            rows.x.read(start * size..end * size, &mut x)?;
             let mut inputs = vec![
-                View::new(Slice::F32(&rows.x[start * size..end * size]), &shape),
+                View::new(Slice::F32(&x), &shape),
                 View::new(Slice::F32(&rows.y[start * outputs..end * outputs]), &y_shape),
                 View::new(Slice::F32(&rows.weights[start..end]), &rows_shape),
             ];
@@ -359,61 +340,4 @@ fn metric(loss: Loss, predictions: &[f32], rows: &Rows) -> f64 {
         }
     };
     right as f64 / rows.len() as f64
-}
-
-/// Changes the rows of a batch at random.
-fn augment(how: Augment, shape: &[usize], empty: f32, x: &mut [f32], random: &mut Random) {
-    let size: usize = shape.iter().product();
-    if let &[_, height, width] = shape {
-        for row in x.chunks_exact_mut(size) {
-            if how.flip && random.bits() & 1 == 1 {
-                row.chunks_exact_mut(width).for_each(<[f32]>::reverse);
-            }
-            if how.shift > 0 {
-                let mut by = || random.below(2 * how.shift + 1) as isize - how.shift as isize;
-                let (down, right) = (by(), by());
-                row.chunks_exact_mut(height * width).for_each(|plane| shift(plane, width, (down, right), empty));
-            }
-            if how.cutout > 0 {
-                let (top, left) = (random.below(height), random.below(width));
-                for plane in row.chunks_exact_mut(height * width) {
-                    for line in plane.chunks_exact_mut(width).skip(top).take(how.cutout) {
-                        line.iter_mut().skip(left).take(how.cutout).for_each(|v| *v = empty);
-                    }
-                }
-            }
-        }
-    }
-    if how.noise > 0.0 {
-        x.iter_mut().for_each(|v| *v += how.noise * random.normal() as f32);
-    }
-}
-
-fn shift(plane: &mut [f32], width: usize, (down, right): (isize, isize), empty: f32) {
-    let old = plane.to_vec();
-    for (i, to) in plane.iter_mut().enumerate() {
-        let (row, column) = ((i / width) as isize - down, (i % width) as isize - right);
-        let inside = row >= 0 && column >= 0 && (column as usize) < width;
-        let from = if inside { old.get(row as usize * width + column as usize) } else { None };
-        *to = from.copied().unwrap_or(empty);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn images_move_and_lose_parts() {
-        let mut plane = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        shift(&mut plane, 3, (1, -1), 9.0);
-        assert_eq!(plane, [9.0, 9.0, 9.0, 2.0, 3.0, 9.0]);
-        let mut images = vec![1.0; 2 * 16];
-        augment(Augment { cutout: 2, ..Augment::default() }, &[1, 4, 4], 0.0, &mut images, &mut Random::new(3, 0));
-        let gone: Vec<usize> = images.chunks(16).map(|image| image.iter().filter(|&&v| v == 0.0).count()).collect();
-        assert!(gone.iter().all(|n| (1..=4).contains(n)), "{gone:?}");
-        let mut row = vec![0.0; 8];
-        augment(Augment { noise: 0.5, ..Augment::default() }, &[8], 0.0, &mut row, &mut Random::new(3, 0));
-        assert!(row.iter().all(|&v| v != 0.0));
-    }
 }

@@ -5,15 +5,17 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::base::Base;
 use super::chart::{Curve, curves};
 use super::checkpoint::write_whole;
 use super::config::{Config, Task};
 use super::data::Target;
 use super::error::{Error, Result, in_file};
+use super::known::Known;
 use super::network::{Builder, Mode, Parameter};
 use super::prepare::Preparation;
-use super::run::{Known, Report, Unit};
-use crate::engine::{Appender, Attr, Dim, Emit, Graph, LoadOptions, Metadata, Session, Threads, Value, ValueId, onnx};
+use super::run::{Report, Unit};
+use crate::engine::{Appender, Attr, Dim, Emit, Graph, LoadOptions, Metadata, Session, Signature, Tensor, Threads, Value, ValueId, onnx};
 
 /// Rows of the golden samples.
 const GOLDEN_ROWS: usize = 8;
@@ -25,6 +27,7 @@ pub(super) struct Export<'a> {
     pub(super) known: &'a Known,
     pub(super) preparation: &'a Preparation,
     pub(super) unit: Unit,
+    pub(super) base: Option<&'a Base>,
     /// Rows of which the golden samples are taken.
     pub(super) sample: &'a [usize],
     pub(super) report: &'a Report,
@@ -46,7 +49,7 @@ impl Export<'_> {
         let model = onnx::read_model(&bytes, &LoadOptions::default())?;
         let signature = model.signature().clone();
         let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
-        let inputs = self.known.inputs.pick(&self.sample[..GOLDEN_ROWS.min(self.sample.len())]).tensors();
+        let inputs = self.known.pick(&self.sample[..GOLDEN_ROWS.min(self.sample.len())])?.tensors();
         let outputs = session.run(&inputs)?;
         let make = |path: &Path| std::fs::create_dir_all(path).map_err(|error| in_file(path, error));
         let golden = output.join("golden");
@@ -60,7 +63,7 @@ impl Export<'_> {
         write_whole(&output.join("model.toml"), self.settings().as_bytes())?;
         write_whole(&output.join("train.toml"), self.text.as_bytes())?;
         write_whole(&output.join("curves.svg"), self.curves().as_bytes())?;
-        write_whole(&output.join("README.md"), self.card(output, &signature, bytes.len()).as_bytes())?;
+        write_whole(&output.join("README.md"), self.card(output, &signature, bytes.len(), (&inputs, &outputs)).as_bytes())?;
         make(&output.join("1"))?;
         write_whole(&output.join("1/model.onnx"), &bytes)
     }
@@ -76,8 +79,12 @@ impl Export<'_> {
         let mut emit = Appender::new(&mut graph, "");
         let x = self.preparation.emit(&mut emit, self.config.model.input.as_deref().unwrap_or("x"))?;
         let outputs = self.known.outputs();
-        let built =
-            Builder::new(&mut emit, Mode::Serve, parameters, 0).network(&self.config.layers, x, &self.preparation.shape(), outputs)?;
+        let built = Builder::new(&mut emit, Mode::Serve, parameters, 0).network(
+            (self.base, &self.config.layers),
+            x,
+            &self.preparation.shape(),
+            outputs,
+        )?;
         let y = self.answer(&mut emit, built.output)?;
         let default = match self.known.task {
             Task::Classify => "probabilities",
@@ -113,7 +120,7 @@ impl Export<'_> {
             let labels: Vec<String> = labels.iter().map(|label| quoted(label)).collect();
             let _ = writeln!(text, "labels = [{}]", labels.join(", "));
         }
-        text
+        text + &self.config.model.settings.to_string()
     }
 
     fn curves(&self) -> String {
@@ -126,8 +133,8 @@ impl Export<'_> {
     }
 
     /// The model card.
-    fn card(&self, output: &Path, signature: &crate::engine::Signature, bytes: usize) -> String {
-        let Report { history, best, train, test, folds, rows, hash, metric } = self.report;
+    fn card(&self, output: &Path, signature: &Signature, bytes: usize, golden: (&[Tensor], &[Value])) -> String {
+        let Report { history, best, train, test, folds, rows, hash, metric, trials, .. } = self.report;
         let mut text = format!("# {}\n\n{}\n\n", self.name(output), self.config.model.description);
         if !self.config.model.about.is_empty() {
             let _ = writeln!(text, "{}\n", self.config.model.about.trim());
@@ -140,7 +147,10 @@ impl Export<'_> {
         }
         let _ = writeln!(
             text,
-            "\nMade by `ndserve train train.toml`. The preparation of the inputs is inside: the model takes raw rows.\n\n| | |\n|---|---|"
+            "\nThe preparation of the inputs is inside: the model takes raw rows. To make everything here again:\n\n\
+             ```sh\nndserve train {}\n```\n\n| | |\n|---|---|",
+            // A path of the machine says nothing elsewhere.
+            if output.is_relative() { output.join("train.toml") } else { "train.toml".into() }.display()
         );
         let path = self.config.data.path.file_name().unwrap_or_default().to_string_lossy();
         let _ = writeln!(text, "| data | `{path}`, {} rows train, {} say when to stop, {} judge |", rows[0], rows[1], rows[2]);
@@ -155,8 +165,43 @@ impl Export<'_> {
             let all: Vec<String> = folds.iter().map(|value| format!("{value:.4}")).collect();
             let _ = writeln!(text, "| {} folds | {metric} {mean:.4} ({}) |", folds.len(), all.join(", "));
         }
+        if let Some(base) = self.base {
+            let path =
+                self.config.base.as_ref().map_or(Path::new(""), |start| &start.path).file_name().unwrap_or_default().to_string_lossy();
+            let _ = writeln!(text, "| begun with | `{path}`: {} weights trained on, {} kept |", base.trained.len(), base.frozen);
+        }
+        if let Some((number, score, settings)) = trials {
+            let _ = writeln!(text, "| best of {number} trials | {settings} (score {score:.6}) |");
+        }
         let _ = writeln!(text, "| `1/model.onnx` | {bytes} bytes |\n| configuration and data | `{hash}` |\n\n![loss by epoch](curves.svg)");
-        text
+        text + &self.example(output, signature, golden)
+    }
+
+    /// A request for the first golden row with its answer, if they are short.
+    fn example(&self, output: &Path, signature: &Signature, (inputs, outputs): (&[Tensor], &[Value])) -> String {
+        /// Numbers that a reader bears in a line.
+        const LONG: usize = 256;
+        let row = |tensor: &Tensor| -> Option<(Vec<f32>, Vec<usize>)> {
+            let size = tensor.len() / tensor.shape().first()?;
+            Some((tensor.slice::<f32>()?.get(..size)?.to_vec(), [&[1], &tensor.shape()[1..]].concat()))
+        };
+        let ([input], [port], Some(answer)) = (inputs, &signature.inputs[..], outputs.first().and_then(Value::tensor)) else {
+            return String::new();
+        };
+        let (Some((values, shape)), Some((answer, _))) = (row(input).filter(|(values, _)| values.len() <= LONG), row(answer)) else {
+            return String::new();
+        };
+        // A request shows six digits of each number at most; its answer may differ in the last of four.
+        let short = |v: &f32, digits: usize| format!("{v:.digits$e}").parse::<f64>().unwrap_or(f64::NAN).to_string();
+        let list = |values: &[f32], digits| values.iter().map(|v| short(v, digits)).collect::<Vec<_>>().join(", ");
+        format!(
+            "\nAn example request, `POST /v2/models/{}/infer`:\n\n```json\n{{\"inputs\": [{{\"name\": \"{}\", \"shape\": {shape:?}, \
+             \"datatype\": \"FP32\", \"data\": [{}]}}]}}\n```\n\nIts answer: `[{}]`\n",
+            self.name(output),
+            port.name,
+            list(&values, 5),
+            list(&answer, 3)
+        )
     }
 }
 

@@ -3,6 +3,8 @@
 //! `data → prepare → network → loss → gradients (a pass of the engine) → optimiser → folder`. Synchronous and offline; everything
 //! random follows from one seed.
 
+pub mod augment;
+pub mod base;
 pub mod chart;
 pub mod checkpoint;
 pub mod config;
@@ -10,16 +12,21 @@ pub mod data;
 pub mod error;
 pub mod fit;
 pub mod folder;
+mod known;
 pub mod loss;
 pub mod metrics;
 pub mod network;
 pub mod optimizer;
 pub mod prepare;
 pub mod random;
+pub mod report;
+pub mod rows;
 pub mod run;
 pub mod schedule;
+pub mod search;
 pub mod split;
+pub mod summary;
 
 pub use config::Config;
 pub use error::Error;
-pub use run::{Controls, Ended, Report, run};
+pub use run::{Controls, Ended, Report, hash, run};

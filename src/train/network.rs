@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 
+use super::base::{Base, Ids};
 use super::error::{Error, Result};
 use super::random::Random;
 use crate::engine::{Appender, Attr, DType, Dim, Emit, Kind, Tensor, ValueId, drop_out};
@@ -127,6 +128,8 @@ pub enum Layer {
     Flatten {},
     Residual {
         layers: Vec<Layer>,
+        #[serde(default)]
+        shortcut: Vec<Layer>,
     },
 }
 
@@ -196,6 +199,8 @@ pub struct Builder<'a, 'g> {
     updates: Vec<(usize, ValueId)>,
     dropouts: u32,
     counts: Vec<(&'static str, usize)>,
+    /// What the names of parameters begin with: those of a base are taken.
+    prefix: &'static str,
 }
 
 /// What a network was built into.
@@ -213,7 +218,7 @@ impl<'a, 'g> Builder<'a, 'g> {
     /// A builder over `emit`. Parameters that are missing are drawn from the stream of `seed`.
     pub fn new(emit: &'a mut Appender<'g>, mode: Mode, parameters: &'a mut Vec<Parameter>, seed: u64) -> Self {
         let random = Random::new(seed, 0x1717);
-        Self { emit, mode, parameters, random, used: 0, ids: Vec::new(), updates: Vec::new(), dropouts: 0, counts: Vec::new() }
+        Self { emit, mode, parameters, random, used: 0, ids: Vec::new(), updates: Vec::new(), dropouts: 0, counts: Vec::new(), prefix: "" }
     }
 
     fn op(&mut self, name: &str, attrs: &[(&str, Attr)], inputs: &[ValueId]) -> Result<ValueId> {
@@ -221,15 +226,41 @@ impl<'a, 'g> Builder<'a, 'g> {
         Ok(emit.with(name, attrs, inputs)?)
     }
 
-    /// Builds `layers` on `x`, whose rows have the shape `shape`, and a dense layer of `outputs` behind them.
+    /// Builds the base, if there is one, on `x`, whose rows have the shape `shape`; `layers` behind it; and a dense layer of
+    /// `outputs`, unless the base is taken whole and has as many.
     ///
     /// # Errors
     /// The layer that does not fit, by its number.
-    pub fn network(mut self, layers: &[Layer], x: ValueId, shape: &[usize], outputs: usize) -> Result<Built> {
-        let (x, shape) = self.layers(layers, x, shape.to_vec(), "layer")?;
-        let last = Layer::Dense { units: outputs, bias: true, activation: None };
-        let (output, _) = self.layer(&last, x, shape).map_err(|error| Error(format!("the output layer: {error}")))?;
+    pub fn network(mut self, (base, layers): (Option<&Base>, &[Layer]), x: ValueId, shape: &[usize], outputs: usize) -> Result<Built> {
+        let (mut x, mut shape, mut whole) = (x, shape.to_vec(), false);
+        if let Some(base) = base {
+            x = self.base(base, x)?;
+            shape.clone_from(&base.shape);
+            self.prefix = "head.";
+            whole = base.whole && layers.is_empty() && shape == [outputs];
+        }
+        (x, shape) = self.layers(layers, x, shape, "layer")?;
+        let mut output = x;
+        if !whole {
+            let last = Layer::Dense { units: outputs, bias: true, activation: None };
+            (output, _) = self.layer(&last, x, shape).map_err(|error| Error(format!("the output layer: {error}")))?;
+        }
         Ok(Built { output, parameters: self.ids, updates: self.updates })
+    }
+
+    /// The nodes of a base, with its trained weights as parameters.
+    fn base(&mut self, base: &Base, x: ValueId) -> Result<ValueId> {
+        let mut ids = Ids::from([(base.input, x)]);
+        for (id, role) in &base.trained {
+            let tensor = &base.graph.constants[id];
+            let values = tensor.slice::<f32>().ok_or("a weight is not of FP32")?;
+            let mut next = values.iter().copied();
+            let name = base.graph.name(*id).to_owned();
+            let own = self.parameter(name, tensor.shape(), *role, |_| next.next().unwrap_or_default());
+            ids.insert(*id, own);
+        }
+        self.emit.splice(&base.graph, base.end, &mut ids);
+        ids.get(&base.end).copied().ok_or_else(|| "what is taken of the base is nowhere computed".into())
     }
 
     fn layers(&mut self, layers: &[Layer], mut x: ValueId, mut shape: Vec<usize>, path: &str) -> Result<(ValueId, Vec<usize>)> {
@@ -247,10 +278,10 @@ impl<'a, 'g> Builder<'a, 'g> {
             None => self.counts.push((kind, 1)),
         }
         let count = self.counts.iter().find(|(known, _)| *known == kind).map_or(1, |(_, count)| *count);
-        format!("{kind}_{count}")
+        format!("{}{kind}_{count}", self.prefix)
     }
 
-    fn parameter(&mut self, name: String, shape: &[usize], role: Role, first: impl Fn(&mut Random) -> f32) -> ValueId {
+    fn parameter(&mut self, name: String, shape: &[usize], role: Role, mut first: impl FnMut(&mut Random) -> f32) -> ValueId {
         let index = self.used;
         self.used += 1;
         if index == self.parameters.len() {
@@ -311,8 +342,9 @@ impl<'a, 'g> Builder<'a, 'g> {
                 }
             }
             Layer::Flatten {} => Ok((self.op("Flatten", &[("axis", Attr::Int(1))], &[x])?, vec![shape.iter().product()])),
-            Layer::Residual { layers } => {
+            Layer::Residual { layers, shortcut } => {
                 let (y, after) = self.layers(layers, x, shape.clone(), "layer")?;
+                let (x, shape) = self.layers(shortcut, x, shape, "shortcut")?;
                 if after != shape {
                     return Err(Error(format!("a residual of shape {after:?} cannot be added to an input of shape {shape:?}")));
                 }

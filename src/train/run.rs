@@ -1,18 +1,21 @@
 //! A training from its configuration to a model folder.
 
-use std::hash::Hasher;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
+use super::base::Base;
 use super::config::{ClassWeights, Config, Task};
-use super::data::{self, Column, Inputs, Target};
+use super::data::{Inputs, Target};
 use super::error::{Error, Result};
-use super::fit::{Epoch, Rows, Setting, Trainer};
+use super::fit::{Epoch, Setting, Trainer};
+use super::known::Known;
 use super::loss::Loss;
-use super::prepare::Preparation;
+use super::prepare::{Preparation, Scale};
+use super::rows::{Rows, Store};
 use super::split::{Split, folds, split};
-use super::{checkpoint, folder};
+use super::{checkpoint, folder, search};
 use crate::engine::{Appender, Graph, LoadOptions, Loaded, Metadata, Model, Session, Threads};
 
 /// What a training is told from outside, and what it tells.
@@ -23,6 +26,8 @@ pub struct Controls<'a> {
     pub resume: bool,
     /// Where operators may run side by side.
     pub threads: Arc<Threads>,
+    /// Bytes that raw rows may take in memory; more are read in parts, and prepared rows are kept in a file.
+    pub memory_bytes: usize,
     /// Told what is found and done, a line at a time.
     pub say: &'a dyn Fn(&str),
     /// Told of each step: its number of how many, and the loss.
@@ -57,73 +62,10 @@ pub struct Report {
     pub hash: String,
     /// What the metric is.
     pub metric: &'static str,
-}
-
-/// All that is known of the data.
-pub(super) struct Known {
-    pub(super) inputs: Inputs,
-    pub(super) target: Target,
-    pub(super) task: Task,
-    pub(super) loss: Loss,
-    /// How many rows are to be parted; those behind them judge.
-    own: usize,
-}
-
-impl Known {
-    fn read(config: &Config) -> Result<Self> {
-        let data = &config.data;
-        let (mut inputs, mut target) = data::read(&data.path, data.inputs.as_deref(), &data.target, usize::MAX >> 1)?;
-        let own = inputs.rows();
-        if let Some(path) = &data.test_path {
-            let (more, of_more) = data::read(path, data.inputs.as_deref(), &data.target, usize::MAX >> 1)?;
-            let said = |error: Error| super::error::in_file(path, error);
-            (inputs, target) = (inputs.join(more).map_err(said)?, target.join(of_more).map_err(said)?);
-        }
-        let inputs = match inputs {
-            Inputs::Table(table) if !data.features.is_empty() => Inputs::Table(table.select(&data.features)?),
-            Inputs::Array { .. } if !data.features.is_empty() => return Err("`data.features` are columns of a table".into()),
-            other => other,
-        };
-        let rows = config.prepare.rows(&inputs)?;
-        let own = rows.iter().filter(|&&row| row < own).count();
-        let whole = rows.len() == inputs.rows();
-        let text = matches!(target, Column::Texts(_));
-        let task = data.task.unwrap_or(if text || !data.labels.is_empty() { Task::Classify } else { Task::Regress });
-        let target = match task {
-            Task::Regress => Target::numbers(target, &data.target)?,
-            Task::Classify | Task::Binary => Target::classes(&target, &data.labels, &data.target)?,
-        };
-        if let Target::Classes { labels, .. } = &target {
-            let fits = if task == Task::Binary { labels.len() == 2 } else { labels.len() >= 2 };
-            if !fits {
-                return Err(Error(format!("the target `{}` has {} classes: {}", data.target, labels.len(), labels.join(", "))));
-            }
-        }
-        let loss = config.train.loss.unwrap_or(match task {
-            Task::Classify => Loss::CrossEntropy {},
-            Task::Binary => Loss::BinaryCrossEntropy {},
-            Task::Regress => Loss::MeanSquared {},
-        });
-        let (inputs, target) = if whole { (inputs, target) } else { (inputs.pick(&rows), target.pick(&rows)) };
-        Ok(Self { inputs, target, task, loss, own })
-    }
-
-    /// Which rows train, say when to stop, and judge.
-    fn split(&self, config: &Config) -> Result<Split> {
-        let own: Vec<usize> = (0..self.own).collect();
-        let shares = (config.data.validation, config.data.test);
-        let mut parts = split(&self.target.pick(&own), self.own, shares, config.data.stratify, config.train.seed)?;
-        parts.test.extend(self.own..self.inputs.rows());
-        Ok(parts)
-    }
-
-    /// Columns of the output.
-    pub(super) fn outputs(&self) -> usize {
-        match (&self.target, self.task) {
-            (Target::Classes { labels, .. }, Task::Classify) => labels.len(),
-            _ => 1,
-        }
-    }
+    /// How many trials a search made, the least score, and the settings that had it.
+    pub trials: Option<(usize, f64, String)>,
+    /// Rows that trained in a second.
+    pub speed: f64,
 }
 
 /// Numbers that targets are brought to one size with, as the output is brought back.
@@ -161,19 +103,22 @@ fn class_weights(known: &Known, train: &[usize], config: &ClassWeights) -> Resul
     }
 }
 
-/// Some rows, prepared.
-fn rows(known: &Known, preparation: &Preparation, unit: Unit, weights: &[f64], picked: &[usize]) -> Result<Rows> {
-    let (outputs, shape) = (known.outputs(), preparation.shape());
-    let inputs = known.inputs.pick(picked);
+/// Rows that are prepared at once.
+const PREPARED_AT_ONCE: usize = 4096;
+
+/// What prepares rows: a session over the graph of a preparation.
+fn preparing(preparation: &Preparation, threads: &Arc<Threads>) -> Result<Session> {
     let mut graph = Graph::default();
     let mut emit = Appender::new(&mut graph, "");
     let ready = preparation.emit(&mut emit, "inputs")?;
     graph.outputs.push(ready);
     let model = Model::build(Loaded { graph, metadata: Metadata::default() }, &LoadOptions { run_limit: None, ..LoadOptions::default() })?;
-    let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
-    let found = if picked.is_empty() { Vec::new() } else { session.run(&inputs.tensors())? };
-    let x =
-        found.first().and_then(|value| value.tensor()).and_then(|tensor| tensor.slice::<f32>().map(<[f32]>::to_vec)).unwrap_or_default();
+    Ok(Session::new(Arc::new(model), Arc::clone(threads)))
+}
+
+/// The targets and weights of some rows, whose inputs are not there yet.
+fn unprepared(known: &Known, store: Store, shape: Vec<usize>, unit: Unit, weights: &[f64], picked: &[usize]) -> Rows {
+    let outputs = known.outputs();
     let mut y = Vec::with_capacity(picked.len() * outputs);
     let mut of_rows = Vec::with_capacity(picked.len());
     for &row in picked {
@@ -187,7 +132,7 @@ fn rows(known: &Known, preparation: &Preparation, unit: Unit, weights: &[f64], p
             Target::Numbers(_) => 1.0,
         });
     }
-    Ok(Rows { shape, x, outputs, y, weights: of_rows })
+    Rows { shape, x: store, outputs, y, weights: of_rows }
 }
 
 /// One training on a split, prepared by its training rows.
@@ -197,19 +142,63 @@ struct Fitted {
     train: Rows,
     validation: Rows,
     test: Rows,
+    base: Option<Base>,
 }
 
 impl Fitted {
-    fn new(config: &Config, known: &Known, split: &Split) -> Result<Self> {
-        let preparation = Preparation::fit(&known.inputs.pick(&split.train), &config.prepare)?;
-        let unit = Unit::of(known, &split.train);
+    /// Fits to the training rows and prepares all. What does not fit into memory goes to a file in `folder` that has no name.
+    fn new(config: &Config, known: &Known, split: &Split, folder: &Path, threads: &Arc<Threads>) -> Result<Self> {
+        // A base has a preparation of its own, if any.
+        let mut rules = config.prepare.clone();
+        if config.base.is_some() {
+            rules.scale = rules.scale.or(Some(Scale::None));
+        }
+        let passing =
+            |f: &mut dyn FnMut(&Inputs, &[usize]) -> Result<()>| known.picked(&split.train, &mut |inputs, rows, _| f(inputs, rows));
+        let preparation = Preparation::fit(&passing, &rules)?;
+        let base = config.base.as_ref().map(|start| start.read(&preparation.shape())).transpose()?;
+        // A whole model gives numbers in the target's own unit already.
+        let own_unit = base.as_ref().is_some_and(|base| base.whole && config.layers.is_empty());
+        let unit = if own_unit { Unit { mean: 0.0, size: 1.0 } } else { Unit::of(known, &split.train) };
         let weights = class_weights(known, &split.train, &config.train.class_weights)?;
-        let of = |picked: &[usize]| rows(known, &preparation, unit, &weights, picked);
-        Ok(Self { train: of(&split.train)?, validation: of(&split.validation)?, test: of(&split.test)?, preparation, unit })
+        let mut session = preparing(&preparation, threads)?;
+        let shape = preparation.shape();
+        let mut part = |picked: &[usize], seen: bool| {
+            let store = if known.streams() { Store::on_disk(folder)? } else { Store::default() };
+            let mut rows = unprepared(known, store, shape.clone(), unit, &weights, picked);
+            known.picked(picked, &mut |inputs, inside, first| {
+                if !seen {
+                    preparation.known(inputs, inside, first)?;
+                }
+                for inside in inside.chunks(PREPARED_AT_ONCE) {
+                    let found = session.run(&inputs.pick(inside).tensors())?;
+                    let tensor = found.first().and_then(|value| value.tensor()).ok_or("the preparation gave nothing")?;
+                    rows.x.push(tensor.slice::<f32>().unwrap_or_default())?;
+                }
+                Ok(())
+            })?;
+            Ok::<Rows, Error>(rows)
+        };
+        Ok(Self {
+            train: part(&split.train, true)?,
+            validation: part(&split.validation, false)?,
+            test: part(&split.test, false)?,
+            preparation,
+            unit,
+            base,
+        })
     }
 
     fn setting<'s>(&'s self, config: &'s Config, loss: Loss, threads: &'s Arc<Threads>) -> Setting<'s> {
-        Setting { config, loss, train: &self.train, validation: Some(&self.validation), empty: self.preparation.zero(), threads }
+        Setting {
+            config,
+            loss,
+            train: &self.train,
+            validation: Some(&self.validation),
+            empty: self.preparation.zero(),
+            base: self.base.as_ref(),
+            threads,
+        }
     }
 }
 
@@ -225,60 +214,154 @@ fn settle(trainer: &mut Trainer<'_>) -> Option<usize> {
 /// # Errors
 /// What is wrong with the configuration or the data, by key, column or row; or a file that cannot be written.
 pub fn run(config: &Config, text: &str, output: &Path, controls: &Controls<'_>) -> Result<Ended> {
-    let known = Known::read(config)?;
-    let hash = hash(text, &known);
+    let known = Known::read(config, controls.memory_bytes)?;
     describe(&known, config, controls.say);
+    let Some(plan) = &config.search else { return train((config, text), None, &known, output, controls) };
+    let trials = plan.trials()?;
+    let found = match search_best(config, text, (&known, &trials), output, controls)? {
+        Some(found) => found,
+        None => return Ok(Ended::Stopped),
+    };
+    let (best, score) = found;
+    (controls.say)(&format!("best of {} trials: {} (score {score:.6})", trials.len(), search::line(&trials[best])));
+    let (chosen, own_text) = search::applied(config, text, &trials[best])?;
+    checkpoint::write_whole(&output.join("best.toml"), own_text.as_bytes())?;
+    let ended = train((&chosen, text), Some((trials.len(), score, search::line(&trials[best]))), &known, output, controls)?;
+    if ended != Ended::Stopped {
+        let _ = std::fs::remove_file(output.join("search.txt"));
+    }
+    Ok(ended)
+}
+
+/// The trial with the least score, and the score: the validation loss, or the mean metric of the folds with its sign changed. `None` if
+/// it was stopped.
+fn search_best(
+    config: &Config,
+    text: &str,
+    (known, trials): (&Known, &[search::Trial]),
+    output: &Path,
+    controls: &Controls<'_>,
+) -> Result<Option<(usize, f64)>> {
+    let (path, hash) = (output.join("search.txt"), known.hash(text));
+    // Every trial can be built, before the first is trained.
+    let configs = trials.iter().map(|trial| Ok(search::applied(config, text, trial)?.0)).collect::<Result<Vec<_>>>()?;
+    let mut scores = if controls.resume { search::Scores::read(&path, &hash) } else { search::Scores::new(&hash) };
+    for (number, config) in configs.iter().enumerate().skip(scores.done.len()) {
+        let parts = known.split(config)?;
+        let score = match config.data.folds {
+            Some(count) => {
+                cross_validate(config, known, &parts, count, output, controls)?.map(|found| -found.iter().sum::<f64>() / found.len() as f64)
+            }
+            None => validated(config, known, &parts, output, controls)?,
+        };
+        let Some(score) = score else { return Ok(None) };
+        (controls.say)(&format!("trial {} of {}: {}: score {score:.6}", number + 1, trials.len(), search::line(&trials[number])));
+        scores.done.push(score);
+        scores.write(&path)?;
+    }
+    let best = scores.best().ok_or("no trial of the search came to a number")?;
+    Ok(Some((best, scores.done[best])))
+}
+
+/// The least validation loss of a training; infinite if its loss was no number any more. `None` if it was stopped.
+fn validated(config: &Config, known: &Known, parts: &Split, folder: &Path, controls: &Controls<'_>) -> Result<Option<f64>> {
+    let fitted = Fitted::new(config, known, parts, folder, &controls.threads)?;
+    let mut trainer = Trainer::new(&fitted.setting(config, known.loss, &controls.threads))?;
+    while !trainer.finished() {
+        match trainer.epoch(controls.stop, |_, _| {}) {
+            Ok(Some(_)) if !controls.stop.load(std::sync::atomic::Ordering::Relaxed) => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.0.starts_with("the loss is") => return Ok(Some(f64::INFINITY)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(trainer.state.history.iter().filter_map(|epoch| epoch.validation).fold(f64::INFINITY, f64::min)))
+}
+
+/// The training itself, and the folder.
+fn train(
+    (config, text): (&Config, &str),
+    trials: Option<(usize, f64, String)>,
+    known: &Known,
+    output: &Path,
+    controls: &Controls<'_>,
+) -> Result<Ended> {
     let parts = known.split(config)?;
-    let fitted = Fitted::new(config, &known, &parts)?;
+    let fitted = Fitted::new(config, known, &parts, output, &controls.threads)?;
     (controls.say)(&fitted.preparation.report());
+    let hash = known.hash(text);
     let mut report = Report {
         rows: [parts.train.len(), parts.validation.len(), parts.test.len()],
         hash: hash.clone(),
         metric: metric_name(known.task),
+        trials,
         ..Report::default()
     };
-    std::fs::create_dir_all(output).map_err(|error| super::error::in_file(output, error))?;
-    let saved = output.join("checkpoint.npz");
     if let Some(count) = config.data.folds {
-        match cross_validate(config, &known, &parts, count, controls)? {
+        match cross_validate(config, known, &parts, count, output, controls)? {
             Some(found) => report.folds = found,
             None => return Ok(Ended::Stopped),
         }
     }
     let mut trainer = Trainer::new(&fitted.setting(config, known.loss, &controls.threads))?;
-    if controls.resume {
+    let saved = output.join("checkpoint.npz");
+    if controls.resume && (saved.exists() || config.search.is_none()) {
         checkpoint::load(&saved, &hash, &mut trainer.state)?;
         (controls.say)(&format!("resumed behind epoch {}", trainer.state.history.len()));
     }
+    let Some(speed) = epochs(config, &mut trainer, &hash, &saved, (report.metric, controls))? else { return Ok(Ended::Stopped) };
+    report.speed = speed;
+    report.best = settle(&mut trainer);
+    report.history.clone_from(&trainer.state.history);
+    report.train = trainer.evaluate(&fitted.train)?;
+    report.test = if fitted.test.is_empty() { None } else { Some(trainer.evaluate(&fitted.test)?) };
+    let sample = if parts.test.is_empty() { &parts.train } else { &parts.test };
+    let (preparation, base) = (&fitted.preparation, fitted.base.as_ref());
+    let export = folder::Export { config, text, known, preparation, unit: fitted.unit, base, sample, report: &report };
+    export.write(output, &mut trainer.state.parameters)?;
+    let _ = std::fs::remove_file(&saved);
+    Ok(Ended::Done(report))
+}
+
+/// All epochs that are left, a checkpoint behind each; gives the rows that trained in a second, or `None` if it was stopped.
+fn epochs(
+    config: &Config,
+    trainer: &mut Trainer<'_>,
+    hash: &str,
+    saved: &Path,
+    (metric, controls): (&str, &Controls<'_>),
+) -> Result<Option<f64>> {
     let steps = trainer.steps();
+    let (mut rows, mut seconds) = (0, 0.0);
     while !trainer.finished() {
         // An epoch that is stopped begins anew, from the state that was before it.
         let before = trainer.state.clone();
         let base = before.history.len() * steps;
         let stopped = controls.stop.load(std::sync::atomic::Ordering::Relaxed);
         let step = |step, loss| (controls.step)(base + step, config.train.epochs * steps, loss);
+        let start = Instant::now();
         let found = if stopped { None } else { trainer.epoch(controls.stop, step)? };
         let Some(epoch) = found else {
-            checkpoint::save(&saved, &hash, &before)?;
-            return Ok(Ended::Stopped);
+            checkpoint::save(saved, hash, &before)?;
+            return Ok(None);
         };
+        (rows, seconds) = (rows + trainer.rows(), seconds + start.elapsed().as_secs_f64());
         let number = trainer.state.history.len();
         let over = trainer.finished();
-        checkpoint::save(&saved, &hash, &trainer.state)?;
+        checkpoint::save(saved, hash, &trainer.state)?;
         if over || number.is_multiple_of((config.train.epochs / 20).max(1)) {
-            (controls.say)(&line(number, &epoch, report.metric));
+            (controls.say)(&line(number, &epoch, metric));
         }
     }
-    report.best = settle(&mut trainer);
-    report.history.clone_from(&trainer.state.history);
-    report.train = trainer.evaluate(&fitted.train)?;
-    report.test = if fitted.test.is_empty() { None } else { Some(trainer.evaluate(&fitted.test)?) };
-    let sample = if parts.test.is_empty() { &parts.train } else { &parts.test };
-    let export =
-        folder::Export { config, text, known: &known, preparation: &fitted.preparation, unit: fitted.unit, sample, report: &report };
-    export.write(output, &mut trainer.state.parameters)?;
-    let _ = std::fs::remove_file(&saved);
-    Ok(Ended::Done(report))
+    Ok(Some(if seconds > 0.0 { rows as f64 / seconds } else { 0.0 }))
+}
+
+/// The hash of a configuration and its data, which a model keeps.
+///
+/// # Errors
+/// What is wrong with the data.
+pub fn hash(config: &Config, text: &str) -> Result<String> {
+    Ok(Known::read(config, usize::MAX)?.hash(text))
 }
 
 fn metric_name(task: Task) -> &'static str {
@@ -293,8 +376,16 @@ fn line(number: usize, epoch: &Epoch, metric: &str) -> String {
 }
 
 /// Trains and tests on each fold of all rows but the test's; `None` if it was stopped.
-fn cross_validate(config: &Config, known: &Known, parts: &Split, count: usize, controls: &Controls<'_>) -> Result<Option<Vec<f64>>> {
-    let all = [&parts.train[..], &parts.validation].concat();
+fn cross_validate(
+    config: &Config,
+    known: &Known,
+    parts: &Split,
+    count: usize,
+    folder: &Path,
+    controls: &Controls<'_>,
+) -> Result<Option<Vec<f64>>> {
+    let mut all = [&parts.train[..], &parts.validation].concat();
+    all.sort_unstable();
     let mut found = Vec::with_capacity(count);
     for (number, mut fold) in folds(&known.target, &all, count, config.data.stratify, config.train.seed)?.into_iter().enumerate() {
         // What says when to stop comes from the fold's own training rows: the test of the fold judges only.
@@ -309,7 +400,7 @@ fn cross_validate(config: &Config, known: &Known, parts: &Split, count: usize, c
             let pick = |list: &[usize]| list.iter().map(|&at| fold.train[at]).collect::<Vec<_>>();
             (fold.validation, fold.train) = (pick(&inner.validation), pick(&inner.train));
         }
-        let fitted = Fitted::new(config, known, &fold)?;
+        let fitted = Fitted::new(config, known, &fold, folder, &controls.threads)?;
         let mut trainer = Trainer::new(&fitted.setting(config, known.loss, &controls.threads))?;
         while !trainer.finished() {
             let epoch = trainer.epoch(controls.stop, |_, _| {})?;
@@ -327,42 +418,16 @@ fn cross_validate(config: &Config, known: &Known, parts: &Split, count: usize, c
 
 /// Says what the data is.
 fn describe(known: &Known, config: &Config, say: &dyn Fn(&str)) {
-    let what = match &known.inputs {
-        Inputs::Table(table) => format!("{} columns", table.names.len()),
-        Inputs::Array { name, shape, .. } => format!("array `{name}` of {shape:?}"),
+    let columns = &known.summary.columns;
+    let what = match &known.summary.array {
+        None => format!("{} columns", columns.len()),
+        Some(shape) => format!("array `{}` of {shape:?}", columns[0].0),
     };
-    say(&format!("{}: {} rows, {what}", config.data.path.display(), known.inputs.rows()));
+    let place = if known.streams() { ", more than memory holds: read in parts" } else { "" };
+    say(&format!("{}: {} rows, {what}{place}", config.data.path.display(), known.rows));
     if let Target::Classes { labels, of } = &known.target {
         let counts: Vec<String> =
             labels.iter().enumerate().map(|(class, label)| format!("{label} {}", of.iter().filter(|&&c| c == class).count())).collect();
         say(&format!("classes: {}", counts.join(", ")));
     }
-}
-
-/// A hash of the configuration and the data: FNV-1a, which is no secret and the same everywhere.
-fn hash(text: &str, known: &Known) -> String {
-    struct Fnv(u64);
-    impl Hasher for Fnv {
-        fn finish(&self) -> u64 {
-            self.0
-        }
-        fn write(&mut self, bytes: &[u8]) {
-            bytes.iter().for_each(|&b| self.0 = (self.0 ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-        }
-    }
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    hasher.write(text.as_bytes());
-    let numbers = |hasher: &mut Fnv, values: &[f32]| values.iter().for_each(|v| hasher.write(&v.to_bits().to_le_bytes()));
-    match &known.inputs {
-        Inputs::Array { values, .. } => numbers(&mut hasher, values),
-        Inputs::Table(table) => table.columns.iter().for_each(|column| match column {
-            Column::Numbers(values) => numbers(&mut hasher, values),
-            Column::Texts(values) => values.iter().for_each(|text| hasher.write(text.as_bytes())),
-        }),
-    }
-    match &known.target {
-        Target::Numbers(values) => numbers(&mut hasher, values),
-        Target::Classes { of, .. } => of.iter().for_each(|&class| hasher.write(&(class as u64).to_le_bytes())),
-    }
-    format!("{:016x}", hasher.finish())
 }

@@ -1,14 +1,18 @@
 //! Data in memory: rows of a table, or of one array, with what is to be predicted of each.
 
+pub mod gather;
 mod read_csv;
+mod read_images;
 mod read_npz;
+mod read_parquet;
+mod source;
 
 use std::path::Path;
 
 use super::error::{Error, Result};
 use crate::engine::Tensor;
 
-pub use read_csv::read_csv;
+pub use source::{Source, Wanted};
 
 /// One column of a table.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,15 +44,17 @@ impl Column {
     ///
     /// # Errors
     /// If one is of numbers and the other of texts.
-    pub fn join(self, other: Self) -> Result<Self> {
+    pub fn append(&mut self, other: &Self) -> Result<()> {
         match (self, other) {
-            (Self::Numbers(a), Self::Numbers(b)) => Ok(Self::Numbers([a, b].concat())),
-            (Self::Texts(a), Self::Texts(b)) => Ok(Self::Texts([a, b].concat())),
-            _ => Err("numbers in one file, text in the other".into()),
+            (Self::Numbers(own), Self::Numbers(more)) => own.extend_from_slice(more),
+            (Self::Texts(own), Self::Texts(more)) => own.extend_from_slice(more),
+            _ => return Err("numbers in one file, text in the other".into()),
         }
+        Ok(())
     }
 
-    fn pick(&self, rows: &[usize]) -> Self {
+    /// Some rows, in the order given.
+    pub fn pick(&self, rows: &[usize]) -> Self {
         match self {
             Self::Numbers(values) => Self::Numbers(rows.iter().map(|&row| values[row]).collect()),
             Self::Texts(values) => Self::Texts(rows.iter().map(|&row| values[row].clone()).collect()),
@@ -69,6 +75,15 @@ impl Table {
     /// How many rows it has.
     pub fn rows(&self) -> usize {
         self.columns.first().map_or(0, Column::rows)
+    }
+
+    /// The column of a name.
+    ///
+    /// # Errors
+    /// If there is none: which there are.
+    pub fn column(&self, name: &str) -> Result<&Column> {
+        let at = self.names.iter().position(|known| known == name);
+        at.map(|at| &self.columns[at]).ok_or_else(|| Error(format!("there is no column `{name}`; there are {}", quoted(&self.names))))
     }
 
     /// Takes a column out.
@@ -126,17 +141,17 @@ impl Inputs {
     ///
     /// # Errors
     /// The column or array that differs.
-    pub fn join(self, other: Self) -> Result<Self> {
+    pub fn append(&mut self, other: &Self) -> Result<()> {
         match (self, other) {
-            (Self::Array { name, shape, values }, Self::Array { shape: other, values: more, .. }) if shape == other => {
-                Ok(Self::Array { name, shape, values: [values, more].concat() })
+            (Self::Array { shape, values, .. }, Self::Array { shape: other, values: more, .. }) if shape == other => {
+                values.extend_from_slice(more);
+                Ok(())
             }
-            (Self::Table(table), Self::Table(mut other)) => {
-                let mut columns = Vec::new();
-                for (name, column) in table.names.iter().zip(table.columns) {
-                    columns.push(column.join(other.take(name)?).map_err(|error| Error(format!("column `{name}`: {error}")))?);
+            (Self::Table(table), Self::Table(other)) => {
+                for (name, column) in table.names.iter().zip(&mut table.columns) {
+                    column.append(other.column(name)?).map_err(|error| Error(format!("column `{name}`: {error}")))?;
                 }
-                Ok(Self::Table(Table { names: table.names, columns }))
+                Ok(())
             }
             _ => Err("the rows of the two files have different shapes".into()),
         }
@@ -279,22 +294,13 @@ impl Target {
     }
 }
 
-/// The columns of a file: of a `.csv` its own, of an `.npz` its vectors; and the one array of an `.npz` that is not a vector, if the
-/// inputs are named so.
+/// All rows of a file, as long as they take no more than `limit` bytes: [`Source`] with one file.
 ///
 /// # Errors
-/// What is wrong with the file, by its row or array.
+/// What is wrong with the file, by its row or array; or if it is too large.
 pub fn read(path: &Path, inputs: Option<&str>, target: &str, limit: usize) -> Result<(Inputs, Column)> {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    match extension.as_str() {
-        "csv" | "tsv" => {
-            let mut table = read_csv(path)?;
-            let target = table.take(target).map_err(|error| super::error::in_file(path, error))?;
-            Ok((Inputs::Table(table), target))
-        }
-        "npz" => read_npz::read(path, inputs, target, limit).map_err(|error| super::error::in_file(path, error)),
-        _ => Err(super::error::in_file(path, "the kind of data is not known; known are .csv, .tsv and .npz")),
-    }
+    let source = Source::open(&[path], &Wanted { inputs, target, any_texts: true, ..Wanted::default() }, limit)?;
+    source.into_memory().ok_or_else(|| super::error::in_file(path, format!("its rows take more than {limit} bytes")))
 }
 
 #[cfg(test)]

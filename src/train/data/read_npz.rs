@@ -1,38 +1,83 @@
-//! Arrays of NumPy's archives.
+//! Arrays of NumPy's archives, read in parts.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
+use super::source::{Reader, part_rows};
 use super::{Column, Inputs, quoted};
 use crate::engine::{Slice, Tensor, npz};
-use crate::train::error::{Error, Result};
+use crate::train::error::{Error, Result, in_file};
 
-/// The array of the inputs (the only other one, if no name is given) and the target's.
-pub(super) fn read(path: &Path, inputs: Option<&str>, target: &str, limit: usize) -> Result<(Inputs, Column)> {
-    let file = std::fs::File::open(path).map_err(|error| Error(error.to_string()))?;
-    let mut arrays = npz::read(file, limit)?;
-    let names: Vec<String> = arrays.keys().cloned().collect();
-    let missing = |name: &str| Error(format!("there is no array `{name}`; there are {}", quoted(&names)));
-    let of_target = arrays.remove(target).ok_or_else(|| missing(target))?;
-    let name = match inputs {
-        Some(name) => name.to_owned(),
-        None if arrays.len() == 1 => arrays.keys().next().cloned().unwrap_or_default(),
-        None => return Err(Error(format!("there are {}: `inputs` must name one", quoted(&names)))),
-    };
-    let array = arrays.remove(&name).ok_or_else(|| missing(&name))?;
-    let rows = array.shape().first().copied().unwrap_or(0);
-    if array.shape().len() < 2 || rows == 0 || array.is_empty() {
-        return Err(Error(format!("array `{name}` has shape {:?}; a dimension for rows and one behind it are wanted", array.shape())));
+/// An archive with the array of the inputs and the target's.
+#[derive(Debug)]
+pub(super) struct Npz {
+    path: PathBuf,
+    name: String,
+    /// Of a row.
+    shape: Vec<usize>,
+    target: Column,
+}
+
+impl Npz {
+    /// The array named `inputs`, or the only one beside the target's.
+    ///
+    /// # Errors
+    /// The array that is missing or has a wrong shape.
+    pub(super) fn open(path: &Path, inputs: Option<&str>, target: &str) -> Result<Self> {
+        Self::read(path, inputs, target).map_err(|error| in_file(path, error))
     }
-    let vector = of_target.shape().iter().skip(1).all(|&n| n == 1);
-    if of_target.shape().first() != Some(&rows) || !vector {
-        return Err(Error(format!("array `{target}` has shape {:?}; one value for each of {rows} rows is wanted", of_target.shape())));
+
+    fn read(path: &Path, inputs: Option<&str>, target: &str) -> Result<Self> {
+        let file = || File::open(path).map_err(|error| Error(error.to_string()));
+        let mut shapes = npz::shapes(file()?)?;
+        let names: Vec<String> = shapes.keys().cloned().collect();
+        let missing = |name: &str| Error(format!("there is no array `{name}`; there are {}", quoted(&names)));
+        let of_target = shapes.remove(target).ok_or_else(|| missing(target))?;
+        let name = match inputs {
+            Some(name) => name.to_owned(),
+            None if shapes.len() == 1 => shapes.keys().next().cloned().unwrap_or_default(),
+            None => return Err(Error(format!("there are {}: `inputs` must name one", quoted(&names)))),
+        };
+        let shape = shapes.remove(&name).ok_or_else(|| missing(&name))?;
+        let rows = shape.first().copied().unwrap_or(0);
+        if shape.len() < 2 || shape.contains(&0) {
+            return Err(Error(format!("array `{name}` has shape {shape:?}; a dimension for rows and one behind it are wanted")));
+        }
+        if of_target.first() != Some(&rows) || of_target.iter().skip(1).any(|&n| n != 1) {
+            return Err(Error(format!("array `{target}` has shape {of_target:?}; one value for each of {rows} rows is wanted")));
+        }
+        let mut answers: Option<Column> = None;
+        npz::each_rows(file()?, target, rows, &mut |tensor| {
+            answers = Some(match tensor.data() {
+                Slice::String(values) => Column::Texts(values.to_vec()),
+                _ => Column::Numbers(numbers(&tensor, target)?),
+            });
+            Ok::<(), Error>(())
+        })?;
+        let target = answers.ok_or_else(|| missing(target))?;
+        Ok(Self { path: path.to_owned(), name, shape: shape[1..].to_vec(), target })
     }
-    let shape = array.shape()[1..].to_vec();
-    let target = match of_target.data() {
-        Slice::String(values) => Column::Texts(values.to_vec()),
-        _ => Column::Numbers(numbers(&of_target, target)?),
-    };
-    Ok((Inputs::Array { values: numbers(&array, &name)?, name, shape }, target))
+
+    fn size(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl Reader for Npz {
+    fn bytes(&self) -> usize {
+        self.target.rows() * self.size() * size_of::<f32>()
+    }
+
+    fn parts(&self, f: &mut dyn FnMut(Inputs, Column) -> Result<()>) -> Result<()> {
+        let file = File::open(&self.path).map_err(|error| in_file(&self.path, error))?;
+        let mut first = 0;
+        npz::each_rows(file, &self.name, part_rows(self.size()), &mut |tensor| {
+            let values = numbers(&tensor, &self.name).map_err(|error| in_file(&self.path, error))?;
+            let rows: Vec<usize> = (first..first + tensor.shape()[0]).collect();
+            first += rows.len();
+            f(Inputs::Array { name: self.name.clone(), shape: self.shape.clone(), values }, self.target.pick(&rows))
+        })
+    }
 }
 
 fn numbers(tensor: &Tensor, name: &str) -> Result<Vec<f32>> {

@@ -1,71 +1,11 @@
-//! Training from a configuration to a folder that serves.
-#![allow(missing_docs, reason = "a test binary has no readers of its documentation page")]
+//! Trainings of small data, whole and in parts.
 
-use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ndserve::engine::{LoadOptions, Model, Session, Tensor, Threads, npz};
-use ndserve::train::{Config, Controls, Ended, Report, run};
+use ndserve::engine::{Tensor, npz};
+use ndserve::train::Ended;
 
-/// A folder that is removed when it is dropped.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("train-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn with(self, name: &str, content: impl AsRef<[u8]>) -> Self {
-        fs::write(self.0.join(name), content).unwrap();
-        self
-    }
-
-    /// Trains; `stop_at` is the step at which Ctrl-C is pressed.
-    fn train(&self, output: &str, resume: bool, stop_at: usize, threads: usize) -> Result<Ended, String> {
-        let (config, text) = Config::read(&self.0.join("train.toml")).map_err(|error| error.to_string())?;
-        let stop = AtomicBool::new(false);
-        let steps = Cell::new(0);
-        let step = |_, _, _| {
-            steps.set(steps.get() + 1);
-            if steps.get() == stop_at {
-                stop.store(true, Ordering::Relaxed);
-            }
-        };
-        let threads = Arc::new(Threads::new(threads).unwrap());
-        let controls = Controls { stop: &stop, resume, threads, say: &|_| {}, step: &step };
-        run(&config, &text, &self.0.join(output), &controls).map_err(|error| error.to_string())
-    }
-
-    fn done(&self, output: &str) -> Report {
-        match self.train(output, false, 0, 1).unwrap() {
-            Ended::Done(report) => report,
-            Ended::Stopped => panic!("it was not stopped"),
-        }
-    }
-
-    fn answer(&self, output: &str, inputs: &[Tensor]) -> Vec<f32> {
-        let model = Model::load(&self.0.join(output).join("1/model.onnx"), &LoadOptions::default()).unwrap();
-        let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
-        session.run(inputs).unwrap()[0].tensor().unwrap().slice::<f32>().unwrap().to_vec()
-    }
-
-    fn model(&self, output: &str) -> Vec<u8> {
-        fs::read(self.0.join(output).join("1/model.onnx")).unwrap()
-    }
-}
+use crate::fixture::{Folder, ndserve};
 
 const TWO_FEATURES: &str = "x1,x2,class\n1,2,0\n2,3,0\n3,4,1\n4,5,1\n5,6,1\n";
 
@@ -93,7 +33,7 @@ fn five_rows_are_learnt_in_a_thousand_epochs() {
 }
 
 /// Rows of two classes around two centres, with texts, missing cells and a useless column.
-fn table() -> String {
+pub(crate) fn table() -> String {
     let mut text = "size,colour,label,weight\n".to_owned();
     for i in 0..60 {
         let class = i % 2;
@@ -105,7 +45,7 @@ fn table() -> String {
     text
 }
 
-const TABLE: &str = "[data]\npath = \"data.csv\"\ntarget = \"label\"\nvalidation = 0.2\ntest = 0.2\n\
+pub(crate) const TABLE: &str = "[data]\npath = \"data.csv\"\ntarget = \"label\"\nvalidation = 0.2\ntest = 0.2\n\
                      [prepare]\nmissing = \"mean\"\nindicator = true\n[prepare.columns.size]\nclip = [0.0, 1.0]\n\
                      [[layer]]\nkind = \"dense\"\nunits = 8\nactivation = \"relu\"\n[[layer]]\nkind = \"batch_norm\"\n[[layer]]\nkind = \"dropout\"\nrate = 0.2\n\
                      [[layer]]\nkind = \"residual\"\nlayers = [{ kind = \"dense\", units = 8, activation = \"tanh\" }]\n\
@@ -145,7 +85,7 @@ fn a_training_that_was_stopped_goes_on_to_the_same_bits() {
 }
 
 /// Small pictures of a bright row or column.
-fn pictures() -> Vec<u8> {
+pub(crate) fn pictures() -> Vec<u8> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for i in 0..48_usize {
         let (class, at) = (i % 2, (i / 2) % 6);
@@ -204,13 +144,6 @@ fn what_is_wrong_is_named() {
         assert!(error.contains(message), "{message}: {error}");
         assert!(!folder.0.join("model/1").exists(), "{message}: a model was written");
     }
-}
-
-/// Runs the program; gives its exit code, and what it said.
-fn ndserve(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_ndserve")).args(args).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]

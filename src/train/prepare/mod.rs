@@ -1,12 +1,21 @@
 //! Preparation of inputs: fitted on the training rows, then a part of every graph, so that the served model takes raw rows.
 
+mod date;
+mod fit;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::data::{Column, Inputs, Table};
+use super::data::{Column, Inputs};
 use super::error::{Error, Result};
 use crate::engine::{Appender, Attr, DType, Dim, Emit, Kind, Tensor, ValueId};
+
+/// Whether all texts are dates that are seen to be so without being told.
+pub(super) fn are_dates<'a>(mut texts: impl Iterator<Item = &'a str>) -> bool {
+    let Some(first) = texts.next() else { return false };
+    date::Format::of(first, None).is_some_and(|format| texts.all(|text| format.days(text).is_some()))
+}
 
 /// What is done about a missing number.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
@@ -46,6 +55,19 @@ pub enum Encode {
     OneHot,
     /// Their number in alphabetical order; one that was not seen is -1.
     Ordinal,
+    /// Days, of dates. Where nothing is said, if every text is a date with the year in front or points between.
+    Date,
+}
+
+/// What is done about a text that no training row has.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Unknown {
+    /// In a row that says when to stop or judges it is an error that names the row; a served one is as `allow` has it.
+    #[default]
+    Refuse,
+    /// It is none of the categories.
+    Allow,
 }
 
 /// How a column is prepared; what is not said is as for all columns.
@@ -64,6 +86,10 @@ pub struct Rule {
     pub scale: Option<Scale>,
     /// How texts are encoded.
     pub encode: Option<Encode>,
+    /// The order of day, month and year in dates.
+    pub date: Option<date::Order>,
+    /// What is done about texts that no training row has.
+    pub unknown: Option<Unknown>,
 }
 
 /// How all columns are prepared, and how single ones.
@@ -82,6 +108,10 @@ pub struct Rules {
     pub scale: Option<Scale>,
     /// How texts are encoded.
     pub encode: Option<Encode>,
+    /// The order of day, month and year in dates.
+    pub date: Option<date::Order>,
+    /// What is done about texts that no training row has.
+    pub unknown: Option<Unknown>,
     /// Single columns, by name.
     #[serde(default)]
     pub columns: BTreeMap<String, Rule>,
@@ -97,27 +127,38 @@ impl Rules {
             log: own.log.or(self.log),
             scale: own.scale.or(self.scale),
             encode: own.encode.or(self.encode),
+            date: own.date.or(self.date),
+            unknown: own.unknown.or(self.unknown),
         }
     }
 
-    /// The rows that are used: all but those with a missing number in a column whose rule is to drop them.
+    /// The columns that may hold numbers among texts, because they are said to be texts.
+    pub fn texts(&self) -> Vec<&str> {
+        self.columns.iter().filter(|(_, rule)| rule.encode.is_some()).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// The rows of a part that are used, by their number in it: all but those with a missing value in a column whose rule is to drop
+    /// them. `first` is the number of the part's first row.
     ///
     /// # Errors
-    /// A column that is named here and not there, or a row with a missing value where the rule is to refuse it.
-    pub fn rows(&self, inputs: &Inputs) -> Result<Vec<usize>> {
+    /// A column that is named here and not there, or a row with a missing number where the rule is to refuse it.
+    pub fn rows(&self, inputs: &Inputs, first: usize) -> Result<Vec<usize>> {
         let Inputs::Table(table) = inputs else { return Ok((0..inputs.rows()).collect()) };
         if let Some(name) = self.columns.keys().find(|name| !table.names.contains(name)) {
             return Err(Error(format!("`prepare.columns.{name}`: there is no such column")));
         }
+        let rules: Vec<Missing> = table.names.iter().map(|name| self.of(name).missing.unwrap_or_default()).collect();
         let mut kept = Vec::with_capacity(table.rows());
         'rows: for row in 0..table.rows() {
-            for (name, column) in table.names.iter().zip(&table.columns) {
-                if !matches!(column, Column::Numbers(_)) || !column.missing(row) {
+            for ((name, column), rule) in table.names.iter().zip(&table.columns).zip(&rules) {
+                let number = matches!(column, Column::Numbers(_));
+                if !column.missing(row) {
                     continue;
                 }
-                match self.of(name).missing.unwrap_or_default() {
-                    Missing::Refuse => {
-                        return Err(Error(format!("row {}: `{name}` is missing; `prepare.missing` can say what to do about it", row + 1)));
+                match rule {
+                    Missing::Refuse if number => {
+                        let row = first + row + 1;
+                        return Err(Error(format!("row {row}: `{name}` is missing; `prepare.missing` can say what to do about it")));
                     }
                     Missing::Drop => continue 'rows,
                     _ => {}
@@ -144,13 +185,27 @@ pub struct Numbers {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Texts {
     categories: Vec<String>,
-    encode: Encode,
+    /// One column for each, or one number for all.
+    hot: bool,
+    refuse: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Fitted {
     Numbers(Numbers),
+    /// Dates, as days since a day.
+    Dates(date::Format, f64, Numbers),
     Texts(Texts),
+}
+
+impl Fitted {
+    /// The numbers that it is, or becomes.
+    fn numbers(&self) -> Option<&Numbers> {
+        match self {
+            Self::Numbers(numbers) | Self::Dates(_, _, numbers) => Some(numbers),
+            Self::Texts(_) => None,
+        }
+    }
 }
 
 /// A preparation, fitted.
@@ -163,98 +218,15 @@ pub struct Preparation {
     together: bool,
 }
 
-/// A quantile of sorted values, between two of them in proportion.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let at = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
-}
-
-fn fit_numbers(values: &[f32], rule: &Rule, default: Scale, name: &str) -> Result<Numbers> {
-    let mut known: Vec<f64> = values.iter().filter(|v| !v.is_nan()).map(|&v| f64::from(v)).collect();
-    if known.is_empty() {
-        return Err(Error(format!("column `{name}` has no value in any training row")));
-    }
-    known.sort_unstable_by(f64::total_cmp);
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let fill = match rule.missing.unwrap_or_default() {
-        Missing::Constant(value) => value,
-        Missing::Median => quantile(&known, 0.5) as f32,
-        _ => mean(&known) as f32,
-    };
-    let clip = rule.clip.map(|[low, high]| [quantile(&known, low) as f32, quantile(&known, high) as f32]);
-    if let Some([low, high]) = rule.clip
-        && !(0.0..high).contains(&low)
-    {
-        return Err(Error(format!("column `{name}`: `clip` is [{low}, {high}]; two rising quantiles between 0 and 1 are wanted")));
-    }
-    let log = rule.log.unwrap_or(false);
-    // The scale is that of the training rows as they come to it.
-    let through = |v: f32| {
-        let v = if v.is_nan() { fill } else { v };
-        let v = clip.map_or(v, |[low, high]| v.clamp(low, high));
-        f64::from(if log { v.max(0.0).ln_1p() } else { v })
-    };
-    let ready: Vec<f64> = values.iter().map(|&v| through(v)).collect();
-    let (shift, size) = match rule.scale.unwrap_or(default) {
-        Scale::None => (0.0, 1.0),
-        Scale::Standard => {
-            let mean = mean(&ready);
-            (mean, (ready.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / ready.len() as f64).sqrt())
-        }
-        Scale::MinMax => {
-            let (least, greatest) = ready.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
-            (least, greatest - least)
-        }
-    };
-    // A column of one value says nothing; it becomes zeros.
-    let factor = if size > 0.0 { 1.0 / size } else { 1.0 };
-    Ok(Numbers { fill, indicator: rule.indicator.unwrap_or(false), clip, log, shift: shift as f32, factor: factor as f32 })
-}
-
 impl Preparation {
-    /// Fits to training rows. Tables are standardised where nothing else is said, arrays left as they are.
-    ///
-    /// # Errors
-    /// The column that cannot be fitted, or a rule that does not fit it.
-    pub fn fit(inputs: &Inputs, rules: &Rules) -> Result<Self> {
-        match inputs {
-            Inputs::Array { name, shape, values } => {
-                let rule = rules.of(name);
-                if *rules != (Rules { scale: rules.scale, ..Rules::default() }) {
-                    return Err("an array takes `scale` of the preparation only".into());
-                }
-                let fitted = Fitted::Numbers(fit_numbers(values, &rule, Scale::None, name)?);
-                Ok(Self { columns: vec![(name.clone(), fitted)], array: Some(shape.clone()), together: true })
-            }
-            Inputs::Table(Table { names, columns }) => {
-                let fit = |(name, column): (&String, &Column)| {
-                    let rule = rules.of(name);
-                    let fitted = match column {
-                        Column::Numbers(values) => Fitted::Numbers(fit_numbers(values, &rule, Scale::Standard, name)?),
-                        Column::Texts(values) => {
-                            let mut categories = values.clone();
-                            categories.sort_unstable();
-                            categories.dedup();
-                            Fitted::Texts(Texts { categories, encode: rule.encode.unwrap_or(Encode::OneHot) })
-                        }
-                    };
-                    Ok((name.clone(), fitted))
-                };
-                let columns = names.iter().zip(columns).map(fit).collect::<Result<_>>()?;
-                Ok(Self { columns, array: None, together: inputs.numbers_only() })
-            }
-        }
-    }
-
     /// The shape of a prepared row.
     pub fn shape(&self) -> Vec<usize> {
         if let Some(shape) = &self.array {
             return shape.clone();
         }
         let width = |(_, fitted): &(String, Fitted)| match fitted {
-            Fitted::Numbers(numbers) => 1 + usize::from(numbers.indicator),
-            Fitted::Texts(texts) if texts.encode == Encode::OneHot => texts.categories.len(),
+            Fitted::Numbers(numbers) | Fitted::Dates(_, _, numbers) => 1 + usize::from(numbers.indicator),
+            Fitted::Texts(texts) if texts.hot => texts.categories.len(),
             Fitted::Texts(_) => 1,
         };
         vec![self.columns.iter().map(width).sum()]
@@ -291,12 +263,20 @@ impl Preparation {
         let mut texts = Vec::new();
         for (name, fitted) in &self.columns {
             match fitted {
-                Fitted::Numbers(_) => parts.push(input(name, DType::F32, vec![Dim::Fixed(1)])),
+                Fitted::Numbers(_) => parts.push((input(name, DType::F32, vec![Dim::Fixed(1)]), None)),
+                Fitted::Dates(format, origin, _) => {
+                    parts.push((input(name, DType::String, vec![Dim::Fixed(1)]), Some((*format, *origin))));
+                }
                 Fitted::Texts(fitted) => texts.push((input(name, DType::String, vec![Dim::Fixed(1)]), fitted)),
             }
         }
         let mut ready = Vec::new();
         if !parts.is_empty() {
+            let number = |emit: &mut Appender<'_>, (x, date): (ValueId, Option<(date::Format, f64)>)| match date {
+                None => Ok::<_, Error>(x),
+                Some((format, origin)) => Ok(format.emit(emit, x, origin)?),
+            };
+            let parts = parts.into_iter().map(|part| number(emit, part)).collect::<Result<_>>()?;
             let x = joined(emit, parts)?;
             let (x, indicators) = self.numbers(emit, x)?;
             ready = [vec![x], indicators].concat();
@@ -309,7 +289,7 @@ impl Preparation {
 
     /// All columns of numbers at once, and the columns that say what was missing.
     fn numbers(&self, emit: &mut dyn Emit, x: ValueId) -> Result<(ValueId, Vec<ValueId>)> {
-        let all: Vec<&Numbers> = self.columns.iter().filter_map(|(_, f)| if let Fitted::Numbers(n) = f { Some(n) } else { None }).collect();
+        let all: Vec<&Numbers> = self.columns.iter().filter_map(|(_, fitted)| fitted.numbers()).collect();
         let row =
             |emit: &mut dyn Emit, f: &dyn Fn(&Numbers) -> f32| emit.constant(Tensor::vector(all.iter().map(|n| f(n)).collect::<Vec<_>>()));
         let mut y = x;
@@ -350,17 +330,61 @@ impl Preparation {
         Ok((y, indicators))
     }
 
-    /// The columns as text: what was found of each and what is done.
-    pub fn report(&self) -> String {
-        let line = |(name, fitted): &(String, Fitted)| match fitted {
-            Fitted::Numbers(n) => {
-                let clip = n.clip.map_or(String::new(), |[low, high]| format!(", clipped to {low}..{high}"));
-                let log = if n.log { ", ln(1 + x)" } else { "" };
-                format!("  {name}: numbers, missing → {}{clip}{log}, less {}, times {}\n", n.fill, n.shift, n.factor)
+    /// Each column with what is done about it.
+    pub fn columns(&self) -> Vec<(&str, String)> {
+        let numbers = |n: &Numbers| {
+            let mut steps = Vec::new();
+            if self.array.is_none() {
+                steps.push(format!("missing → {}", n.fill));
             }
-            Fitted::Texts(t) => format!("  {name}: {} categories, {:?}\n", t.categories.len(), t.encode),
+            if n.indicator {
+                steps.push("a column for what was missing".to_owned());
+            }
+            if let Some([low, high]) = n.clip {
+                steps.push(format!("clipped to {low}..{high}"));
+            }
+            if n.log {
+                steps.push("ln(1 + x)".to_owned());
+            }
+            if n.shift != 0.0 || n.factor != 1.0 {
+                steps.push(format!("less {}, times {}", n.shift, n.factor));
+            }
+            steps.join(", ")
         };
-        self.columns.iter().map(line).collect()
+        let line = |(_, fitted): &(String, Fitted)| match fitted {
+            Fitted::Numbers(n) => format!("numbers, {}", numbers(n)),
+            Fitted::Dates(_, origin, n) => format!("dates, days since day {origin} of 1970, {}", numbers(n)),
+            Fitted::Texts(t) if t.hot => format!("texts, a column for each of {} categories", t.categories.len()),
+            Fitted::Texts(t) => format!("texts, a number for each of {} categories", t.categories.len()),
+        };
+        self.columns.iter().map(|column| (column.0.as_str(), line(column).trim_end_matches(", ").to_owned())).collect()
+    }
+
+    /// [`Preparation::columns`] as lines.
+    pub fn report(&self) -> String {
+        self.columns().iter().map(|(name, what)| format!("  {name}: {what}\n")).collect()
+    }
+
+    /// Refuses rows with a text that no training row had, where the rule is to. `first` is the number of the first of `inputs`, of
+    /// which those at `picked` are looked at.
+    ///
+    /// # Errors
+    /// The row and the column.
+    pub fn known(&self, inputs: &Inputs, picked: &[usize], first: usize) -> Result<()> {
+        let Inputs::Table(table) = inputs else { return Ok(()) };
+        for ((name, fitted), column) in self.columns.iter().zip(&table.columns) {
+            let (Fitted::Texts(texts), Column::Texts(values)) = (fitted, column) else { continue };
+            let unknown = |&&row: &&usize| texts.categories.binary_search(&values[row]).is_err();
+            if let Some(&row) = picked.iter().find(|row| texts.refuse && unknown(row)) {
+                return Err(Error(format!(
+                    "row {}: `{name}` is {:?}, which no training row has; `prepare.columns.{name}.unknown = \"allow\"` takes it as none of \
+                     the categories",
+                    first + row + 1,
+                    values[row]
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -376,7 +400,7 @@ impl Texts {
         let known = emit.constant(Tensor::new(&[1, self.categories.len()], self.categories.clone()).ok_or("no category")?);
         let same = emit.op("Equal", &[x, known])?;
         let hot = emit.with("Cast", &[("to", Attr::Int(DType::F32.onnx().into()))], &[same])?;
-        if self.encode == Encode::OneHot {
+        if self.hot {
             return Ok(hot);
         }
         // Counted from 1 and moved by one, so that what is unknown is -1.

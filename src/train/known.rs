@@ -1,0 +1,247 @@
+//! All that is known of the data: targets, how rows are parted, and how to pass over the inputs.
+
+use std::hash::Hasher;
+use std::path::Path;
+
+use super::config::{Config, Task};
+use super::data::{Column, Inputs, Source, Target, Wanted};
+use super::error::{Error, Result};
+use super::loss::Loss;
+use super::split::{Split, split};
+use super::summary::Summary;
+
+/// See the module.
+pub(super) struct Known {
+    source: Source,
+    /// The rows of the source that are used, if these are not all.
+    kept: Option<Vec<usize>>,
+    pub(super) rows: usize,
+    pub(super) target: Target,
+    pub(super) task: Task,
+    pub(super) loss: Loss,
+    pub(super) summary: Summary,
+    /// Of the data that is used.
+    hash: u64,
+    /// How many rows are to be parted; those behind them judge.
+    own: usize,
+}
+
+impl Known {
+    /// Opens the data and passes over it once. It is held in memory if it takes no more than `limit` bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it, by row, column or key.
+    pub(super) fn read(config: &Config, limit: usize) -> Result<Self> {
+        let data = &config.data;
+        let texts = config.prepare.texts();
+        let wanted = Wanted {
+            inputs: data.inputs.as_deref(),
+            target: data.target(),
+            features: &data.features,
+            texts: &texts,
+            any_texts: false,
+            size: data.size,
+            channels: data.channels,
+        };
+        let mut source = Source::open(&[data.path.as_path()], &wanted, limit)?;
+        let mut pass = Pass::default();
+        source.each(&mut |first, inputs, target| pass.part(config, first, inputs, target))?;
+        let own = pass.kept.len();
+        if let Some(path) = &data.test_path {
+            // Opened together they are read again; the rows of the second file come behind those of the first.
+            let paths: [&Path; 2] = [&data.path, path];
+            source = Source::open(&paths, &wanted, limit)?;
+            pass = Pass::default();
+            source
+                .each(&mut |first, inputs, target| pass.part(config, first, inputs, target))
+                .map_err(|error| super::error::in_file(path, error))?;
+        }
+        let Pass { kept, target, summary, all, hashes, .. } = pass;
+        let target = target.ok_or("there is no row")?;
+        let whole = kept.len() == all;
+        if !whole {
+            source.keep(&kept);
+        }
+        let rows = kept.len();
+        let kept = (!whole && source.streams()).then_some(kept);
+        let (task, target) = targets(config, target)?;
+        let loss = config.train.loss.unwrap_or(match task {
+            Task::Classify => Loss::CrossEntropy {},
+            Task::Binary => Loss::BinaryCrossEntropy {},
+            Task::Regress => Loss::MeanSquared {},
+        });
+        let mut hash = Fnv::default();
+        hashes.iter().for_each(|part| hash.write(&part.finish().to_le_bytes()));
+        match &target {
+            Target::Numbers(values) => values.iter().for_each(|v| hash.write(&v.to_bits().to_le_bytes())),
+            Target::Classes { of, .. } => of.iter().for_each(|&class| hash.write(&(class as u64).to_le_bytes())),
+        }
+        Ok(Self { source, kept, rows, target, task, loss, summary, hash: hash.finish(), own })
+    }
+
+    /// Whether the rows are read from files each time.
+    pub(super) fn streams(&self) -> bool {
+        self.source.streams()
+    }
+
+    /// The hash of this data and of a configuration's text: FNV-1a, which is no secret and the same everywhere.
+    pub(super) fn hash(&self, text: &str) -> String {
+        let mut hasher = Fnv::default();
+        hasher.write(text.as_bytes());
+        hasher.write(&self.hash.to_le_bytes());
+        format!("{:016x}", hasher.finish())
+    }
+
+    /// Calls `f` with those of `rows`, which rise, that are in each part: the part's inputs, the numbers in it, and the number of its
+    /// first row.
+    pub(super) fn picked(&self, rows: &[usize], f: &mut dyn FnMut(&Inputs, &[usize], usize) -> Result<()>) -> Result<()> {
+        // From a row that is used to its number in the source.
+        let of_source = |row: usize| self.kept.as_ref().map_or(row, |kept| kept[row]);
+        self.source.each(&mut |first, inputs, _| {
+            let start = rows.partition_point(|&row| of_source(row) < first);
+            let end = rows.partition_point(|&row| of_source(row) < first + inputs.rows());
+            if start == end {
+                return Ok(());
+            }
+            let inside: Vec<usize> = rows[start..end].iter().map(|&row| of_source(row) - first).collect();
+            f(inputs, &inside, first)
+        })
+    }
+
+    /// Some rows, which rise, as they are.
+    pub(super) fn pick(&self, rows: &[usize]) -> Result<Inputs> {
+        let mut found: Option<Inputs> = None;
+        self.picked(rows, &mut |inputs, picked, _| {
+            let part = inputs.pick(picked);
+            match &mut found {
+                None => found = Some(part),
+                Some(all) => all.append(&part)?,
+            }
+            Ok(())
+        })?;
+        found.ok_or_else(|| "there is no row".into())
+    }
+
+    /// Which rows train, say when to stop, and judge.
+    ///
+    /// # Errors
+    /// If nothing is left to train with, or a row has a label that no training row has.
+    pub(super) fn split(&self, config: &Config) -> Result<Split> {
+        let own: Vec<usize> = (0..self.own).collect();
+        let shares = (config.data.validation, config.data.test);
+        let mut parts = split(&self.target.pick(&own), self.own, shares, config.data.stratify, config.train.seed)?;
+        parts.test.extend(self.own..self.rows);
+        if let Target::Classes { labels, of } = &self.target {
+            let mut trained = vec![false; labels.len()];
+            parts.train.iter().for_each(|&row| trained[of[row]] = true);
+            if let Some(&row) = parts.validation.iter().chain(&parts.test).find(|row| !trained[of[**row]]) {
+                return Err(Error(format!(
+                    "row {}: the target `{}` is {:?}, which no training row has",
+                    row + 1,
+                    config.data.target(),
+                    labels[of[row]]
+                )));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Columns of the output.
+    pub(super) fn outputs(&self) -> usize {
+        match (&self.target, self.task) {
+            (Target::Classes { labels, .. }, Task::Classify) => labels.len(),
+            _ => 1,
+        }
+    }
+}
+
+/// The task, and the targets as it has them.
+fn targets(config: &Config, target: Column) -> Result<(Task, Target)> {
+    let data = &config.data;
+    let text = matches!(target, Column::Texts(_));
+    let task = data.task.unwrap_or(if text || !data.labels.is_empty() { Task::Classify } else { Task::Regress });
+    let target = match task {
+        Task::Regress => Target::numbers(target, data.target())?,
+        Task::Classify | Task::Binary => Target::classes(&target, &data.labels, data.target())?,
+    };
+    if let Target::Classes { labels, .. } = &target {
+        let fits = if task == Task::Binary { labels.len() == 2 } else { labels.len() >= 2 };
+        if !fits {
+            return Err(Error(format!("the target `{}` has {} classes: {}", data.target(), labels.len(), labels.join(", "))));
+        }
+    }
+    Ok((task, target))
+}
+
+/// What one pass over all rows finds.
+#[derive(Default)]
+struct Pass {
+    /// Rows that are used.
+    kept: Vec<usize>,
+    all: usize,
+    target: Option<Column>,
+    summary: Summary,
+    /// One for each column, so that the size of parts makes no difference.
+    hashes: Vec<Fnv>,
+}
+
+impl Pass {
+    fn part(&mut self, config: &Config, first: usize, inputs: &Inputs, target: &Column) -> Result<()> {
+        let rows = config.prepare.rows(inputs, first)?;
+        self.all = first + inputs.rows();
+        self.summary.add(inputs);
+        self.hash(inputs, &rows);
+        match &mut self.target {
+            None => self.target = Some(target.pick(&rows)),
+            Some(all) => all.append(&target.pick(&rows))?,
+        }
+        self.kept.extend(rows.iter().map(|row| first + row));
+        Ok(())
+    }
+
+    fn hash(&mut self, inputs: &Inputs, rows: &[usize]) {
+        match inputs {
+            Inputs::Array { shape, values, .. } => {
+                self.hashes.resize_with(1, Fnv::default);
+                let size: usize = shape.iter().product();
+                let mut numbers = |row: &usize| values[row * size..(row + 1) * size].iter().for_each(|v| self.hashes[0].word(v.to_bits()));
+                rows.iter().for_each(&mut numbers);
+            }
+            Inputs::Table(table) => {
+                self.hashes.resize_with(table.columns.len(), Fnv::default);
+                for (hash, column) in self.hashes.iter_mut().zip(&table.columns) {
+                    match column {
+                        Column::Numbers(values) => rows.iter().for_each(|&row| hash.word(values[row].to_bits())),
+                        Column::Texts(values) => rows.iter().for_each(|&row| hash.write(values[row].as_bytes())),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    /// A number at once, which is four times as fast as its bytes.
+    fn word(&mut self, word: u32) {
+        self.0 = (self.0 ^ u64::from(word)).wrapping_mul(0x0100_0000_01b3);
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.0 = (self.0 ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    }
+}

@@ -1,0 +1,9 @@
+//! Training from a configuration to a folder that serves.
+#![allow(missing_docs, reason = "a test binary has no readers of its documentation page")]
+
+mod data;
+mod ended;
+mod fixture;
+mod models;
+mod runs;
+mod tuned;

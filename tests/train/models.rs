@@ -1,0 +1,54 @@
+//! The models of the repository are what their configurations make.
+
+use std::path::{Path, PathBuf};
+
+use crate::fixture::Folder;
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
+}
+
+/// Files of a model's folder in a folder of the test.
+fn copied(name: &str, files: &[&str]) -> Folder {
+    let folder = Folder::new();
+    files.iter().fold(folder, |folder, file| folder.with(file, std::fs::read(shipped(name).join(file)).unwrap()))
+}
+
+/// The user's loop: a thousand epochs over five rows, all of them right.
+#[test]
+fn two_features_learns_its_five_rows() {
+    let report = copied("two-features", &["train.toml", "data.csv"]).done("two-features");
+    assert_eq!((report.history.len(), report.train.1), (1000, 1.0));
+    assert!(report.train.0 < 1e-3, "the loss is {}", report.train.0);
+}
+
+#[test]
+fn breast_cancer_is_told_in_five_folds() {
+    let report = copied("breast-cancer", &["train.toml", "data.csv.gz"]).done("breast-cancer");
+    let mean = report.folds.iter().sum::<f64>() / report.folds.len() as f64;
+    assert!(report.folds.len() == 5 && mean >= 0.96, "{:?}", report.folds);
+}
+
+/// As far as ridge regression comes: R² of about 0.48 in ten folds.
+#[test]
+fn diabetes_is_foretold_as_well_as_by_ridge_regression() {
+    let report = copied("diabetes", &["train.toml", "data.csv.gz"]).done("diabetes");
+    let mean = report.folds.iter().sum::<f64>() / report.folds.len() as f64;
+    assert!(report.folds.len() == 5 && mean >= 0.45, "{:?}", report.folds);
+}
+
+/// What lies there was made of the configuration and the data that lie there: the hash of both is inside the model.
+#[test]
+fn the_models_are_of_their_configurations() {
+    for name in ["digits", "breast-cancer", "diabetes", "two-features"] {
+        let read = |file: &str| std::fs::read(shipped(name).join(file)).unwrap();
+        let card = String::from_utf8(read("README.md")).unwrap();
+        let hash =
+            card.lines().find_map(|line| line.strip_prefix("| configuration and data | `")).unwrap().trim_end_matches("` |").to_owned();
+        let model = read("1/model.onnx");
+        assert!(model.windows(hash.len()).any(|bytes| bytes == hash.as_bytes()), "{name}: the model is not of {hash}");
+        let (config, text) = ndserve::train::Config::read(&shipped(name).join("train.toml")).unwrap();
+        assert_eq!(ndserve::train::hash(&config, &text).unwrap(), hash, "{name}: train.toml or the data changed since");
+        assert!(card.contains(&format!("ndserve train models/{name}/train.toml")), "{name}");
+    }
+}
