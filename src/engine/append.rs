@@ -20,12 +20,14 @@ pub struct Appender<'g> {
     pub graph: &'g mut Graph,
     /// What the names of nodes and values begin with.
     pub prefix: String,
+    /// The opset of `ai.onnx` in which they are: a file has one for all its nodes.
+    pub opset: u16,
 }
 
 impl<'g> Appender<'g> {
-    /// Appends to `graph`.
+    /// Appends to `graph`, in [`APPENDED_OPSET`].
     pub fn new(graph: &'g mut Graph, prefix: impl Into<String>) -> Self {
-        Self { graph, prefix: prefix.into() }
+        Self { graph, prefix: prefix.into(), opset: APPENDED_OPSET }
     }
 
     /// Copies what `end` needs of another graph. `ids` says what stands for some of its values, and afterwards for all that were
@@ -92,23 +94,16 @@ impl<'g> Appender<'g> {
 
 impl Emit for Appender<'_> {
     fn call(&mut self, name: &str, attrs: &[(&str, Attr)], inputs: &[Option<ValueId>], outputs: usize) -> Result<Vec<ValueId>, OpError> {
-        let def = ops::find("", name, APPENDED_OPSET).map_err(|reason| OpError::unsupported(format!("{name}: {reason}")))?;
+        let def = ops::find("", name, self.opset).map_err(|reason| OpError::unsupported(format!("{name}: {reason}")))?;
         let values: BTreeMap<String, Attr> = attrs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let given = Attrs::new(values.clone(), APPENDED_OPSET, inputs.iter().map(Option::is_some).collect(), vec![true; outputs]);
+        let given = Attrs::new(values.clone(), self.opset, inputs.iter().map(Option::is_some).collect(), vec![true; outputs]);
         let op = (def.build)(&given)?;
         if let [unread, ..] = given.unread()[..] {
             return Err(OpError::Attribute(format!("{name} has no attribute `{unread}`")));
         }
         let attributes = Arc::new(values);
-        let node = Node {
-            name: self.name(name),
-            def,
-            opset: APPENDED_OPSET,
-            op: op.into(),
-            attributes,
-            inputs: inputs.into(),
-            outputs: Vec::new(),
-        };
+        let node =
+            Node { name: self.name(name), def, opset: self.opset, op: op.into(), attributes, inputs: inputs.into(), outputs: Vec::new() };
         self.push(node, outputs)
     }
 

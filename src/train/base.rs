@@ -143,6 +143,13 @@ impl Start {
     }
 }
 
+impl Base {
+    /// The opset of its nodes.
+    pub fn opset(&self) -> Option<u16> {
+        self.graph.nodes.iter().find(|node| node.def.domain.is_empty()).map(|node| node.opset)
+    }
+}
+
 fn model_file(path: &Path) -> Option<PathBuf> {
     if path.is_file() { Some(path.to_owned()) } else { find_model_file(path).or_else(|| find_model_file(&path.join("1"))) }
 }

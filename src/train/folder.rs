@@ -77,6 +77,7 @@ impl Export<'_> {
     fn graph(&self, parameters: &mut Vec<Parameter>) -> Result<Graph> {
         let mut graph = Graph::default();
         let mut emit = Appender::new(&mut graph, "");
+        emit.opset = self.base.and_then(Base::opset).unwrap_or(emit.opset);
         let x = self.preparation.emit(&mut emit, self.config.model.input.as_deref().unwrap_or("x"))?;
         let outputs = self.known.outputs();
         let built = Builder::new(&mut emit, Mode::Serve, parameters, 0).network(

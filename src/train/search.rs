@@ -155,7 +155,7 @@ pub fn applied(config: &Config, text: &str, trial: &Trial) -> Result<(Config, St
         }
         *at = value.clone();
     }
-    let text = whole.to_string();
+    let text = toml::to_string(&whole).map_err(|error| Error(error.to_string()))?;
     let mut found = Config::parse(&text).map_err(|error| Error(format!("a trial of the search: {error}")))?;
     // Where files are is known already.
     (found.data, found.base) = (moved(&found.data, &config.data), found.base.map(|base| config.base.clone().unwrap_or(base)));

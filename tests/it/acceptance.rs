@@ -62,7 +62,7 @@ fn held_out_digits_are_recognised_and_have_the_same_bits_alone_and_together() {
     let mut client = Client::connect(server.address);
     let alone: Vec<String> = samples.iter().map(|(request, _)| probabilities(&mut client, request)).collect();
     let right = alone.iter().zip(&samples).filter(|(found, (_, label))| most_likely(found) as i64 == *label).count();
-    assert!(right as f64 >= 0.98 * samples.len() as f64, "{right} of {} are right", samples.len());
+    assert!(right as f64 >= 0.985 * samples.len() as f64, "{right} of {} are right", samples.len());
     let handle = server.repository.get("digits", None).unwrap();
     let (batches, rows) = (handle.handle().unwrap().stats().batches(), handle.handle().unwrap().stats().rows);
     assert_eq!((batches, rows), (450, 450), "one by one, every request is a pass of its own");

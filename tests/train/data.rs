@@ -126,7 +126,7 @@ fn formats_of_tables_give_the_same_model() {
     let want = folder.done("csv/model");
     for name in ["data.csv.gz", "data.parquet"] {
         parameters(name);
-        let found = folder.done(&format!("{name}/model"));
+        let found = folder.done(&format!("of-{name}/model"));
         assert_eq!((found.history, found.test, found.rows), (want.history.clone(), want.test, want.rows), "{name}");
     }
 }

@@ -96,11 +96,11 @@ fn a_search_trains_the_best_of_its_trials() {
     let random = config.split("[search").next().unwrap().replace("validation = 0.25", "folds = 2").to_owned()
         + "[search]\nkind = \"random\"\ntrials = 3\nvalues.\"train.learning_rate\" = { from = 1e-4, to = 0.1, log = true }\n";
     let folder = folder.with("train.toml", random);
-    let whole = folder.done("whole").trials;
-    assert_eq!(folder.train("parts", false, 3, 1).unwrap(), Ended::Stopped, "in the training of the best");
-    let Ended::Done(parts) = folder.train("parts", true, 0, 1).unwrap() else { panic!("it was not stopped") };
+    let whole = folder.done("whole/model").trials;
+    assert_eq!(folder.train("parts/model", false, 3, 1).unwrap(), Ended::Stopped, "in the training of the best");
+    let Ended::Done(parts) = folder.train("parts/model", true, 0, 1).unwrap() else { panic!("it was not stopped") };
     assert_eq!(parts.trials, whole);
-    assert!(folder.model("whole") == folder.model("parts"));
+    assert!(folder.model("whole/model") == folder.model("parts/model"));
     let folder = folder.with("train.toml", config.replace("layer.1.units", "layer.2.units"));
     assert!(folder.train("model", false, 0, 1).unwrap_err().contains("`search.values.layer.2.units`"));
     let folder = folder.with("train.toml", config.replace("validation = 0.25\n", ""));

@@ -1,1 +1,1 @@
-BprogressionJ ÛñBdJÓBÊP;CŠTsBÔI.CÐP@CØaC}JéB
+BprogressionJ + C"ÌPCê¸ÐBäÞ!C=nC³¸ÙB¡’ßBðC
