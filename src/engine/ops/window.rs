@@ -218,12 +218,12 @@ pub(crate) fn meetings(axes: &[Axis], at: &[usize], list: &mut Vec<Meeting>) {
 }
 
 /// Calls `f` with every output position in row-major order: its number, its coordinates, and what its window meets.
-pub(crate) fn windows(axes: &[Axis], f: impl FnMut(usize, &[usize], &[Meeting])) {
-    windows_from(axes, 0, usize::MAX, f);
+pub(crate) fn windows(axes: &[Axis], mut f: impl FnMut(usize, &[usize], &[Meeting])) {
+    windows_from(axes, 0, usize::MAX, &mut f);
 }
 
 /// As [`windows`], for the positions from number `first` on, `count` at most.
-pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, mut f: impl FnMut(usize, &[usize], &[Meeting])) {
+pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, f: &mut dyn FnMut(usize, &[usize], &[Meeting])) {
     let total: usize = axes.iter().map(|axis| axis.output).product();
     if first >= total {
         return;
