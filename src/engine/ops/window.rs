@@ -204,6 +204,9 @@ impl Axis {
 /// A kernel tap and the input element that it meets, each counted in row-major order over all axes.
 pub(crate) type Meeting = (usize, usize);
 
+/// What is told of an output position: its number, its coordinates, and what its window meets.
+type Visit<'f> = dyn FnMut(usize, &[usize], &[Meeting]) + 'f;
+
 /// Fills `list` with what the taps of a window meet at output position `at`, in row-major order.
 pub(crate) fn meetings(axes: &[Axis], at: &[usize], list: &mut Vec<Meeting>) {
     list.clear();
@@ -223,7 +226,7 @@ pub(crate) fn windows(axes: &[Axis], mut f: impl FnMut(usize, &[usize], &[Meetin
 }
 
 /// As [`windows`], for the positions from number `first` on, `count` at most.
-pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, f: &mut dyn FnMut(usize, &[usize], &[Meeting])) {
+pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, f: &mut Visit<'_>) {
     let total: usize = axes.iter().map(|axis| axis.output).product();
     if first >= total {
         return;
