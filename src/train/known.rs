@@ -10,6 +10,9 @@ use super::loss::Loss;
 use super::split::{Split, split};
 use super::summary::Summary;
 
+/// What is called with a part: its inputs, the numbers of some rows in it, and the number of its first row.
+pub(super) type OnPart<'a> = &'a mut dyn FnMut(&Inputs, &[usize], usize) -> Result<()>;
+
 /// See the module.
 pub(super) struct Known {
     source: Source,
@@ -94,7 +97,7 @@ impl Known {
 
     /// Calls `f` with those of `rows`, which rise, that are in each part: the part's inputs, the numbers in it, and the number of its
     /// first row.
-    pub(super) fn picked(&self, rows: &[usize], f: &mut dyn FnMut(&Inputs, &[usize], usize) -> Result<()>) -> Result<()> {
+    pub(super) fn picked(&self, rows: &[usize], f: OnPart<'_>) -> Result<()> {
         // From a row that is used to its number in the source.
         let of_source = |row: usize| self.kept.as_ref().map_or(row, |kept| kept[row]);
         self.source.each(&mut |first, inputs, _| {

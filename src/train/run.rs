@@ -38,7 +38,7 @@ pub struct Controls<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ended {
     /// The folder is written.
-    Done(Report),
+    Done(Box<Report>),
     /// It was stopped; a checkpoint is there.
     Stopped,
 }
@@ -320,7 +320,7 @@ fn train(
     let export = folder::Export { config, text, known, preparation, unit: fitted.unit, base, sample, report: &report };
     export.write(output, &mut trainer.state.parameters)?;
     let _ = std::fs::remove_file(&saved);
-    Ok(Ended::Done(report))
+    Ok(Ended::Done(Box::new(report)))
 }
 
 /// All epochs that are left, a checkpoint behind each; gives the rows that trained in a second, or `None` if it was stopped.

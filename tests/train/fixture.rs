@@ -51,7 +51,7 @@ impl Folder {
 
     pub(crate) fn done(&self, output: &str) -> Report {
         match self.train(output, false, 0, 1).unwrap() {
-            Ended::Done(report) => report,
+            Ended::Done(report) => *report,
             Ended::Stopped => panic!("it was not stopped"),
         }
     }
