@@ -27,13 +27,13 @@ fn started(folder: &Folder, output: &str) -> std::process::Child {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let (seen, first) = mpsc::channel();
+    let (seen, first) = mpsc::sync_channel(1);
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     // Read to its end: nobody listening would be an error of its own.
     std::thread::spawn(move || {
         let epochs = lines.map_while(Result::ok).filter(|line| line.starts_with("epoch "));
         epochs.for_each(|_| {
-            let _ = seen.send(());
+            let _ = seen.try_send(());
         });
     });
     first.recv().expect("it ended before an epoch was told of");

@@ -62,11 +62,9 @@ fn a_model_is_trained_on_with_layers_frozen() {
         ("[base]\npath = \"first\"\nuntil = \"nowhere\"\n", "`base.until`: there is no value `nowhere`"),
         ("[base]\npath = \"first\"\nkeep = 1\n", "keep"),
     ] {
-        let folder = Folder(folder.0.clone(), folder.1);
         fs::write(folder.0.join("train.toml"), format!("{without_layers}{base}")).unwrap();
         let error = folder.train("fourth", false, 0, 1).unwrap_err();
         assert!(error.contains(message), "{message}: {error}");
-        std::mem::forget(folder);
     }
 }
 
