@@ -239,10 +239,10 @@ impl Repository {
 
     fn load_one(&self, name: &str, version: &str, found: &Found, pace: Pace) -> Result<Servable, String> {
         let prepared = match pace {
-            Pace::Startup => self.prepare(name, version, found, Arc::clone(&self.options.threads)),
+            Pace::Startup => self.prepare((name, version), found, Arc::clone(&self.options.threads), None),
             Pace::Background => self.background().and_then(|threads| {
-                let own = Arc::clone(&threads);
-                threads.run(|| self.prepare(name, version, found, own))
+                let (own, before) = (Arc::clone(&threads), self.serving(name, version));
+                threads.run(|| self.prepare((name, version), found, own, before.as_deref()))
             }),
         };
         // The workers inherit this thread's priority, not that of the one that loaded.
@@ -256,6 +256,14 @@ impl Repository {
             Err(reason) => tracing::warn!(model = name, version, %reason, "a version failed to load"),
         }
         started
+    }
+
+    /// What serves as this version now, else as the newest.
+    fn serving(&self, name: &str, version: &str) -> Option<Arc<Handle>> {
+        let entries = self.read();
+        let entry = entries.get(name)?;
+        let same = entry.slot(version).and_then(|slot| slot.state.servable());
+        same.or(entry.newest()).and_then(Servable::handle).cloned()
     }
 
     /// The threads that only get the CPU time that requests leave. They stay: threads that come and go would each leave behind
@@ -278,18 +286,18 @@ impl Repository {
     }
 
     /// Loads, warms and verifies. A bug that one model brings out must not keep others from serving.
-    fn prepare(&self, name: &str, version: &str, found: &Found, threads: Arc<Threads>) -> Result<Parts, String> {
+    fn prepare(
+        &self,
+        (name, version): (&str, &str),
+        found: &Found,
+        threads: Arc<Threads>,
+        before: Option<&Handle>,
+    ) -> Result<Parts, String> {
         let Found { source, settings, .. } = found;
         let golden = source.golden();
-        let before = {
-            let entries = self.read();
-            let entry = entries.get(name);
-            let same = entry.and_then(|entry| entry.slot(version)?.state.servable());
-            same.or(entry.and_then(Entry::newest)).and_then(Servable::handle).cloned()
-        };
         let load = || {
             let file = source.file(version, settings)?;
-            let (golden, before) = (golden.as_deref().map(Path::new), before.as_deref());
+            let golden = golden.as_deref().map(Path::new);
             prepare(Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before })
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
@@ -345,7 +353,7 @@ impl Repository {
         let golden = found.source.golden();
         // While the server starts its steps are not there yet; then this is done when they are.
         let candidate = pipelines::candidate(&self.read(), name, &found.settings);
-        if let (Some(candidate), Some(golden)) = (candidate, &golden)
+        if let (Pace::Background, Some(candidate), Some(golden)) = (terms.pace, candidate, &golden)
             && let Err(reason) = pipelines::reproduce(&candidate, golden)
         {
             self.fail(name, &reason);
