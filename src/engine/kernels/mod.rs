@@ -10,7 +10,7 @@
 //! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
 //!
 //! This is the only folder of the crate that may contain `unsafe`, and only for three things: loads and stores through
-//! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`), and calls into code compiled for instructions that
+//! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`, `int8/amx.rs`), and calls into code compiled for instructions that
 //! were detected beforehand.
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
@@ -18,6 +18,7 @@ pub mod bf16;
 pub mod conv;
 pub mod epilogue;
 pub mod gemm;
+pub mod int8;
 pub mod integer;
 pub mod isa;
 mod rows;
