@@ -38,8 +38,8 @@ onnxruntime.set_default_logger_severity(4)
 PASSES = "dead-code,identity,fold-constants,fold-batch-norm,fuse-activation"
 MODES = {"optimised": [], "unoptimised": ["--disable-pass", PASSES]}
 # Relative tolerance, and absolute tolerance per largest magnitude of the value (sums cancel).
-TOLERANCES = {"float64": (1e-6, 1e-9), "float32": (1e-3, 1e-5), "float16": (1e-2, 2e-3)}
-NOISE = {"float64": 1e-10, "float32": 2e-6, "float16": 1e-3}
+TOLERANCES = {"float64": (1e-6, 1e-9), "float32": (1e-3, 1e-5), "float16": (1e-2, 2e-3), "bfloat16": (3e-2, 1e-2)}
+NOISE = {"float64": 1e-10, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 def is_(*kinds):
     """Whether the first operand has one of the types."""

@@ -154,16 +154,18 @@ class Graph:
         attributes = {key: value for key, value in attributes.items() if value is not None}
         return helper.make_node(op, names, outputs, domain=domain, **attributes)
 
-    def fragment(self, nodes, inputs, exact=False, outputs=None):
+    def fragment(self, nodes, inputs, exact=False, outputs=None, digits=None):
         inputs = list({v.name: v for v in inputs if v is not None}.values())
         outputs = outputs or [name for name in nodes[-1].output if name]
         fragment = Fragment(nodes, inputs, outputs, exact)
+        fragment.digits = digits
         arrays = self.evaluate(self, fragment, [v.array for v in inputs])
         if sum(a.size for a in arrays) > 4096:
             raise Rejected("too large")
         exact = exact and all(v.exact for v in inputs)
         whole = "iubOU" if nodes[0].op_type != "Resize" else ""
-        values = [Value(name, a, exact or a.dtype.kind in whole, fragment.digits if a.dtype == F64 else None) for name, a in zip(outputs, arrays)]
+        shorter = lambda a: fragment.digits if a.dtype == F64 or fragment.digits == "bfloat16" else None
+        values = [Value(name, a, exact or a.dtype.kind in whole, shorter(a)) for name, a in zip(outputs, arrays)]
         self.fragments.append(fragment)
         self.computed += values
         return values
@@ -316,6 +318,69 @@ def cast(g):
     if g.opset >= 15 and g.chance(0.2):
         return g.node("CastLike", [a, g.fresh(target, (1,))], exact=True)
     g.node("Cast", [a], to=proto(target), exact=True)
+
+
+# Types that no array of the pool has: a fragment casts its operands to them, and its result back.
+
+BETWEEN = {
+    TensorProto.BFLOAT16: (13, -3, 3),
+    TensorProto.FLOAT8E4M3FN: (19, -3, 3),
+    TensorProto.FLOAT8E4M3FNUZ: (19, -3, 3),
+    TensorProto.FLOAT8E5M2: (19, -3, 3),
+    TensorProto.FLOAT8E5M2FNUZ: (19, -3, 3),
+    TensorProto.INT4: (21, -8, 7),
+    TensorProto.UINT4: (21, 0, 15),
+}
+
+
+def between(g, element, operands, middle, exact, digits=None, **attributes):
+    """Operands, cast to `element`, through the operator `middle`, whose result is cast back."""
+    nodes, names = [], []
+    for value in operands:
+        names.append(g.name("c"))
+        nodes.append(g.make("Cast", [value.name], [names[-1]], to=element))
+    others = attributes.pop("others", [])
+    nodes.append(g.make(middle, names + [v.name for v in others], **attributes))
+    nodes.append(g.make("Cast", [nodes[-1].output[0]], to=TensorProto.FLOAT))
+    g.fragment(nodes, [*operands, *others], exact=exact, digits=digits)
+
+
+@family()
+def narrow(g):
+    """Elements of small types, moved or only cast."""
+    element = g.pick([e for e, (since, _, _) in BETWEEN.items() if g.opset >= since] or [None])
+    if element is None:
+        return
+    _, low, high = BETWEEN[element]
+    whole = element in (TensorProto.INT4, TensorProto.UINT4)
+    array = g.data(np.dtype(F32), g.dims(g.int(1, 4), zero=0.02), low, high, 0)
+    a = g.given(np.round(array) if whole else array, 0.3)
+    op = g.pick(["Identity", "Reshape", "Transpose", "Flatten", "Unsqueeze"])
+    if op == "Reshape":
+        return between(g, element, [a], op, True, others=[g.ints([-1] if a.array.size else [0] * a.rank)])
+    if op == "Transpose":
+        return between(g, element, [a], op, True, perm=[int(d) for d in g.rng.permutation(a.rank)])
+    if op == "Unsqueeze":
+        return between(g, element, [a], op, True, others=[g.ints([g.int(0, a.rank)])])
+    between(g, element, [a], op, True)
+
+
+@family(2)
+def brain(g):
+    """bfloat16 computes in float32 and rounds each result."""
+    if g.opset < 14:
+        return
+    a = g.fresh(F32, low=-3, high=3)
+    op = g.pick(["Add", "Sub", "Mul", "Relu", "Abs", "Neg", "MatMul", "Max", "Sqrt", "Exp", "Tanh", "Sigmoid"])
+    digits = "bfloat16"
+    if op in ("Add", "Sub", "Mul", "Max"):
+        return between(g, TensorProto.BFLOAT16, [a, g.like(a, low=-3, high=3)], op, False, digits)
+    if op == "MatMul":
+        a = g.fresh(F32, g.dims(2, zero=0), low=-3, high=3)
+        return between(g, TensorProto.BFLOAT16, [a, g.fresh(F32, (a.shape[1], g.int(1, 4)), low=-3, high=3)], op, False, digits)
+    if op == "Sqrt":
+        a = g.fresh(F32, low=0, high=3)
+    between(g, TensorProto.BFLOAT16, [a], op, False, digits)
 
 
 # ------------------------------------------------------------------------------------------------- reductions and softmax
@@ -1063,6 +1128,47 @@ def sequences(g):
         new = g.int(0, 1)
         nodes.append(g.make(op, [sequence], axis=g.int(0, a.rank - 1), new_axis=new))
     g.fragment(nodes, inputs, exact=True)
+
+
+@family()
+def mapped(g):
+    """A body for each element of a sequence, which captures a value from around it."""
+    if g.opset < 17:
+        return
+    dtype = g.pick([F32, np.int64])
+    a = g.any([dtype], rank=[1, 2, 3], where=lambda v: v.array.size)
+    outer = g.fresh(kind_of(a.dtype), (1,), special=0)
+    axis, pieces, done = g.int(0, a.rank - 1), g.name("q"), g.name("q")
+    x, y = g.name("m"), g.name("m")
+    keep = g.int(0, 1)
+    info = lambda name: helper.make_tensor_value_info(name, proto(dtype), None)
+    body = helper.make_graph([helper.make_node(g.pick(["Add", "Sub", "Mul"]), [x, outer.name], [y])], g.name("body"), [info(x)], [info(y)])
+    nodes = [
+        g.make("SplitToSequence", [a.name], [pieces], axis=axis, keepdims=keep),
+        g.make("SequenceMap", [pieces], [done], body=body),
+    ]
+    if g.chance(0.5):
+        at = g.ints(g.int(-a.shape[axis], a.shape[axis] - 1))
+        nodes.append(g.make("SequenceAt", [done, at.name]))
+        return g.fragment(nodes, [a, outer, at], exact=True)
+    nodes.append(g.make("ConcatFromSequence", [done], axis=axis if keep else 0, new_axis=1 - keep))
+    g.fragment(nodes, [a, outer], exact=True)
+
+
+@family()
+def optionals(g):
+    if g.opset < 15:
+        return
+    a = g.any([F32, np.int64, np.bool_, F64])
+    wrapped = g.name("o")
+    nodes = [g.make("Optional", [a.name], [wrapped])]
+    if g.chance(0.4):
+        nodes.append(g.make("OptionalHasElement", [wrapped]))
+        return g.fragment(nodes, [a], exact=True)
+    nodes.append(g.make("OptionalGetElement", [wrapped]))
+    if g.chance(0.4):
+        nodes.append(g.make("Identity", [nodes[-1].output[0]]))
+    g.fragment(nodes, [a], exact=True)
 
 
 def grow(g, families):

@@ -28,167 +28,6 @@ macro_rules! for_each_dtype {
 }
 pub(crate) use for_each_dtype;
 
-/// Runs `$body` with the type alias `$t` bound to the element type of a run-time [`DType`].
-macro_rules! with_dtype {
-    ($dtype:expr, $t:ident => $body:expr) => {{
-        use $crate::engine::dtype::DType;
-        match $dtype {
-            DType::F32 => {
-                type $t = f32;
-                $body
-            }
-            DType::F64 => {
-                type $t = f64;
-                $body
-            }
-            DType::F16 => {
-                type $t = half::f16;
-                $body
-            }
-            DType::BF16 => {
-                type $t = half::bf16;
-                $body
-            }
-            DType::I8 => {
-                type $t = i8;
-                $body
-            }
-            DType::I16 => {
-                type $t = i16;
-                $body
-            }
-            DType::I32 => {
-                type $t = i32;
-                $body
-            }
-            DType::I64 => {
-                type $t = i64;
-                $body
-            }
-            DType::U8 => {
-                type $t = u8;
-                $body
-            }
-            DType::U16 => {
-                type $t = u16;
-                $body
-            }
-            DType::U32 => {
-                type $t = u32;
-                $body
-            }
-            DType::U64 => {
-                type $t = u64;
-                $body
-            }
-            DType::Bool => {
-                type $t = bool;
-                $body
-            }
-            DType::String => {
-                type $t = String;
-                $body
-            }
-            DType::F8E4M3Fn => {
-                type $t = $crate::engine::narrow::F8E4M3Fn;
-                $body
-            }
-            DType::F8E4M3Fnuz => {
-                type $t = $crate::engine::narrow::F8E4M3Fnuz;
-                $body
-            }
-            DType::F8E5M2 => {
-                type $t = $crate::engine::narrow::F8E5M2;
-                $body
-            }
-            DType::F8E5M2Fnuz => {
-                type $t = $crate::engine::narrow::F8E5M2Fnuz;
-                $body
-            }
-            DType::F8E8M0 => {
-                type $t = $crate::engine::narrow::F8E8M0;
-                $body
-            }
-            DType::F6E2M3 => {
-                type $t = $crate::engine::narrow::F6E2M3;
-                $body
-            }
-            DType::F6E3M2 => {
-                type $t = $crate::engine::narrow::F6E3M2;
-                $body
-            }
-            DType::F4E2M1 => {
-                type $t = $crate::engine::narrow::F4E2M1;
-                $body
-            }
-            DType::I4 => {
-                type $t = $crate::engine::narrow::I4;
-                $body
-            }
-            DType::U4 => {
-                type $t = $crate::engine::narrow::U4;
-                $body
-            }
-            DType::I2 => {
-                type $t = $crate::engine::narrow::I2;
-                $body
-            }
-            DType::U2 => {
-                type $t = $crate::engine::narrow::U2;
-                $body
-            }
-            DType::C64 => {
-                type $t = num_complex::Complex<f32>;
-                $body
-            }
-            DType::C128 => {
-                type $t = num_complex::Complex<f64>;
-                $body
-            }
-        }
-    }};
-}
-pub(crate) use with_dtype;
-
-/// Like [`with_dtype`] for the types that a view of [`bits`](super::view::View::bits) has.
-macro_rules! with_bits {
-    ($dtype:expr, $t:ident => $body:expr) => {{
-        use $crate::engine::dtype::DType;
-        match $dtype {
-            DType::U8 => {
-                type $t = u8;
-                $body
-            }
-            DType::U16 => {
-                type $t = u16;
-                $body
-            }
-            DType::U32 => {
-                type $t = u32;
-                $body
-            }
-            DType::U64 => {
-                type $t = u64;
-                $body
-            }
-            DType::Bool => {
-                type $t = bool;
-                $body
-            }
-            DType::String => {
-                type $t = String;
-                $body
-            }
-            DType::C128 => {
-                type $t = num_complex::Complex<f64>;
-                $body
-            }
-            other => unreachable!("{other} is no type of a view of bits"),
-        }
-    }};
-}
-pub(crate) use with_bits;
-
 /// Like [`with_dtype`] for the types that compute: integers of 8 bits and more, floats of 16 and more. `$other` is the
 /// value for the rest.
 macro_rules! with_number {
@@ -307,6 +146,74 @@ macro_rules! with_narrow {
     }};
 }
 pub(crate) use with_narrow;
+
+/// Runs `$body` with the type alias `$t` bound to the element type of a run-time [`DType`].
+macro_rules! with_dtype {
+    ($dtype:expr, $t:ident => $body:expr) => {{
+        use $crate::engine::dtype::DType;
+        match $dtype {
+            DType::Bool => {
+                type $t = bool;
+                $body
+            }
+            DType::String => {
+                type $t = String;
+                $body
+            }
+            DType::C64 => {
+                type $t = num_complex::Complex<f32>;
+                $body
+            }
+            DType::C128 => {
+                type $t = num_complex::Complex<f64>;
+                $body
+            }
+            other => $crate::engine::dtype::with_number!(other, $t => $body, else {
+                $crate::engine::dtype::with_narrow!(other, $t => $body, else unreachable!("{other} is in none of the lists"))
+            }),
+        }
+    }};
+}
+pub(crate) use with_dtype;
+
+/// Like [`with_dtype`] for the types that a view of [`bits`](super::view::View::bits) has.
+macro_rules! with_bits {
+    ($dtype:expr, $t:ident => $body:expr) => {{
+        use $crate::engine::dtype::DType;
+        match $dtype {
+            DType::U8 => {
+                type $t = u8;
+                $body
+            }
+            DType::U16 => {
+                type $t = u16;
+                $body
+            }
+            DType::U32 => {
+                type $t = u32;
+                $body
+            }
+            DType::U64 => {
+                type $t = u64;
+                $body
+            }
+            DType::Bool => {
+                type $t = bool;
+                $body
+            }
+            DType::String => {
+                type $t = String;
+                $body
+            }
+            DType::C128 => {
+                type $t = num_complex::Complex<f64>;
+                $body
+            }
+            other => unreachable!("{other} is no type of a view of bits"),
+        }
+    }};
+}
+pub(crate) use with_bits;
 
 macro_rules! define_dtype {
     ($($variant:ident: $t:ty),*) => {

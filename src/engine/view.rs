@@ -13,7 +13,7 @@ use super::op::OpError;
 macro_rules! define_slices {
     ($($variant:ident: $t:ty),*) => {
         /// A typed slice of any element type.
-        #[derive(Clone, Copy, Debug)]
+        #[derive(Clone, Copy, Debug, PartialEq)]
         #[allow(missing_docs, reason = "the variants are named after the types they hold")]
         pub enum Slice<'a> { $($variant(&'a [$t])),* }
 

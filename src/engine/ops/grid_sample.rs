@@ -9,7 +9,7 @@ use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, Element, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
-use crate::engine::view::{View, ViewMut};
+use crate::engine::view::{Slice, View, ViewMut};
 
 pub(crate) const DEFS: &[OpDef] = &[
     OpDef { name: "GridSample", domain: "", opsets: 16..=ANY, types: types::ALL, build: grid_sample },
@@ -87,6 +87,14 @@ fn output_shape(x: &[usize], grid: &[usize]) -> Result<Shape, OpError> {
 /// A neighbour of a sampled position: an element of a channel and its weight.
 type Tap = (usize, f64);
 
+/// What is known of a block of positions.
+#[derive(Default)]
+struct Found {
+    coordinates: Vec<f64>,
+    taps: Vec<Tap>,
+    ends: Vec<usize>,
+}
+
 /// Output positions whose neighbours are found before the channels are gone through.
 const BLOCK: usize = 256;
 
@@ -158,11 +166,11 @@ impl GridSample {
     }
 
     /// Appends the neighbours of one position, whose coordinates are given from the innermost dimension on.
-    fn taps(&self, position: impl DoubleEndedIterator<Item = f64>, (dims, strides): (&[usize], &[usize]), wide: bool, taps: &mut Vec<Tap>) {
+    fn taps(&self, position: &[f64], (dims, strides): (&[usize], &[usize]), wide: bool, taps: &mut Vec<Tap>) {
         let (start, count) = (taps.len(), self.mode.taps());
         taps.push((0, 1.0));
-        for ((normalised, &length), stride) in position.rev().zip(dims).zip(strides) {
-            let along = self.along(normalised, length, wide);
+        for ((normalised, &length), stride) in position.iter().rev().zip(dims).zip(strides) {
+            let along = self.along(*normalised, length, wide);
             let before = taps.split_off(start);
             for (offset, weight) in before {
                 for &(element, w) in &along[..count] {
@@ -172,40 +180,56 @@ impl GridSample {
         }
     }
 
+    /// The neighbours of every position of a block, and where those of each end.
+    fn block(&self, positions: Slice<'_>, dims: &[usize], steps: &[usize], found: &mut Found) -> Result<(), OpError> {
+        let Found { coordinates, taps, ends } = found;
+        coordinates.clear();
+        taps.clear();
+        ends.clear();
+        let dtype = positions.dtype();
+        with_float!(dtype, G => coordinates.extend(G::slice(&positions).ok_or(OpError::Unknown)?.iter().map(|v| v.to_f64())),
+            else return Err(OpError::wrong_type(DType::F32, dtype)));
+        for position in coordinates.chunks_exact(dims.len()) {
+            self.taps(position, (dims, steps), dtype == DType::F64, taps);
+            ends.push(taps.len());
+        }
+        Ok(())
+    }
+
     /// Computes every output element as `sum` of a channel's elements and the neighbours of its position.
-    fn sample<T: Element, G: Number>(
+    fn sample<T: Element>(
         &self,
         (x, grid): (View<'_>, View<'_>),
         y: &mut ViewMut<'_>,
         ctx: &Context<'_>,
         sum: impl Fn(&[T], &[Tap]) -> T + Send + Sync,
     ) -> Result<(), OpError> {
+        if !grid.dtype().is_float() {
+            return Err(OpError::wrong_type(DType::F32, grid.dtype()));
+        }
         let (channels, dims) = (x.shape()[1], &x.shape()[2..]);
-        let (steps, wide) = (strides(dims), G::DTYPE == DType::F64);
+        let steps = strides(dims);
         let from: usize = dims.iter().product();
         let to: usize = y.shape()[2..].iter().product();
-        let (x, grid, y) = (x.slice::<T>()?, grid.slice::<G>()?, y.slice::<T>()?);
+        let (x, grid, y) = (x.slice::<T>()?, grid.data(), y.slice::<T>()?);
         // A part is some channels of one sample.
         let work = (y.len() as u64).saturating_mul(16 * self.mode.taps() as u64);
         let per_part = channels.div_ceil(ctx.threads.parts(work)).max(1);
-        let samples = x.chunks_exact(channels * from).zip(grid.chunks_exact(to * dims.len())).zip(y.chunks_exact_mut(channels * to));
+        let samples = x.chunks_exact(channels * from).zip(y.chunks_exact_mut(channels * to)).enumerate();
         let items: Vec<_> = samples
-            .flat_map(|((x, grid), y)| x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).map(move |(x, y)| (x, grid, y)))
+            .flat_map(|(n, (x, y))| x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).map(move |(x, y)| (n, x, y)))
             .collect();
-        ctx.threads.for_each(items, |(x, grid, y)| {
-            let (mut taps, mut ends) = (Vec::new(), Vec::new());
-            for (block, positions) in grid.chunks(BLOCK * dims.len()).enumerate() {
-                taps.clear();
-                ends.clear();
-                for position in positions.chunks_exact(dims.len()) {
-                    self.taps(position.iter().map(|v| v.to_f64()), (dims, &steps), wide, &mut taps);
-                    ends.push(taps.len());
-                }
+        ctx.threads.for_each(items, |(n, x, y)| {
+            let mut found = Found::default();
+            for start in (0..to).step_by(BLOCK) {
+                let positions = n * to + start..n * to + to.min(start + BLOCK);
+                let positions = grid.range(positions.start * dims.len()..positions.end * dims.len());
+                self.block(positions, dims, &steps, &mut found).expect("the grid holds floats");
                 for (x, y) in x.chunks_exact(from).zip(y.chunks_exact_mut(to)) {
-                    let mut start = 0;
-                    for (y, &end) in y[block * BLOCK..].iter_mut().zip(&ends) {
-                        *y = sum(x, &taps[start..end]);
-                        start = end;
+                    let mut first = 0;
+                    for (y, &end) in y[start..].iter_mut().zip(&found.ends) {
+                        *y = sum(x, &found.taps[first..end]);
+                        first = end;
                     }
                 }
             }
@@ -248,15 +272,13 @@ impl Op for GridSample {
             return Ok(());
         }
         let operands = (x, grid);
-        with_float!(grid.dtype(), G => {
-            if self.mode == Mode::Nearest {
-                let (operands, y) = ((x.bits(), grid), &mut y.bits());
-                return with_bits!(x.bits().dtype(), T => self.sample::<T, G>(operands, y, ctx, nearest));
-            }
-            with_number!(x.dtype(), T => self.sample::<T, G>(operands, y, ctx, |x, taps| {
-                <T as Number>::from_f64(taps.iter().map(|&(at, weight)| Number::to_f64(x[at]) * weight).sum())
-            }), else Err(OpError::wrong_type(DType::F32, x.dtype())))
-        }, else Err(OpError::wrong_type(DType::F32, grid.dtype())))
+        if self.mode == Mode::Nearest {
+            let (operands, y) = ((x.bits(), grid), &mut y.bits());
+            return with_bits!(x.bits().dtype(), T => self.sample::<T>(operands, y, ctx, nearest));
+        }
+        with_number!(x.dtype(), T => self.sample::<T>(operands, y, ctx, |x, taps| {
+            <T as Number>::from_f64(taps.iter().map(|&(at, weight)| Number::to_f64(x[at]) * weight).sum())
+        }), else Err(OpError::wrong_type(DType::F32, x.dtype())))
     }
 }
 

@@ -132,7 +132,7 @@ impl Axis {
         &self,
         (filter, antialias, exclude_outside): (Filter, bool, bool),
         limit: usize,
-        weight: impl Fn(f64) -> A,
+        weight: fn(f64) -> A,
     ) -> Result<Taps<A>, OpError> {
         // Stretching the filter takes in all the input that an output position stands for.
         let stretch = if antialias { self.scale.min(1.0) } else { 1.0 };

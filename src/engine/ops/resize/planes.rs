@@ -128,7 +128,7 @@ pub(super) fn weigh(all: &[Axis], how: How, fill: f32, x: View<'_>, y: &mut View
 
 /// The axes in the order in which they are resized: shrinking ones, then growing ones from the last on, so that the most
 /// work is done where elements lie side by side.
-fn steps<A: Copy>(layout: &Layout<'_>, (filter, antialias, exclude): How, weight: impl Fn(f64) -> A + Copy) -> Result<Vec<Step<A>>, OpError> {
+fn steps<A: Copy>(layout: &Layout<'_>, (filter, antialias, exclude): How, weight: fn(f64) -> A) -> Result<Vec<Step<A>>, OpError> {
     let axes = layout.axes;
     let mut dims: Vec<usize> = axes.iter().map(|axis| axis.input).collect();
     let changing = |d: &usize| !axes[*d].is_identity();
