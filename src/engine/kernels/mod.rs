@@ -20,6 +20,7 @@ pub mod epilogue;
 pub mod gemm;
 pub mod integer;
 pub mod isa;
+pub mod pool;
 mod rows;
 pub mod vector;
 pub mod weights;

@@ -29,6 +29,7 @@ mod product;
 mod qlinear;
 mod qlinear_scaling;
 mod real;
+mod residual;
 mod scalar;
 mod sum_to;
 mod window;

@@ -1,7 +1,8 @@
 //! Lets a Conv, Gemm or MatMul apply what follows it while its output is still in the cache: the constant row that an Add
-//! brings to a MatMul, and an activation.
+//! brings to a MatMul, the residual that one brings to a Conv or MatMul, and an activation.
 //!
-//! The kernels' epilogue computes the same functions as the operators, so the bits stay the same.
+//! The kernels' epilogue computes the same functions as the operators. A residual is what the sum of a product starts from, so its
+//! sum is rounded in another order; the others keep the bits.
 
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ pub(super) fn run(graph: &mut Graph, _: &LoadOptions) {
         if gone[position] {
             continue;
         }
-        for fused in add_bias(graph, position, &readers).into_iter().chain(activate(graph, position, &readers)).flatten() {
+        let fuse = [add_bias, add_residual, activate];
+        for fused in fuse.into_iter().filter_map(|fuse| fuse(graph, position, &readers)).flatten() {
             gone[fused] = true;
         }
     }
@@ -87,6 +89,37 @@ fn add_bias(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<V
     let sum = result(graph, add)?;
     let node = &mut graph.nodes[position];
     node.inputs.push(Some(bias));
+    node.outputs[0] = Some(sum);
+    Some(vec![reader])
+}
+
+/// Makes what an Add brings to the Conv or MatMul at `position` its residual, if it is there by then. Returns the Add.
+fn add_residual(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<Vec<usize>> {
+    let node = &graph.nodes[position];
+    let activation = match (node.op.downcast::<Conv>(), node.op.downcast::<MatMul>()) {
+        (Some(conv), _) => conv.activation,
+        (_, Some(matmul)) => matmul.activation,
+        _ => return None,
+    };
+    if activation != Activation::None || node.inputs.len() > 3 {
+        return None;
+    }
+    let product = result(graph, node)?;
+    let reader = only_reader(product, readers)?;
+    let add = &graph.nodes[reader];
+    if add.op.downcast::<Arithmetic>()?.0 != Binary::Add {
+        return None;
+    }
+    // A constant would be copied for every sum; what is computed behind the product can not be there before it.
+    let residual = add.operands().find(|&id| id != product)?;
+    let later = graph.nodes[position..].iter().any(|node| node.results().any(|id| id == residual));
+    if later || graph.constants.contains_key(&residual) {
+        return None;
+    }
+    let sum = result(graph, add)?;
+    let node = &mut graph.nodes[position];
+    node.inputs.resize(3, None);
+    node.inputs.push(Some(residual));
     node.outputs[0] = Some(sum);
     Some(vec![reader])
 }
@@ -212,6 +245,41 @@ mod tests {
         }
         let square = dense("Gemm").node("Sigmoid", &["h"], "g").node("Mul", &["h", "h"], "y").outputs(&["y", "g"]);
         assert_eq!(after(&square, PASS), square.dump());
+    }
+
+    #[test]
+    fn a_residual_joins_the_product() {
+        let conv = |adds: &[&str]| {
+            let conv = graph().input("x", DType::F32, &[-1, 2, 5, 5]).input("r", DType::F32, &[-1, -1, 5, 5]);
+            let conv = conv.constant("w", tensor(&[3, 2, 3, 3], &noise(54, 7))).constant("b", tensor(&[3], &noise(3, 8)));
+            let pads = Attr::Ints(vec![1; 4]);
+            let conv = conv.node_with("Conv", &[("pads", pads)], &["x", "w", "b"], "h").node("Abs", &["r"], "p");
+            conv.node("Add", adds, "s").node("Relu", &["s"], "y").outputs(&["y"])
+        };
+        // What is computed later is not there in time.
+        assert_eq!(after(&conv(&["h", "p"]), PASS), conv(&["h", "p"]).dump());
+        let x = tensor(&[2, 2, 5, 5], &noise(100, 9));
+        for adds in [["h", "r"], ["r", "h"]] {
+            assert_eq!(after(&conv(&adds), PASS), "y = Conv(x, w, b, r)\n");
+            for channels in [3, 1] {
+                agrees(&conv(&adds), &[x.clone(), tensor(&[2, channels, 5, 5], &noise(2 * channels * 25, 4))]);
+            }
+            // The residual has a row for the result of one sample: the sum has more rows than the product.
+            agrees(&conv(&adds), &[x.rows(0..1), tensor(&[2, 3, 5, 5], &noise(150, 4))]);
+        }
+        for op in ["MatMul", "Gemm"] {
+            let product = dense(op).input("r", DType::F32, &[-1, 3]).node("Add", &["b", "h"], "t").node("Add", &["r", "t"], "s");
+            let graph = product.node("Tanh", &["s"], "y").outputs(&["y"]);
+            for rows in [2, 1] {
+                agrees(&graph, &[self::x(), tensor(&[rows, 3], &noise(3 * rows, 5))]);
+            }
+            assert_eq!(after(&graph, PASS) == "y = MatMul(x, w, b, r)\n", op == "MatMul");
+        }
+        // Computed before, read for the last time: the sum takes its place.
+        let before = graph().input("x", DType::F32, &[-1, 4]).constant("w", tensor(&[4, 4], &noise(16, 7))).node("Neg", &["x"], "r");
+        let before = before.node("MatMul", &["x", "w"], "h").node("Add", &["h", "r"], "y").outputs(&["y"]);
+        assert_eq!(after(&before, PASS), "r = Neg(x)\ny = MatMul(x, w, -, r)\n");
+        agrees(&before, &[self::x()]);
     }
 
     #[test]

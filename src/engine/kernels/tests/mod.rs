@@ -5,6 +5,7 @@ mod bf16;
 mod conv;
 mod gemm;
 mod integer;
+mod pool;
 mod vector;
 
 /// A small deterministic generator (SplitMix64), so that a failure repeats.
