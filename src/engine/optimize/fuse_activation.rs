@@ -98,7 +98,8 @@ fn add_residual(graph: &mut Graph, position: usize, readers: &[Readers]) -> Opti
     let node = &graph.nodes[position];
     let activation = match (node.op.downcast::<Conv>(), node.op.downcast::<MatMul>()) {
         (Some(conv), _) => conv.activation,
-        (_, Some(matmul)) => matmul.activation,
+        // A product of two activations is one of attention, and what is added to it a mask, which broadcasts.
+        (_, Some(matmul)) if node.inputs.get(1)?.is_some_and(|id| graph.constants.contains_key(&id)) => matmul.activation,
         _ => return None,
     };
     if activation != Activation::None || node.inputs.len() > 3 {
