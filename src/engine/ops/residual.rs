@@ -1,9 +1,10 @@
 //! A residual connection: what an Add that was fused into a product brings to it (`optimize/fuse_activation.rs`).
 //!
-//! Where the shapes are equal, as they are in networks, the sum of a product starts from it, in place where the plan allows.
-//! Otherwise one broadcasts, and the sum is what Add makes of both.
+//! The sum of a product starts from it, in place where the plan allows. Where the product broadcasts within a sample, which no network
+//! does, the sum is what Add makes of both.
 
 use super::arithmetic::Arithmetic;
+use super::broadcast::{Broadcast, map};
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::vector::{Binary, activation_in_place};
 use crate::engine::op::{Context, Inputs, Op, OpError, Outputs};
@@ -27,25 +28,28 @@ pub(crate) struct End {
 }
 
 /// Writes `activation(product + residual)` into output 0. `multiply` computes the product, of `shape`.
+///
+/// A row's bits do not depend on how many rows there are, even if one of the two has a single row for all: the sums start from
+/// the residual whatever broadcasts along the first dimensions.
 pub(crate) fn finish(
     residual: Residual<'_>,
     shape: &[usize],
     activation: Activation,
     outputs: &mut Outputs<'_, '_>,
     ctx: &mut Context<'_>,
-    multiply: impl FnOnce(&mut [f32], End, &mut Context<'_>) -> Result<(), OpError>,
+    mut multiply: impl FnMut(&mut [f32], End, &mut Context<'_>) -> Result<(), OpError>,
 ) -> Result<(), OpError> {
     let y = outputs.at(0)?;
-    let whole = y.shape().iter().product::<usize>() == shape.iter().product::<usize>();
-    match residual {
-        Residual::None => return multiply(y.slice()?, End { adds: false, activation }, ctx),
-        Residual::InPlace if whole => return multiply(y.slice()?, End { adds: true, activation }, ctx),
-        Residual::Given(view) if whole && view.len() == y.shape().iter().product::<usize>() => {
-            let y = y.slice::<f32>()?;
-            y.copy_from_slice(view.slice()?);
-            return multiply(y, End { adds: true, activation }, ctx);
+    let adds = !matches!(residual, Residual::None);
+    let inner = &shape[shape.iter().take_while(|&&n| n == 1).count()..];
+    if !adds || y.shape().ends_with(inner) {
+        if let Residual::Given(view) = residual {
+            let plan = Broadcast::new(y.shape(), [view.shape()]);
+            map(&plan, view.slice::<f32>()?, y.slice()?, |&held, y| *y = held);
         }
-        _ => {}
+        let y = y.slice::<f32>()?;
+        let len = shape.iter().product::<usize>().max(1);
+        return y.chunks_exact_mut(len).try_for_each(|y| multiply(y, End { adds, activation }, ctx));
     }
     let mut product = vec![0.0; shape.iter().product()];
     multiply(&mut product, End { adds: false, activation: Activation::None }, ctx)?;

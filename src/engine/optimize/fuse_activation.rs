@@ -284,6 +284,22 @@ mod tests {
     }
 
     #[test]
+    fn a_row_has_the_same_bits_whatever_broadcasts() {
+        let graph =
+            dense("MatMul").input("r", DType::F32, &[-1, 3]).node("Add", &["h", "r"], "s").node("Relu", &["s"], "y").outputs(&["y"]);
+        let (x, r) = (x(), tensor(&[2, 3], &noise(6, 5)));
+        let rows = |x: &Tensor, r: &Tensor| run(&graph, &[x.clone(), r.clone()], &[]).remove(0);
+        for row in 0..2 {
+            let (one_x, one_r) = (x.rows(row..row + 1), r.rows(row..row + 1));
+            let alone = rows(&one_x, &one_r);
+            // One residual for all rows, and one product for all residuals.
+            assert_eq!(rows(&x, &one_r).rows(row..row + 1), alone);
+            assert_eq!(rows(&one_x, &r).rows(row..row + 1), alone);
+            assert_eq!(rows(&x, &r).rows(row..row + 1), alone);
+        }
+    }
+
+    #[test]
     fn what_others_read_stays() {
         let read_twice = dense("Gemm").node("Relu", &["h"], "y").node("Tanh", &["h"], "z").outputs(&["y", "z"]);
         let an_output = dense("Gemm").node("Relu", &["h"], "y").outputs(&["h", "y"]);
