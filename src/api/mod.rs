@@ -8,12 +8,14 @@ pub mod access;
 mod body;
 mod coding;
 mod connection;
+mod deadline;
 mod describe;
 pub mod error;
 pub mod grpc;
 mod health;
 mod infer;
 pub mod json;
+mod labels;
 mod layers;
 mod listen;
 mod metrics;
@@ -152,8 +154,9 @@ impl App {
         let router = v2::routes()
             .merge(predict::routes())
             .merge(health::routes())
-            .into_router()
             .merge(triton::routes())
+            .merge(labels::routes())
+            .into_router()
             .merge(grpc::routes(&shared))
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
