@@ -250,30 +250,29 @@ mod tests {
 
     #[test]
     fn a_residual_joins_the_product() {
-        let conv = |adds: &[&str]| {
-            let conv = graph().input("x", DType::F32, &[-1, 2, 5, 5]).input("r", DType::F32, &[-1, -1, 5, 5]);
+        // Dimensions are declared: free first ones would be rows of one batch.
+        let conv = |adds: &[&str], [n, channels]: [i64; 2]| {
+            let conv = graph().input("x", DType::F32, &[-1, 2, 5, 5]).input("r", DType::F32, &[n, channels, 5, 5]);
             let conv = conv.constant("w", tensor(&[3, 2, 3, 3], &noise(54, 7))).constant("b", tensor(&[3], &noise(3, 8)));
             let pads = Attr::Ints(vec![1; 4]);
             let conv = conv.node_with("Conv", &[("pads", pads)], &["x", "w", "b"], "h").node("Abs", &["r"], "p");
             conv.node("Add", adds, "s").node("Relu", &["s"], "y").outputs(&["y"])
         };
         // What is computed later is not there in time.
-        assert_eq!(after(&conv(&["h", "p"]), PASS), conv(&["h", "p"]).dump());
+        assert_eq!(after(&conv(&["h", "p"], [2, 3]), PASS), conv(&["h", "p"], [2, 3]).dump());
         let x = tensor(&[2, 2, 5, 5], &noise(100, 9));
         for adds in [["h", "r"], ["r", "h"]] {
-            assert_eq!(after(&conv(&adds), PASS), "y = Conv(x, w, b, r)\n");
+            assert_eq!(after(&conv(&adds, [2, 3]), PASS), "y = Conv(x, w, b, r)\n");
             for channels in [3, 1] {
-                agrees(&conv(&adds), &[x.clone(), tensor(&[2, channels, 5, 5], &noise(2 * channels * 25, 4))]);
+                agrees(&conv(&adds, [2, channels as i64]), &[x.clone(), tensor(&[2, channels, 5, 5], &noise(2 * channels * 25, 4))]);
             }
             // The residual has a row for the result of one sample: the sum has more rows than the product.
-            agrees(&conv(&adds), &[x.rows(0..1), tensor(&[2, 3, 5, 5], &noise(150, 4))]);
+            agrees(&conv(&adds, [2, 3]), &[x.rows(0..1), tensor(&[2, 3, 5, 5], &noise(150, 4))]);
         }
-        for op in ["MatMul", "Gemm"] {
-            let product = dense(op).input("r", DType::F32, &[-1, 3]).node("Add", &["b", "h"], "t").node("Add", &["r", "t"], "s");
+        for (op, rows) in [("MatMul", 2), ("MatMul", 1), ("Gemm", 2)] {
+            let product = dense(op).input("r", DType::F32, &[rows, 3]).node("Add", &["b", "h"], "t").node("Add", &["r", "t"], "s");
             let graph = product.node("Tanh", &["s"], "y").outputs(&["y"]);
-            for rows in [2, 1] {
-                agrees(&graph, &[self::x(), tensor(&[rows, 3], &noise(3 * rows, 5))]);
-            }
+            agrees(&graph, &[self::x(), tensor(&[rows as usize, 3], &noise(3 * rows as usize, 5))]);
             assert_eq!(after(&graph, PASS) == "y = MatMul(x, w, b, r)\n", op == "MatMul");
         }
         // Computed before, read for the last time: the sum takes its place.
@@ -285,10 +284,11 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_whatever_broadcasts() {
-        let graph =
-            dense("MatMul").input("r", DType::F32, &[-1, 3]).node("Add", &["h", "r"], "s").node("Relu", &["s"], "y").outputs(&["y"]);
         let (x, r) = (x(), tensor(&[2, 3], &noise(6, 5)));
-        let rows = |x: &Tensor, r: &Tensor| run(&graph, &[x.clone(), r.clone()], &[]).remove(0);
+        let rows = |x: &Tensor, r: &Tensor| {
+            let product = dense("MatMul").input("r", DType::F32, &[r.shape()[0] as i64, 3]).node("Add", &["h", "r"], "s");
+            run(&product.node("Relu", &["s"], "y").outputs(&["y"]), &[x.clone(), r.clone()], &[]).remove(0)
+        };
         for row in 0..2 {
             let (one_x, one_r) = (x.rows(row..row + 1), r.rows(row..row + 1));
             let alone = rows(&one_x, &one_r);
