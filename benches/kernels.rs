@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use ndserve::engine::kernels::conv::{ConvShape, PackedConv, conv2d};
-use ndserve::engine::kernels::epilogue::{Activation, Epilogue};
+use ndserve::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
 use ndserve::engine::kernels::isa::Isa;
 use ndserve::engine::kernels::vector::{self, Binary, Operand};
@@ -144,8 +144,9 @@ fn convolution(isa: Isa, shape: &ConvShape) -> f64 {
     let weights = values(shape.c_out * c_in * shape.kernel_h * shape.kernel_w);
     let w = PackedConv::pack(Precision::F32, isa, &weights, shape.c_out, c_in, shape.kernel_h, shape.kernel_w, shape.groups);
     let (x, bias, mut y) = (values(shape.input_len()), values(shape.c_out), vec![0.0; shape.output_len()]);
+    let epilogue = Epilogue { bias: Bias::PerRow(&bias), activation: Activation::Relu, ..Epilogue::default() };
     let mut scratch = Vec::new();
-    fastest(|| conv2d(shape, &w, black_box(&x), Some(&bias), Activation::Relu, black_box(&mut y), &mut scratch))
+    fastest(|| conv2d(shape, &w, black_box(&x), &epilogue, black_box(&mut y), &mut scratch))
 }
 
 type Function = fn(Isa, &[f32], &mut [f32]);

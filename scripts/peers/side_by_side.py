@@ -128,6 +128,7 @@ def measure(args, name, folder, threads):
         "ov bf16": lambda: OpenVino(model, folder, threads, "bf16"),
     }
     engines, errors, far = {}, {}, {}
+    makers = {key: make for key, make in makers.items() if not args.engines or key in args.engines.split(",")}
     wanted = tensors(folder, "output")
     for key, make in makers.items():
         try:
@@ -187,6 +188,7 @@ def main():
     parser.add_argument("--only", default="", help="models, by comma")
     parser.add_argument("--batches", default="", help="rows, by comma")
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--engines", default="", help="of `nd f32`, `nd bf16`, `ort`, `ov f32`, `ov bf16`, by comma")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--json", help="a file for the figures")

@@ -2,7 +2,7 @@
 
 use super::vector::math;
 
-/// `y = activation(alpha * x + bias)`, applied to each element of a product once its sum over `k` is complete.
+/// `y = activation(alpha * x + bias)`, or `y = activation(x + bias + y)`, applied to each element of a product once its sum over `k` is complete.
 ///
 /// With FMA `alpha * x + bias` is rounded once. The default leaves the product as it is.
 #[derive(Clone, Copy, Debug)]
@@ -11,13 +11,15 @@ pub struct Epilogue<'a> {
     pub alpha: f32,
     /// Added after scaling.
     pub bias: Bias<'a>,
+    /// Whether the product is added to what the output holds, a residual connection; `alpha` is 1 then.
+    pub adds: bool,
     /// Applied last.
     pub activation: Activation,
 }
 
 impl Default for Epilogue<'_> {
     fn default() -> Self {
-        Epilogue { alpha: 1.0, bias: Bias::None, activation: Activation::None }
+        Epilogue { alpha: 1.0, bias: Bias::None, adds: false, activation: Activation::None }
     }
 }
 

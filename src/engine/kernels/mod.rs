@@ -22,6 +22,7 @@ pub mod gemm;
 pub mod int8;
 pub mod integer;
 pub mod isa;
+pub mod pool;
 mod rows;
 pub mod vector;
 pub mod weights;

@@ -34,8 +34,8 @@ pub(crate) fn rounded_pairs(isa: Isa, even: &[f32], odd: &[f32], to: &mut [u32])
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
-        _mm512_permutex2var_epi32, _mm512_permutexvar_epi16, _mm512_storeu_si512,
+        __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32,
+        _mm512_maskz_loadu_ps, _mm512_permutex2var_epi32, _mm512_permutexvar_epi16, _mm512_storeu_si512,
     };
 
     const LANES: usize = 16;
@@ -57,8 +57,16 @@ mod avx512 {
                 _mm512_storeu_si512(to.as_mut_ptr().add(step * LANES).cast(), _mm512_permutex2var_epi32(low, index, high));
             }
         }
-        for at in steps * LANES..to.len() {
-            to[at] = from[2 * at];
+        let rest = from.len() - steps * 2 * LANES;
+        if rest > 0 {
+            let mask = |count: usize| ((1_u32 << count.min(LANES)) - 1) as u16;
+            // SAFETY: the masks leave out what lies beyond the `rest` elements of `from` and the half as many, rounded up, of `to`.
+            unsafe {
+                let (from, to) = (from.as_ptr().add(steps * 2 * LANES), to.as_mut_ptr().add(steps * LANES));
+                let low = _mm512_maskz_loadu_epi32(mask(rest), from.cast());
+                let high = _mm512_maskz_loadu_epi32(mask(rest.saturating_sub(LANES)), from.wrapping_add(LANES).cast());
+                _mm512_mask_storeu_epi32(to.cast(), mask(rest.div_ceil(2)), _mm512_permutex2var_epi32(low, index, high));
+            }
         }
     }
 

@@ -86,7 +86,7 @@ impl Geometry {
             let (sample, group, count) = (unit / self.groups, unit % self.groups, y.len() / pixels);
             let channel = group * self.c_out + first;
             let bias = bias.map_or(Bias::None, |bias| Bias::PerRow(&bias[channel..channel + count]));
-            let epilogue = Epilogue { alpha: 1.0, bias, activation };
+            let epilogue = Epilogue { bias, activation, ..Epilogue::default() };
             let rows = &w[channel * depth..(channel + count) * depth];
             let mut columns = Vec::new();
             let mut start = 0;

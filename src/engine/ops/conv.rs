@@ -1,6 +1,7 @@
 //! Conv: convolution over any number of dimensions, with groups, dilations and automatic padding.
 //!
-//! One and two dimensions have a kernel of their own; more go through `columns.rs`.
+//! One and two dimensions have a kernel of their own; more go through `columns.rs`. A following Add and an activation may be fused
+//! into it (`optimize/fuse_activation.rs`); what is added is then input 3.
 
 pub(crate) mod gradient;
 
@@ -9,13 +10,16 @@ use smallvec::smallvec;
 use super::ANY;
 use super::axes::same_type;
 use super::columns::Geometry;
+use super::broadcast;
 use super::matmul::{narrow, widened};
+use super::residual::{self, End, Residual};
 use super::window::{Axis, Window, output_shape};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
-use crate::engine::kernels::epilogue::Activation;
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::vector::activation_in_place;
 use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
 use crate::engine::tensor::{Kind, Tensor};
@@ -23,7 +27,7 @@ use crate::engine::view::View;
 
 pub(crate) const DEFS: &[OpDef] = &[OpDef { name: "Conv", domain: "", opsets: 1..=ANY, types: types::FLOATS, build }];
 
-/// `activation(x * w + bias)`.
+/// `activation(x * w + bias + residual)`; the residual, input 3, exists only if it was fused.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv {
     window: Window,
@@ -88,19 +92,46 @@ impl Conv {
         }
     }
 
-    fn output(&self, x: &[usize], w: &[usize], bias: Option<&[usize]>) -> Result<Vec<Shape>, OpError> {
+    /// The shape of the result for an input `x` and weights `w`, with what bias and residual add to it.
+    fn output(&self, x: &[usize], w: &[usize], inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
         let geometry = self.sizes(x, w)?;
-        match bias {
-            Some(bias) if bias != [w[0]] => Err(OpError::shape(format!("a bias of shape {bias:?} for {} output channels", w[0]))),
-            _ => Ok(vec![output_shape(x[0], w[0], &geometry.axes)]),
+        if inputs.get(2).is_some() && inputs.shape(2)? != [w[0]] {
+            return Err(OpError::shape(format!("a bias of shape {:?} for {} output channels", inputs.shape(2)?, w[0])));
+        }
+        let shape = output_shape(x[0], w[0], &geometry.axes);
+        match inputs.get(3) {
+            Some(_) => Ok(vec![broadcast::shape([&shape[..], inputs.shape(3)?])?]),
+            None => Ok(vec![shape]),
         }
     }
 
-    fn run_f32(&self, sizes: &Geometry, x: &[f32], w: (&[usize], &[f32]), bias: Option<&[f32]>, y: &mut [f32], ctx: &mut Context<'_>) {
+    fn run_f32(&self, sizes: &Geometry, x: &[f32], w: (&[usize], &[f32]), bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
         match flat(sizes) {
-            Some((shape, _)) => run_packed(&shape, &self.pack(ctx.isa, w.0, w.1), x, bias, self.activation, y, ctx),
-            None => sizes.convolve((ctx.isa, ctx.threads), x, w.1, bias, self.activation, y),
+            Some((shape, _)) => run_packed(&shape, &self.pack(ctx.isa, w.0, w.1), x, bias, end, y, ctx),
+            None if end.adds => {
+                let mut product = vec![0.0; y.len()];
+                sizes.convolve((ctx.isa, ctx.threads), x, w.1, bias, Activation::None, &mut product);
+                y.iter_mut().zip(product).for_each(|(y, product)| *y += product);
+                activation_in_place(ctx.isa, end.activation, y);
+            }
+            None => sizes.convolve((ctx.isa, ctx.threads), x, w.1, bias, end.activation, y),
         }
+    }
+
+    /// Input 3, or output 0 in its place.
+    fn run_some(&self, residual: Residual<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let (x, w) = (inputs.at(0)?, inputs.at(1)?);
+        let sizes = self.sizes(x.shape(), w.shape())?;
+        if outputs.at(0)?.shape().contains(&0) {
+            return Ok(());
+        }
+        let bias = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
+        let (x, w) = (x.slice()?, (w.shape(), w.slice()?));
+        let shape = output_shape(sizes.samples, w.0[0], &sizes.axes);
+        residual::finish(residual, &shape, self.activation, outputs, ctx, |y, end, ctx| {
+            self.run_f32(&sizes, x, w, bias, end, y, ctx);
+            Ok(())
+        })
     }
 
     fn pack(&self, isa: Isa, w: &[usize], values: &[f32]) -> PackedConv {
@@ -146,10 +177,12 @@ fn flops(shape: &ConvShape) -> u64 {
 }
 
 /// Samples, or output channels of samples, on as many threads as the work is worth. The bits do not depend on the split.
-fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>, activation: Activation, y: &mut [f32], ctx: &mut Context<'_>) {
+fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
+    let bias = bias.map_or(Bias::None, Bias::PerRow);
+    let epilogue = &Epilogue { bias, adds: end.adds, activation: end.activation, ..Epilogue::default() };
     let parts = ctx.threads.parts(flops(shape));
     if parts <= 1 || y.is_empty() || x.is_empty() {
-        return conv2d(shape, w, x, bias, activation, y, &mut ctx.scratch.f32);
+        return conv2d(shape, w, x, epilogue, y, &mut ctx.scratch.f32);
     }
     let (from, to) = (shape.input_len() / shape.n, shape.output_len() / shape.n);
     if shape.n >= parts {
@@ -157,7 +190,7 @@ fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>
         let items: Vec<_> = x.chunks(samples * from).zip(y.chunks_mut(samples * to)).collect();
         ctx.threads.for_each(items, |(x, y)| {
             let shape = ConvShape { n: x.len() / from, ..*shape };
-            conv2d(&shape, w, x, bias, activation, y, &mut Vec::new());
+            conv2d(&shape, w, x, epilogue, y, &mut Vec::new());
         });
         return;
     }
@@ -170,31 +203,29 @@ fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>
     let one = ConvShape { n: 1, ..*shape };
     ctx.threads.for_each(items, |(start, x, y)| {
         let range = start..start + y.len() / pixels;
-        conv2d_channels(&one, w, x, bias, activation, range, y, &mut Vec::new());
+        conv2d_channels(&one, w, x, epilogue, range, y, &mut Vec::new());
     });
 }
 
 impl Op for Conv {
     fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
-        same_type(inputs, 2, 0..3)
+        same_type(inputs, 2, 0..4)
     }
 
     fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
-        self.output(inputs.shape(0)?, inputs.shape(1)?, inputs.get(2).map(|_| inputs.shape(2)).transpose()?)
+        self.output(inputs.shape(0)?, inputs.shape(1)?, inputs)
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        if inputs.at(0)?.dtype() == DType::F32 {
+            return self.run_some(inputs.get(3).map_or(Residual::None, Residual::Given), inputs, outputs, ctx);
+        }
         let (x, w, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let sizes = self.sizes(x.shape(), w.shape())?;
         if y.shape().contains(&0) {
             return Ok(());
         }
         match x.dtype() {
-            DType::F32 => {
-                let bias = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
-                self.run_f32(&sizes, x.slice()?, (w.shape(), w.slice()?), bias, y.slice()?, ctx);
-                Ok(())
-            }
             DType::F64 => {
                 let bias = inputs.get(2).map(|b| b.slice::<f64>()).transpose()?;
                 sizes.convolve_f64(x.slice()?, w.slice()?, bias, y.slice()?);
@@ -203,10 +234,19 @@ impl Op for Conv {
             _ => {
                 let bias = inputs.get(2).map(widened).transpose()?;
                 let mut wide = vec![0.0; sizes.output_len()];
-                self.run_f32(&sizes, &widened(x)?, (w.shape(), &widened(w)?), bias.as_deref(), &mut wide, ctx);
+                let end = End { adds: false, activation: self.activation };
+                self.run_f32(&sizes, &widened(x)?, (w.shape(), &widened(w)?), bias.as_deref(), end, &mut wide, ctx);
                 narrow(&wide, y)
             }
         }
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[3]
+    }
+
+    fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        self.run_some(Residual::InPlace, inputs, outputs, ctx)
     }
 
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
@@ -240,19 +280,37 @@ struct PackedConvolution {
     bias: Option<Vec<f32>>,
 }
 
+impl PackedConvolution {
+    /// As [`Conv::run_some`].
+    fn run_some(&self, residual: Residual<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let x: View<'_> = inputs.at(0)?;
+        let sizes = self.conv.sizes(x.shape(), &self.w_shape)?;
+        let (flat, _) = flat(&sizes).ok_or_else(|| OpError::shape("packed weights are for one or two dimensions"))?;
+        let given = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
+        let (bias, x) = (self.bias.as_deref().or(given), x.slice()?);
+        let shape = output_shape(sizes.samples, self.w_shape[0], &sizes.axes);
+        residual::finish(residual, &shape, self.conv.activation, outputs, ctx, |y, end, ctx| {
+            run_packed(&flat, &self.w, x, bias, end, y, ctx);
+            Ok(())
+        })
+    }
+}
+
 impl Op for PackedConvolution {
     fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
-        self.conv.output(inputs.shape(0)?, &self.w_shape, inputs.get(2).map(|_| inputs.shape(2)).transpose()?)
+        self.conv.output(inputs.shape(0)?, &self.w_shape, inputs)
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
-        let x: View<'_> = inputs.at(0)?;
-        let sizes = self.conv.sizes(x.shape(), &self.w_shape)?;
-        let (shape, _) = flat(&sizes).ok_or_else(|| OpError::shape("packed weights are for one or two dimensions"))?;
-        let given = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
-        let bias = self.bias.as_deref().or(given);
-        run_packed(&shape, &self.w, x.slice()?, bias, self.conv.activation, outputs.at(0)?.slice()?, ctx);
-        Ok(())
+        self.run_some(inputs.get(3).map_or(Residual::None, Residual::Given), inputs, outputs, ctx)
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[3]
+    }
+
+    fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        self.run_some(Residual::InPlace, inputs, outputs, ctx)
     }
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {

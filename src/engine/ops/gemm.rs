@@ -147,7 +147,7 @@ impl Gemm {
     }
 
     fn epilogue<'a>(&self, bias: Bias<'a>) -> Epilogue<'a> {
-        Epilogue { alpha: self.alpha, bias, activation: self.activation }
+        Epilogue { alpha: self.alpha, bias, activation: self.activation, ..Epilogue::default() }
     }
 
     /// The types without a fast kernel.

@@ -1,7 +1,7 @@
 //! MatMul: products of matrices and batches of them, as numpy's `matmul` broadcasts them.
 //!
-//! A constant right matrix is packed once. A following Add of a constant row and an activation may be fused into it
-//! (`optimize/fuse_activation.rs`); the added row is then input 2.
+//! A constant right matrix is packed once. A following Add of a constant row, one of a residual and an activation may be fused into
+//! it (`optimize/fuse_activation.rs`); the added row is then input 2, the residual input 3.
 
 pub(crate) mod gradient;
 
@@ -12,6 +12,7 @@ use super::axes::{Axes, offsets, same_type};
 use super::broadcast;
 use super::number::{Number, with_float};
 use super::product::{Left, Right, flops, multiply};
+use super::residual::{self, End, Residual};
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::gemm::{gemm, gemm_generic};
@@ -32,7 +33,7 @@ pub(crate) const DEFS: &[OpDef] = &[OpDef {
     build: |_| Ok(Box::new(MatMul { activation: Activation::None, precision: Precision::F32 })),
 }];
 
-/// `activation(a · b + bias)`; the bias, input 2, exists only if it was fused.
+/// `activation(a · b + bias + residual)`; the bias, input 2, and the residual, input 3, exist only if they were fused.
 #[derive(Clone, Debug)]
 pub(crate) struct MatMul {
     pub(crate) activation: Activation,
@@ -96,13 +97,14 @@ impl MatMul {
         Self { precision, ..self }
     }
 
-    fn run_f32(&self, a: View<'_>, b: View<'_>, bias: Option<&[f32]>, y: &mut [f32], ctx: &mut Context<'_>) -> Result<(), OpError> {
+    fn run_f32(&self, a: View<'_>, b: View<'_>, bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) -> Result<(), OpError> {
         let Sizes { batch, m, k, n, .. } = sizes(a.shape(), b.shape())?;
         if y.is_empty() {
             return Ok(());
         }
         let (a_data, b_data) = (a.slice::<f32>()?, b.slice::<f32>()?);
-        let epilogue = Epilogue { alpha: 1.0, bias: bias.map_or(Bias::None, Bias::PerColumn), activation: self.activation };
+        let bias = bias.map_or(Bias::None, Bias::PerColumn);
+        let epilogue = Epilogue { bias, adds: end.adds, activation: end.activation, ..Epilogue::default() };
         if b.len() == k * n {
             // One matrix on the right (or none at all): all rows of the left batch form one matrix.
             let left = Left { data: a_data, transposed: false, m: y.len().checked_div(n).unwrap_or(0), k };
@@ -127,6 +129,24 @@ impl MatMul {
             ctx.threads.for_each(items, |item| work(item, &mut Vec::new()));
         }
         Ok(())
+    }
+}
+
+impl MatMul {
+    /// Input 3, or output 0 in its place.
+    fn run_some(&self, residual: Residual<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let (a, b) = (inputs.at(0)?, inputs.at(1)?);
+        let bias = inputs.get(2).map(|bias| bias.slice::<f32>()).transpose()?;
+        let shape = sizes(a.shape(), b.shape())?.shape;
+        residual::finish(residual, &shape, self.activation, outputs, ctx, |y, end, ctx| self.run_f32(a, b, bias, end, y, ctx))
+    }
+}
+
+/// The shape of a product and of what is added to it.
+fn with_residual(shape: Shape, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+    match inputs.get(3) {
+        Some(_) => Ok(vec![broadcast::shape([&shape[..], inputs.shape(3)?])?]),
+        None => Ok(vec![shape]),
     }
 }
 
@@ -172,18 +192,17 @@ impl Op for MatMul {
         let shape = sizes(inputs.shape(0)?, inputs.shape(1)?)?.shape;
         match inputs.get(2) {
             // Dimensions of size 1 in front of the bias may add to the rank, never to the elements.
-            Some(_) => Ok(vec![broadcast::shape([&shape[..], inputs.shape(2)?])?]),
-            None => Ok(vec![shape]),
+            Some(_) => with_residual(broadcast::shape([&shape[..], inputs.shape(2)?])?, inputs),
+            None => with_residual(shape, inputs),
         }
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        if inputs.at(0)?.dtype() == DType::F32 {
+            return self.run_some(inputs.get(3).map_or(Residual::None, Residual::Given), inputs, outputs, ctx);
+        }
         let (a, b, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         match a.dtype() {
-            DType::F32 => {
-                let bias = inputs.get(2).map(|bias| bias.slice::<f32>()).transpose()?;
-                self.run_f32(a, b, bias, y.slice()?, ctx)
-            }
             DType::F64 => run_generic::<f64>(a, b, y),
             DType::I32 => run_generic::<i32>(a, b, y),
             DType::I64 => run_generic::<i64>(a, b, y),
@@ -193,10 +212,19 @@ impl Op for MatMul {
                 let (wide_a, wide_b) = (Tensor::new(a.shape(), widened(a)?), Tensor::new(b.shape(), widened(b)?));
                 let (Some(wide_a), Some(wide_b)) = (wide_a, wide_b) else { return Err(OpError::shape("the operands do not fit")) };
                 let mut wide = vec![0.0; y.shape().iter().product()];
-                self.run_f32(wide_a.view(), wide_b.view(), None, &mut wide, ctx)?;
+                let end = End { adds: false, activation: self.activation };
+                self.run_f32(wide_a.view(), wide_b.view(), None, end, &mut wide, ctx)?;
                 narrow(&wide, y)
             }
         }
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[3]
+    }
+
+    fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        self.run_some(Residual::InPlace, inputs, outputs, ctx)
     }
 
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
@@ -228,22 +256,41 @@ struct PackedMatMul {
     activation: Activation,
 }
 
+impl PackedMatMul {
+    /// As [`MatMul::run_some`].
+    fn run_some(&self, residual: Residual<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let a = inputs.at(0)?;
+        let shape = sizes(a.shape(), &[self.b.k(), self.b.n()])?.shape;
+        let a = a.slice::<f32>()?;
+        residual::finish(residual, &shape, self.activation, outputs, ctx, |y, end, ctx| {
+            let bias = self.bias.as_ref().map_or(Bias::None, |(bias, _)| Bias::PerColumn(bias));
+            let epilogue = Epilogue { bias, adds: end.adds, activation: end.activation, ..Epilogue::default() };
+            let m = y.len().checked_div(self.b.n()).unwrap_or(0);
+            multiply(Left { data: a, transposed: false, m, k: self.b.k() }, Right::Packed(&self.b), &epilogue, y, ctx);
+            Ok(())
+        })
+    }
+}
+
 impl Op for PackedMatMul {
     fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
         let shape = sizes(inputs.shape(0)?, &[self.b.k(), self.b.n()])?.shape;
         match &self.bias {
-            Some((_, bias)) => Ok(vec![broadcast::shape([&shape[..], bias])?]),
-            None => Ok(vec![shape]),
+            Some((_, bias)) => with_residual(broadcast::shape([&shape[..], bias])?, inputs),
+            None => with_residual(shape, inputs),
         }
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
-        let (a, y) = (inputs.at(0)?, outputs.at(0)?.slice::<f32>()?);
-        let bias = self.bias.as_ref().map_or(Bias::None, |(bias, _)| Bias::PerColumn(bias));
-        let epilogue = Epilogue { alpha: 1.0, bias, activation: self.activation };
-        let m = y.len().checked_div(self.b.n()).unwrap_or(0);
-        multiply(Left { data: a.slice()?, transposed: false, m, k: self.b.k() }, Right::Packed(&self.b), &epilogue, y, ctx);
-        Ok(())
+        self.run_some(inputs.get(3).map_or(Residual::None, Residual::Given), inputs, outputs, ctx)
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[3]
+    }
+
+    fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        self.run_some(Residual::InPlace, inputs, outputs, ctx)
     }
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {

@@ -31,6 +31,7 @@ mod qlinear;
 mod qlinear_conv_packed;
 mod qlinear_scaling;
 mod real;
+mod residual;
 mod scalar;
 mod sum_to;
 mod window;

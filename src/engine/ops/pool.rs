@@ -15,6 +15,7 @@ use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_number};
 use crate::engine::kernels::int8::{FLIP, quantize::greatest};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::pool::{PoolAxis, max_pool};
 use crate::engine::kernels::vector;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
@@ -28,7 +29,7 @@ const fn def(name: &'static str, opsets: std::ops::RangeInclusive<u16>, build: f
 const MAX_TYPES: &[DType] = &[DType::F32, DType::F64, DType::F16, DType::BF16, DType::I8, DType::U8];
 
 pub(crate) const DEFS: &[OpDef] = &[
-    OpDef { types: MAX_TYPES, ..def("MaxPool", 1..=ANY, max_pool) },
+    OpDef { types: MAX_TYPES, ..def("MaxPool", 1..=ANY, max_pool_op) },
     def("AveragePool", 1..=ANY, average_pool),
     def("LpPool", 1..=ANY, lp_pool),
     def("GlobalMaxPool", 1..=ANY, |_| Ok(Box::new(GlobalPool { over: Over::Greatest }))),
@@ -44,7 +45,7 @@ fn window(attrs: &Attrs) -> Result<Window, OpError> {
     Ok(window)
 }
 
-fn max_pool(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
+fn max_pool_op(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
     let column_major = attrs.bool_or("storage_order", false)?;
     Ok(Box::new(MaxPool { window: window(attrs)?, column_major, indices: attrs.outputs.len() > 1 }))
 }
@@ -93,6 +94,15 @@ fn each_plane<T: Sync, Y: Send>(threads: &Threads, axes: &[Axis], x: &[T], y: &m
     threads.for_each(items, |(x, y)| x.chunks_exact(from).zip(y.chunks_exact_mut(to)).for_each(|(x, y)| f(x, y)));
 }
 
+/// Elements of the longest row with its padding that pooling takes a copy of; what is longer has more padding than image.
+const LINE_MAX: usize = 1 << 20;
+
+/// Elements of a row with the padding that its windows meet, at most.
+fn line(columns: &Axis) -> usize {
+    let windows = columns.output.saturating_mul(columns.stride).saturating_add(columns.kernel.saturating_mul(columns.dilation));
+    windows.max(columns.pad_begin.saturating_add(columns.input))
+}
+
 /// The greatest element of each window, and where it is.
 #[derive(Debug)]
 pub(crate) struct MaxPool {
@@ -123,22 +133,18 @@ impl MaxPool {
         });
     }
 
-    /// Whether windows of 2×2 tile the input exactly, the usual way to halve a feature map.
-    fn halves(axes: &[Axis]) -> bool {
-        let halves = |a: &Axis| (a.kernel, a.stride, a.dilation, a.pad_begin) == (2, 2, 1, 0) && a.input == 2 * a.output;
-        axes.len() == 2 && axes.iter().all(halves)
-    }
-
-    /// Two input rows to an output row; the planes of all channels and samples follow each other without a gap, so that
-    /// small maps cost no more per element than large ones.
-    fn halve(width: usize, x: &[f32], y: &mut [f32]) {
-        let greater = |a: f32, b: f32| if b > a || b.is_nan() { b } else { a };
-        for (rows, y) in x.chunks_exact(4 * width).zip(y.chunks_exact_mut(width)) {
-            let (top, bottom) = rows.split_at(2 * width);
-            for ((y, t), b) in y.iter_mut().zip(top.chunks_exact(2)).zip(bottom.chunks_exact(2)) {
-                *y = greater(greater(t[0], t[1]), greater(b[0], b[1]));
-            }
+    /// Two-dimensional windows over f32, planes on as many threads as the work is worth.
+    fn flat(threads: &Threads, isa: Isa, [rows, columns]: [&Axis; 2], x: &[f32], y: &mut [f32]) {
+        let axis = |a: &Axis| PoolAxis { input: a.input, output: a.output, kernel: a.kernel, stride: a.stride, dilation: a.dilation, pad: a.pad_begin };
+        let (from, to) = (rows.input * columns.input, rows.output * columns.output);
+        let taps = rows.kernel.saturating_add(columns.kernel) as u64;
+        let parts = threads.parts(taps.saturating_mul(y.len() as u64));
+        if parts <= 1 || from == 0 || to == 0 {
+            return max_pool(isa, axis(rows), axis(columns), x, y);
         }
+        let planes = (y.len() / to).div_ceil(parts);
+        let items: Vec<_> = x.chunks(planes * from).zip(y.chunks_mut(planes * to)).collect();
+        threads.for_each(items, |(x, y)| max_pool(isa, axis(rows), axis(columns), x, y));
     }
 
     /// The number of an element of a plane with the first dimension innermost.
@@ -192,8 +198,10 @@ impl Op for MaxPool {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?;
         let axes = axes_over(&self.window, x.shape())?;
-        if x.dtype() == DType::F32 && !self.indices && !x.is_empty() && Self::halves(&axes) {
-            Self::halve(axes[1].output, x.slice()?, outputs.at(0)?.slice()?);
+        if let ([rows, columns], DType::F32, false) = (&axes[..], x.dtype(), self.indices)
+            && line(columns) <= LINE_MAX
+        {
+            Self::flat(ctx.threads, ctx.isa, [rows, columns], x.slice()?, outputs.at(0)?.slice()?);
             return Ok(());
         }
         with_number!(x.dtype(), T => {

@@ -100,6 +100,14 @@ fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32
         return;
     }
     let mut strips = vec![0.0; m * n];
+    if epilogue.adds {
+        for (part, strip) in strips.chunks_mut(m * width).enumerate() {
+            let count = strip.len() / m;
+            for (row, values) in strip.chunks_exact_mut(count).enumerate() {
+                values.copy_from_slice(&c[row * n + part * width..][..count]);
+            }
+        }
+    }
     let items: Vec<_> = strips.chunks_mut(m * width).enumerate().collect();
     threads.for_each(items, |(part, strip)| {
         let columns = part * width..n.min((part + 1) * width);

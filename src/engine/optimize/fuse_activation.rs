@@ -1,7 +1,8 @@
 //! Lets a Conv, Gemm or MatMul apply what follows it while its output is still in the cache: the constant row that an Add
-//! brings to a MatMul, and an activation.
+//! brings to a MatMul, the residual that one brings to a Conv or MatMul, and an activation.
 //!
-//! The kernels' epilogue computes the same functions as the operators, so the bits stay the same.
+//! The kernels' epilogue computes the same functions as the operators. A residual is what the sum of a product starts from, so its
+//! sum is rounded in another order; the others keep the bits.
 
 use std::sync::Arc;
 
@@ -35,7 +36,8 @@ pub(super) fn run(graph: &mut Graph, _: &LoadOptions) {
         if gone[position] {
             continue;
         }
-        for fused in add_bias(graph, position, &readers).into_iter().chain(activate(graph, position, &readers)).flatten() {
+        let fuse = [add_bias, add_residual, activate];
+        for fused in fuse.into_iter().filter_map(|fuse| fuse(graph, position, &readers)).flatten() {
             gone[fused] = true;
         }
     }
@@ -88,6 +90,38 @@ fn add_bias(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<V
     let sum = result(graph, add)?;
     let node = &mut graph.nodes[position];
     node.inputs.push(Some(bias));
+    node.outputs[0] = Some(sum);
+    Some(vec![reader])
+}
+
+/// Makes what an Add brings to the Conv or MatMul at `position` its residual, if it is there by then. Returns the Add.
+fn add_residual(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<Vec<usize>> {
+    let node = &graph.nodes[position];
+    let activation = match (node.op.downcast::<Conv>(), node.op.downcast::<MatMul>()) {
+        (Some(conv), _) => conv.activation,
+        // A product of two activations is one of attention, and what is added to it a mask, which broadcasts.
+        (_, Some(matmul)) if node.inputs.get(1)?.is_some_and(|id| graph.constants.contains_key(&id)) => matmul.activation,
+        _ => return None,
+    };
+    if activation != Activation::None || node.inputs.len() > 3 {
+        return None;
+    }
+    let product = result(graph, node)?;
+    let reader = only_reader(product, readers)?;
+    let add = &graph.nodes[reader];
+    if add.op.downcast::<Arithmetic>()?.0 != Binary::Add {
+        return None;
+    }
+    // A constant would be copied for every sum; what is computed behind the product can not be there before it.
+    let residual = add.operands().find(|&id| id != product)?;
+    let later = graph.nodes[position..].iter().any(|node| node.results().any(|id| id == residual));
+    if later || graph.constants.contains_key(&residual) {
+        return None;
+    }
+    let sum = result(graph, add)?;
+    let node = &mut graph.nodes[position];
+    node.inputs.resize(3, None);
+    node.inputs.push(Some(residual));
     node.outputs[0] = Some(sum);
     Some(vec![reader])
 }
@@ -216,6 +250,57 @@ mod tests {
         }
         let square = dense("Gemm").node("Sigmoid", &["h"], "g").node("Mul", &["h", "h"], "y").outputs(&["y", "g"]);
         assert_eq!(after(&square, PASS), square.dump());
+    }
+
+    #[test]
+    fn a_residual_joins_the_product() {
+        // Dimensions are declared: free first ones would be rows of one batch.
+        let conv = |adds: &[&str], [n, channels]: [i64; 2]| {
+            let conv = graph().input("x", DType::F32, &[-1, 2, 5, 5]).input("r", DType::F32, &[n, channels, 5, 5]);
+            let conv = conv.constant("w", tensor(&[3, 2, 3, 3], &noise(54, 7))).constant("b", tensor(&[3], &noise(3, 8)));
+            let pads = Attr::Ints(vec![1; 4]);
+            let conv = conv.node_with("Conv", &[("pads", pads)], &["x", "w", "b"], "h").node("Abs", &["r"], "p");
+            conv.node("Add", adds, "s").node("Relu", &["s"], "y").outputs(&["y"])
+        };
+        // What is computed later is not there in time.
+        assert_eq!(after(&conv(&["h", "p"], [2, 3]), PASS), conv(&["h", "p"], [2, 3]).dump());
+        let x = tensor(&[2, 2, 5, 5], &noise(100, 9));
+        for adds in [["h", "r"], ["r", "h"]] {
+            assert_eq!(after(&conv(&adds, [2, 3]), PASS), "y = Conv(x, w, b, r)\n");
+            for channels in [3, 1] {
+                agrees(&conv(&adds, [2, channels as i64]), &[x.clone(), tensor(&[2, channels, 5, 5], &noise(2 * channels * 25, 4))]);
+            }
+            // The residual has a row for the result of one sample: the sum has more rows than the product.
+            agrees(&conv(&adds, [2, 3]), &[x.rows(0..1), tensor(&[2, 3, 5, 5], &noise(150, 4))]);
+        }
+        for (op, rows) in [("MatMul", 2), ("MatMul", 1), ("Gemm", 2)] {
+            let product = dense(op).input("r", DType::F32, &[rows, 3]).node("Add", &["b", "h"], "t").node("Add", &["r", "t"], "s");
+            let graph = product.node("Tanh", &["s"], "y").outputs(&["y"]);
+            agrees(&graph, &[self::x(), tensor(&[rows as usize, 3], &noise(3 * rows as usize, 5))]);
+            assert_eq!(after(&graph, PASS) == "y = MatMul(x, w, b, r)\n", op == "MatMul");
+        }
+        // Computed before, read for the last time: the sum takes its place.
+        let before = graph().input("x", DType::F32, &[-1, 4]).constant("w", tensor(&[4, 4], &noise(16, 7))).node("Neg", &["x"], "r");
+        let before = before.node("MatMul", &["x", "w"], "h").node("Add", &["h", "r"], "y").outputs(&["y"]);
+        assert_eq!(after(&before, PASS), "r = Neg(x)\ny = MatMul(x, w, -, r)\n");
+        agrees(&before, &[self::x()]);
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_broadcasts() {
+        let (x, r) = (x(), tensor(&[2, 3], &noise(6, 5)));
+        let rows = |x: &Tensor, r: &Tensor| {
+            let product = dense("MatMul").input("r", DType::F32, &[r.shape()[0] as i64, 3]).node("Add", &["h", "r"], "s");
+            run(&product.node("Relu", &["s"], "y").outputs(&["y"]), &[x.clone(), r.clone()], &[]).remove(0)
+        };
+        for row in 0..2 {
+            let (one_x, one_r) = (x.rows(row..row + 1), r.rows(row..row + 1));
+            let alone = rows(&one_x, &one_r);
+            // One residual for all rows, and one product for all residuals.
+            assert_eq!(rows(&x, &one_r).rows(row..row + 1), alone);
+            assert_eq!(rows(&one_x, &r).rows(row..row + 1), alone);
+            assert_eq!(rows(&x, &r).rows(row..row + 1), alone);
+        }
     }
 
     #[test]

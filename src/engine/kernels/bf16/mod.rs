@@ -277,6 +277,7 @@ pub(crate) fn finish(isa: Isa, sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f3
     type Size = (usize, usize, usize);
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx
+        && !epilogue.adds
         && let Some(bounds) = bounds(epilogue.activation)
     {
         isa.require();
@@ -312,6 +313,9 @@ fn finish_body<const FMA: bool>(sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f
         for j in 0..TILE_COLUMNS {
             values[j] = math::fma::<FMA>(alpha, sums.0[tile][line][j], columns[j]);
             values[TILE_COLUMNS + j] = math::fma::<FMA>(alpha, sums.0[tile + 1][line][j], columns[TILE_COLUMNS + j]);
+        }
+        if epilogue.adds {
+            values.iter_mut().zip(&row[..width]).for_each(|(value, held)| *value += held);
         }
         activate::<FMA>(epilogue.activation, &mut values);
         if width == PANEL {

@@ -35,7 +35,7 @@ pub(super) fn run(job: &Job<'_>, weights: &[f32], x: &[f32], y: &mut [f32], scra
                 _ => None,
             };
             let weights = &weights[channel * taps..][..taps];
-            let plane = Channel { shape, planes: &planes, weights, bias, activation: job.epilogue.activation };
+            let plane = Channel { shape, planes: &planes, weights, bias, adds: job.epilogue.adds, activation: job.epilogue.activation };
             convolve(job.isa, &plane, image, sums, output);
         }
     }
@@ -133,6 +133,7 @@ struct Channel<'a> {
     planes: &'a Planes,
     weights: &'a [f32],
     bias: Option<f32>,
+    adds: bool,
     activation: Activation,
 }
 
@@ -149,7 +150,11 @@ fn convolve_body<const FMA: bool>(channel: &Channel<'_>, image: &[f32], sums: &m
         _ => add_by_tap::<FMA>(channel, image, sums),
     }
     for (row, sums) in output.chunks_exact_mut(channel.shape.w_out).zip(sums.chunks(channel.planes.pitch)) {
-        copy_short(&sums[..row.len()], row);
+        if channel.adds {
+            row.iter_mut().zip(sums).for_each(|(held, sum)| *held += sum);
+        } else {
+            copy_short(&sums[..row.len()], row);
+        }
     }
     if let Some(bias) = channel.bias {
         output.iter_mut().for_each(|sum| *sum += bias);

@@ -15,7 +15,7 @@ mod rounded;
 use std::ops::Range;
 
 use super::bf16::RoundedLeft;
-use super::epilogue::{Activation, Bias, Epilogue};
+use super::epilogue::{Bias, Epilogue};
 use super::gemm::{PackedA, tile};
 use super::isa::Isa;
 use super::weights::Precision;
@@ -159,21 +159,13 @@ impl PackedConv {
     }
 }
 
-/// `y = activation(x * w + bias)` over a batch: `x` is `[n, c_in, h_in, w_in]`, `bias` `[c_out]`, `y` `[n, c_out, h_out, w_out]`.
+/// `y = epilogue(x * w)` over a batch: `x` is `[n, c_in, h_in, w_in]`, the bias, per row, `[c_out]`, `y` `[n, c_out, h_out, w_out]`.
 ///
 /// The bits of a sample's output depend on that sample and the constants alone. `scratch` grows as needed and can be reused.
 /// To split the work give each thread some samples, or some channels through [`conv2d_channels`]. Panics if a length does
 /// not fit the shape, or the shape does not fit the weights.
-pub fn conv2d(
-    shape: &ConvShape,
-    w: &PackedConv,
-    x: &[f32],
-    bias: Option<&[f32]>,
-    activation: Activation,
-    y: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
-    conv2d_channels(shape, w, x, bias, activation, 0..shape.c_out, y, scratch);
+pub fn conv2d(shape: &ConvShape, w: &PackedConv, x: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
+    conv2d_channels(shape, w, x, epilogue, 0..shape.c_out, y, scratch);
 }
 
 /// Some output channels of [`conv2d`]: `y` is `[n, channels.len(), h_out, w_out]`. The range starts at a multiple of
@@ -183,8 +175,7 @@ pub fn conv2d_channels(
     shape: &ConvShape,
     w: &PackedConv,
     x: &[f32],
-    bias: Option<&[f32]>,
-    activation: Activation,
+    epilogue: &Epilogue<'_>,
     channels: Range<usize>,
     y: &mut [f32],
     scratch: &mut Vec<f32>,
@@ -199,12 +190,12 @@ pub fn conv2d_channels(
     assert!(channels.start.is_multiple_of(step), "channel range starts inside a tile or group");
     assert!(channels.end.is_multiple_of(step) || channels.end == shape.c_out, "channel range ends inside a tile or group");
     assert_eq!(y.len(), shape.n * channels.len() * shape.pixels(), "length of the output");
-    let bias = bias.map_or(Bias::None, Bias::PerRow);
-    bias.check(shape.c_out, 0);
+    assert!(epilogue.alpha == 1.0 && !matches!(epilogue.bias, Bias::PerColumn(_)), "a bias per channel, and no factor");
+    epilogue.bias.check(shape.c_out, 0);
     if y.is_empty() {
         return;
     }
-    let job = Job { shape, isa: w.isa, epilogue: Epilogue { alpha: 1.0, bias, activation }, channels };
+    let job = Job { shape, isa: w.isa, epilogue: *epilogue, channels };
     match &w.weights {
         Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
         Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),

@@ -133,7 +133,7 @@ impl Product<'_> {
                         columns: count,
                         c: &mut [],
                         ldc: 0,
-                        first: step == 0,
+                        first: step == 0 && !self.epilogue.adds,
                         finish: (steps.end == k).then(|| Epilogue { bias: self.epilogue.bias.tile(row, rows, 0, 0), ..self.epilogue }),
                     };
                     self.store(&mut tile, self.output + row - self.rows.start, column, y);

@@ -169,7 +169,7 @@ impl Block<'_> {
                 columns: count,
                 c: &mut c[rows.start * self.ldc + column - self.origin..],
                 ldc: self.ldc,
-                first: steps.start == 0,
+                first: steps.start == 0 && !self.epilogue.adds,
                 finish,
             };
             tile::run(self.isa, &mut tile);

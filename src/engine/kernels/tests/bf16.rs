@@ -44,7 +44,7 @@ fn products_are_those_of_the_rounded_operands() {
                 (PackedBf16::pack(isa, &b, k, n, false), Bias::PerRow(&rows)),
             ] {
                 let mut c = vec![f32::NAN; m * ldc];
-                let epilogue = Epilogue { alpha: 0.5, bias, activation: Activation::None };
+                let epilogue = Epilogue { alpha: 0.5, bias, ..Epilogue::default() };
                 gemm_bf16_columns(&a, lda, m, &packed, 0..n, &mut c, ldc, &epilogue);
                 for (i, j) in (0..m * n).map(|at| (at / n, at % n)) {
                     let terms = (0..k).map(|s| f64::from(rounded(a[i * lda + s])) * f64::from(rounded(b[s * n + j])));
@@ -72,7 +72,7 @@ fn a_rows_bits_depend_on_the_row_alone() {
     let (a, b, bias) = (random.values(m * k), random.values(k * n), random.values(n));
     for isa in Isa::available() {
         let packed = PackedBf16::pack(isa, &b, k, n, false);
-        let epilogue = Epilogue { alpha: 1.0, bias: Bias::PerColumn(&bias), activation: Activation::Gelu };
+        let epilogue = Epilogue { alpha: 1.0, bias: Bias::PerColumn(&bias), activation: Activation::Gelu, ..Epilogue::default() };
         let mut all = vec![0.0; m * n];
         gemm_bf16_columns(&a, k, m, &packed, 0..n, &mut all, n, &epilogue);
         for rows in [0..1, 1..2, 15..17, 31..33, 100..149, 128..150] {

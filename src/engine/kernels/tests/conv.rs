@@ -2,7 +2,7 @@
 
 use super::{Random, bits};
 use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
-use crate::engine::kernels::epilogue::Activation;
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::weights::Precision;
 
@@ -116,6 +116,31 @@ fn weights_len(s: &ConvShape) -> usize {
     s.c_out * (s.c_in / s.groups) * s.kernel_h * s.kernel_w
 }
 
+fn after(bias: &[f32], activation: Activation) -> Epilogue<'_> {
+    Epilogue { bias: Bias::PerRow(bias), activation, ..Epilogue::default() }
+}
+
+#[test]
+fn what_the_output_holds_is_added_before_the_activation() {
+    let mut random = Random::new(14);
+    for way in ways() {
+        for shape in shapes() {
+            let (w, x) = (values(&mut random, weights_len(&shape)), values(&mut random, shape.input_len()));
+            let (bias, held) = (random.values(shape.c_out), random.values(shape.output_len()));
+            let want = reference(&shape, &w, &x, &bias);
+            let mut y = held.clone();
+            let epilogue = Epilogue { adds: true, ..after(&bias, Activation::Relu) };
+            conv2d(&shape, &pack(way, &shape, &w), &x, &epilogue, &mut y, &mut Vec::new());
+            let k = weights_len(&shape) / shape.c_out;
+            for ((got, (want, size)), held) in y.iter().zip(want).zip(&held) {
+                let (want, size) = ((want + f64::from(*held)).max(0.0), size + f64::from(held.abs()));
+                let bound = 2.0 * (k + 3) as f64 * size * 2f64.powi(-24);
+                assert!((f64::from(*got) - want).abs() <= bound, "{way:?} {shape:?}: {got}, want {want}");
+            }
+        }
+    }
+}
+
 #[test]
 fn convolutions_match_the_definition_for_every_isa() {
     let mut random = Random::new(11);
@@ -127,7 +152,7 @@ fn convolutions_match_the_definition_for_every_isa() {
             let bias = random.values(shape.c_out);
             let want = reference(&shape, &w, &x, &bias);
             let mut y = vec![f32::NAN; shape.output_len()];
-            conv2d(&shape, &pack(way, &shape, &w), &x, Some(&bias), Activation::None, &mut y, &mut scratch);
+            conv2d(&shape, &pack(way, &shape, &w), &x, &after(&bias, Activation::None), &mut y, &mut scratch);
             let k = weights_len(&shape) / shape.c_out;
             for (at, (got, (want, size))) in y.iter().zip(want).enumerate() {
                 let bound = 2.0 * (k + 2) as f64 * size * 2f64.powi(-24);
@@ -149,14 +174,14 @@ fn a_sample_has_the_same_bits_alone_and_anywhere_in_any_batch() {
             let sample = random.values(one.input_len());
             for activation in [Activation::Relu, Activation::Silu] {
                 let mut alone = vec![0.0; one.output_len()];
-                conv2d(&one, &packed, &sample, Some(&bias), activation, &mut alone, &mut Vec::new());
+                conv2d(&one, &packed, &sample, &after(&bias, activation), &mut alone, &mut Vec::new());
                 for _ in 0..3 {
                     let batch = ConvShape { n: 1 + random.below(70), ..shape };
                     let position = random.below(batch.n);
                     let mut x = random.values(batch.input_len());
                     x[position * sample.len()..][..sample.len()].copy_from_slice(&sample);
                     let mut y = vec![0.0; batch.output_len()];
-                    conv2d(&batch, &packed, &x, Some(&bias), activation, &mut y, &mut Vec::new());
+                    conv2d(&batch, &packed, &x, &after(&bias, activation), &mut y, &mut Vec::new());
                     let got = &y[position * alone.len()..][..alone.len()];
                     assert_eq!(bits(got), bits(&alone), "{way:?} {batch:?} sample {position} {activation:?}");
                 }
@@ -173,13 +198,12 @@ fn channels_computed_in_parts_have_the_same_bits() {
             let packed = pack(way, &shape, &random.values(weights_len(&shape)));
             let (x, bias) = (random.values(shape.input_len()), random.values(shape.c_out));
             let mut whole = vec![0.0; shape.output_len()];
-            conv2d(&shape, &packed, &x, Some(&bias), Activation::Tanh, &mut whole, &mut Vec::new());
+            conv2d(&shape, &packed, &x, &after(&bias, Activation::Tanh), &mut whole, &mut Vec::new());
             let (step, pixels) = (packed.channel_step(), shape.h_out * shape.w_out);
             for start in (0..shape.c_out).step_by(step) {
                 let channels = start..shape.c_out.min(start + step);
                 let mut part = vec![0.0; shape.n * channels.len() * pixels];
-                let (bias, all) = (Some(bias.as_slice()), channels.clone());
-                conv2d_channels(&shape, &packed, &x, bias, Activation::Tanh, all, &mut part, &mut Vec::new());
+                conv2d_channels(&shape, &packed, &x, &after(&bias, Activation::Tanh), channels.clone(), &mut part, &mut Vec::new());
                 for (n, got) in part.chunks(channels.len() * pixels).enumerate() {
                     let want = &whole[(n * shape.c_out + start) * pixels..][..got.len()];
                     assert_eq!(bits(got), bits(want), "{way:?} {shape:?} {channels:?}");
@@ -198,10 +222,10 @@ fn nan_propagates_and_padding_is_multiplied() {
             x[5] = f32::NAN;
             let mut y = vec![0.0; shape.output_len()];
             let zeros = pack(way, &shape, &vec![0.0; weights_len(&shape)]);
-            conv2d(&shape, &zeros, &x, None, Activation::Relu, &mut y, &mut Vec::new());
+            conv2d(&shape, &zeros, &x, &Epilogue { activation: Activation::Relu, ..Epilogue::default() }, &mut y, &mut Vec::new());
             assert_eq!(y[..16].iter().filter(|v| v.is_nan()).count(), 9, "{way:?}");
             let infinite = pack(way, &shape, &vec![f32::INFINITY; weights_len(&shape)]);
-            conv2d(&shape, &infinite, &vec![1.0; x.len()], None, Activation::None, &mut y, &mut Vec::new());
+            conv2d(&shape, &infinite, &vec![1.0; x.len()], &Epilogue::default(), &mut y, &mut Vec::new());
             assert!(y[0].is_nan() && y[5].is_infinite(), "{way:?}");
         }
     }

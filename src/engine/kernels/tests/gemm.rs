@@ -86,7 +86,7 @@ fn a_row_has_the_same_bits_alone_and_anywhere_in_any_batch() {
             let bias = random.values(n);
             let row = random.values(k);
             for activation in [Activation::None, Activation::Relu, Activation::Tanh, Activation::Gelu] {
-                let epilogue = Epilogue { alpha: 0.7, bias: Bias::PerColumn(&bias), activation };
+                let epilogue = Epilogue { alpha: 0.7, bias: Bias::PerColumn(&bias), activation, ..Epilogue::default() };
                 let mut alone = vec![0.0; n];
                 gemm_packed_b(&row, k, 1, &packed, &mut alone, n, &epilogue);
                 for _ in 0..6 {
@@ -142,7 +142,19 @@ fn epilogues_apply_scale_then_bias_then_activation() {
             for bias in [Bias::None, Bias::PerRow(&rows), Bias::PerColumn(&columns)] {
                 for (activation, function) in activations() {
                     let mut c = vec![f32::NAN; m * n];
-                    gemm(isa, m, k, n, &a, false, &b, false, &mut c, &Epilogue { alpha: -1.5, bias, activation }, &mut Vec::new());
+                    gemm(
+                        isa,
+                        m,
+                        k,
+                        n,
+                        &a,
+                        false,
+                        &b,
+                        false,
+                        &mut c,
+                        &Epilogue { alpha: -1.5, bias, activation, ..Epilogue::default() },
+                        &mut Vec::new(),
+                    );
                     for (at, got) in c.iter().enumerate() {
                         let bias = match bias {
                             Bias::None => 0.0,

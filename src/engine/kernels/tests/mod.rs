@@ -6,6 +6,7 @@ mod conv;
 mod gemm;
 mod int8;
 mod integer;
+mod pool;
 mod vector;
 
 /// A small deterministic generator (SplitMix64), so that a failure repeats.

@@ -1,0 +1,125 @@
+//! Max pooling of planes: the greatest of the rows that a window meets, then the greatest along what that gives.
+//!
+//! A window costs its height plus its width in vector operations, not their product. For every second window the row is taken
+//! apart into even and odd columns first, so that what one tap meets lies side by side.
+
+use super::isa::{Isa, instantiate};
+use super::rows::every_second;
+use super::vector::math::greater;
+
+/// A window along one axis of a plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolAxis {
+    /// Elements of the input.
+    pub input: usize,
+    /// Elements of the output.
+    pub output: usize,
+    /// Taps of the window, at least 1.
+    pub kernel: usize,
+    /// From window to window, at least 1.
+    pub stride: usize,
+    /// From tap to tap, at least 1.
+    pub dilation: usize,
+    /// Elements of padding in front; those behind follow from the output.
+    pub pad: usize,
+}
+
+impl PoolAxis {
+    /// The elements from the first of the padding to the last that a window meets, the input's own at least.
+    fn reach(&self) -> usize {
+        ((self.output.max(1) - 1) * self.stride + (self.kernel - 1) * self.dilation + 1).max(self.pad + self.input)
+    }
+}
+
+/// The greatest element of each window: `x` is `[planes, rows.input, columns.input]`, `y` `[planes, rows.output, columns.output]`.
+/// NaN if there is one among them; minus infinity for a window of nothing but padding. Panics if the lengths do not fit.
+pub fn max_pool(isa: Isa, rows: PoolAxis, columns: PoolAxis, x: &[f32], y: &mut [f32]) {
+    for axis in [rows, columns] {
+        assert!(axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1, "a window has taps");
+    }
+    let (from, to) = (rows.input * columns.input, rows.output * columns.output);
+    if y.is_empty() {
+        return;
+    }
+    assert!(to > 0 && y.len().is_multiple_of(to) && x.len() == y.len() / to * from, "planes of the input against the output's");
+    if from == 0 {
+        return y.fill(f32::NEG_INFINITY);
+    }
+    let reach = columns.reach();
+    // Even and odd columns each have a line; a row beyond either is never asked for.
+    let half = reach.div_ceil(2);
+    let mut line = vec![f32::NEG_INFINITY; if columns.stride == 2 { reach + 2 * half } else { reach }];
+    let (line, halves) = line.split_at_mut(reach);
+    for (x, y) in x.chunks_exact(from).zip(y.chunks_exact_mut(to)) {
+        for (row, y) in y.chunks_exact_mut(columns.output).enumerate() {
+            greatest_rows(isa, rows, row, x, &mut line[columns.pad..][..columns.input]);
+            if columns.stride == 2 {
+                let (even, odd) = halves.split_at_mut(half);
+                every_second(isa, line, even);
+                every_second(isa, &line[1..], odd);
+                along(isa, columns, [even, odd], y);
+            } else {
+                along(isa, columns, [line, &[]], y);
+            }
+        }
+    }
+}
+
+/// The greatest of the rows that the windows of output row `row` meet.
+fn greatest_rows(isa: Isa, rows: PoolAxis, row: usize, x: &[f32], line: &mut [f32]) {
+    instantiate!(isa, greatest_rows_body, (rows: PoolAxis, row: usize, x: &[f32], line: &mut [f32]));
+}
+
+#[inline(always)]
+fn greatest_rows_body<const FMA: bool>(rows: PoolAxis, row: usize, x: &[f32], line: &mut [f32]) {
+    let mut first = true;
+    for tap in 0..rows.kernel {
+        let source = (row * rows.stride + tap * rows.dilation).wrapping_sub(rows.pad);
+        if source >= rows.input {
+            continue;
+        }
+        let source = &x[source * line.len()..][..line.len()];
+        if first {
+            line.copy_from_slice(source);
+        } else {
+            merge(line, source);
+        }
+        first = false;
+    }
+    if first {
+        line.fill(f32::NEG_INFINITY);
+    }
+}
+
+/// The greatest along a row: of the columns in `lines[0]`, or of even and odd ones in both.
+fn along(isa: Isa, columns: PoolAxis, lines: [&[f32]; 2], y: &mut [f32]) {
+    instantiate!(isa, along_body, (columns: PoolAxis, lines: [&[f32]; 2], y: &mut [f32]));
+}
+
+#[inline(always)]
+fn along_body<const FMA: bool>(columns: PoolAxis, lines: [&[f32]; 2], y: &mut [f32]) {
+    for tap in 0..columns.kernel {
+        let at = tap * columns.dilation;
+        let source = match columns.stride {
+            1 => &lines[0][at..][..y.len()],
+            2 => &lines[at % 2][at / 2..][..y.len()],
+            stride => {
+                let source = lines[0][at..].iter().step_by(stride);
+                y.iter_mut().zip(source).for_each(|(y, x)| *y = if tap == 0 { *x } else { greater(*x, *y) });
+                continue;
+            }
+        };
+        if tap == 0 {
+            y.copy_from_slice(source);
+        } else {
+            merge(y, source);
+        }
+    }
+}
+
+#[inline(always)]
+fn merge(y: &mut [f32], x: &[f32]) {
+    for i in 0..y.len().min(x.len()) {
+        y[i] = greater(x[i], y[i]);
+    }
+}
