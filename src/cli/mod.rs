@@ -5,12 +5,15 @@
 
 mod bench;
 mod check;
+mod deploy;
 mod evaluate;
+mod explain;
 mod files;
 mod healthcheck;
 mod key;
 mod predict;
 mod progress;
+mod rows;
 mod serve;
 mod target;
 mod train;
@@ -41,6 +44,8 @@ enum Command {
     Healthcheck(healthcheck::Args),
     Train(train::Args),
     Evaluate(evaluate::Args),
+    Explain(Box<explain::Args>),
+    Deploy(deploy::Args),
     Key(key::Args),
 }
 
@@ -74,6 +79,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Healthcheck(args) => healthcheck::command(args),
         Command::Train(args) => train::command(args),
         Command::Evaluate(args) => evaluate::command(args),
+        Command::Explain(args) => explain::command(*args),
+        Command::Deploy(args) => deploy::command(args),
         Command::Key(args) => key::command(args),
     };
     outcome.unwrap_or_else(|Failure(message)| {

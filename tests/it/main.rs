@@ -7,6 +7,7 @@ mod binary;
 mod client;
 mod contract;
 mod equality;
+mod explain;
 mod grpc;
 mod lifecycle;
 mod listeners;

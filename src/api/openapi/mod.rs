@@ -178,6 +178,12 @@ impl Routes {
         self
     }
 
+    /// What else a path of [`Routes::post_as`] does, under the name `shown`.
+    pub(super) fn shown(mut self, shown: &str, doc: Doc) -> Self {
+        self.documented("post", shown, doc);
+        self
+    }
+
     /// A second spelling of a path that is in the document already.
     pub(super) fn alias<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, path: &str, handler: H) -> Self {
         self.router = self.router.route(path, get(handler));
