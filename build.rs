@@ -47,7 +47,7 @@ fn services() -> Result<(), Box<dyn Error>> {
     let mut builder = tonic_prost_build::configure();
     // Of these messages REST answers with the JSON form.
     for message in JSON_MESSAGES {
-        builder = builder.type_attribute(format!(".inference.{message}"), "#[derive(serde::Serialize)]");
+        builder = builder.type_attribute(format!(".inference.{message}"), "#[derive(serde::Serialize, schemars::JsonSchema)]");
     }
     for oneof in ["ModelVersionPolicy.policy_choice", "ModelConfig.scheduling_choice"] {
         builder = builder
@@ -61,7 +61,10 @@ fn services() -> Result<(), Box<dyn Error>> {
             .chain([("ModelQueuePolicy.timeout_action", "timeout_action")])
     {
         let with = format!("#[serde(serialize_with = \"crate::api::triton::config::{name}\")]");
-        builder = builder.field_attribute(format!(".inference.{field}"), with);
+        builder = builder
+            .field_attribute(format!(".inference.{field}"), with)
+            // The document says what is written.
+            .field_attribute(format!(".inference.{field}"), "#[schemars(with = \"String\")]");
     }
     builder
         // Tests have a client; it is built on any service, so it costs the binary nothing.

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measure the server under load with wrk (Debian's package), everything compared side by side in one run.
+"""Measure the server under load with wrk and h2load (Debian's wrk and nghttp2-client), everything compared side by side in one run.
 
-    cargo build --release --bin ndserve --example axum_baseline
+    cargo build --release --bin ndserve --example axum_baseline --example tonic_baseline
     scripts/bench_serve.py [--rounds 7] [--seconds 2] [--record benches/record/NAME.md]
 
-Four tables: overhead (`two-features` beside a hand-written axum handler) and the same over protocol v2 with JSON and binary
-tensors, batching (`digits` with batching on and off, 64
-connections), start (process start to first answered prediction, idle memory). A figure is the median over rounds; a round
+Four tables: overhead (`two-features` beside a hand-written axum handler), the same over protocol v2 with JSON and binary tensors
+and over gRPC (beside a hand-written tonic handler), batching (`digits` with batching on and off, 64 connections), start (process
+start to first answered prediction, idle memory). A figure is the median over rounds; a round
 measures every side once, in alternating order, so that a drift of the machine cancels in the ratio.
 """
 import argparse, datetime, http.client, json, os, pathlib, platform, re, socket, statistics, struct, subprocess, sys, tempfile, time, zipfile
@@ -23,8 +23,8 @@ def free_port():
 class Server:
     """A server process on a free port, stopped at the end of the block."""
 
-    def __init__(self, name, command, ready="/readyz"):
-        self.name, self.port, self.ready = name, free_port(), ready
+    def __init__(self, name, command):
+        self.name, self.port = name, free_port()
         self.command = [part.replace("{port}", str(self.port)) for part in command]
 
     def __enter__(self):
@@ -33,9 +33,11 @@ class Server:
         while True:
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                connection.request("GET", self.ready)
+                connection.request("GET", "/readyz")
                 if connection.getresponse().status in (200, 404, 405):
                     return self
+            except http.client.HTTPException:
+                return self  # it speaks HTTP/2 alone
             except OSError:
                 pass
             if self.process.poll() is not None:
@@ -66,15 +68,40 @@ class Server:
         percentile = lambda p: ms(re.search(rf"^\s+{p}%\s+(\S+)", out, re.MULTILINE)[1])
         return rate, percentile(50), percentile(99)
 
+    def h2load(self, path, message, connections, seconds):
+        """The same for a gRPC call, one at a time on each connection."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        with tempfile.NamedTemporaryFile() as body, tempfile.NamedTemporaryFile("r") as log:
+            body.write(b"\0" + struct.pack(">I", len(message)) + message)
+            body.flush()
+            # What fails has no message: a status of gRPC is a success to HTTP.
+            once = ["curl", "-sS", "--fail", "--http2-prior-knowledge", "--data-binary", f"@{body.name}", *headers, url]
+            if len(subprocess.run(once, capture_output=True, check=True).stdout) <= 5:
+                sys.exit(f"{self.name} does not answer the call")
+            command = ["h2load", "-t1", f"-c{connections}", "-m1", f"--duration={seconds}", f"--log-file={log.name}", "-d", body.name, *headers, url]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            rows = [line.split("\t") for line in log.read().splitlines()]
+        if any(status != "200" for _, status, _ in rows) or not re.search(r" 0 failed, 0 errored, 0 timeout", out):
+            sys.exit(f"{self.name} at {connections} connections:\n{out}")
+        micros = sorted(int(took) for _, _, took in rows)
+        percentile = lambda p: micros[min(len(micros) - 1, len(micros) * p // 100)] / 1e3
+        return len(micros) / seconds, percentile(50), percentile(99)
+
 
 def side_by_side(servers, path, body, connections, rounds, seconds, headers=None):
+    """As `interleaved`, with wrk."""
+    return interleaved(servers, lambda server, seconds: server.wrk(path, body, connections, seconds, headers), rounds, seconds)
+
+
+def interleaved(servers, load, rounds, seconds):
     """Median of (rate, p50, p99) for each server, rounds interleaved and their order reversed every other round."""
     for server in servers:
-        server.wrk(path, body, connections, 1, headers)
+        load(server, 1)
     runs = {server.name: [] for server in servers}
     for r in range(rounds):
         for server in servers if r % 2 == 0 else reversed(servers):
-            runs[server.name].append(server.wrk(path, body, connections, seconds, headers))
+            runs[server.name].append(load(server, seconds))
     return {name: tuple(statistics.median(run[i] for run in values) for i in range(3)) for name, values in runs.items()}
 
 
@@ -111,17 +138,31 @@ def v2_bodies():
     yield "binary", head + struct.pack("<2f", 1, 2), binary
 
 
-def protocols(binary, baseline, args):
+def model_infer_request():
+    """One row of `two-features` as a message of the gRPC protocol: (field, bytes) each with its length in front."""
+    field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
+    tensor = field(1, b"x") + field(2, b"FP32") + field(3, bytes([1, 2]))
+    return field(1, b"two-features") + field(5, tensor) + field(7, struct.pack("<2f", 1, 2))
+
+
+def protocols(binary, baseline, tonic, args):
     ours = Server("ndserve", [binary, "serve", "--listen", "127.0.0.1:{port}"])
-    hand = Server("axum by hand", [baseline, "127.0.0.1:{port}"])
-    yield "\nProtocol v2: `two-features`, one row per request, keep-alive\n"
-    yield "| tensors | connections | ndserve req/s | axum by hand req/s | ratio | ndserve p50 / p99 ms | by hand p50 / p99 ms |\n|---|---|---|---|---|---|---|"
-    with ours, hand:
+    axum = Server("axum", [baseline, "127.0.0.1:{port}"])
+    grpc = Server("tonic", [tonic, "127.0.0.1:{port}"])
+    yield "\nProtocol v2: `two-features`, one row per request, keep-alive, beside an axum or a tonic handler written by hand\n"
+    yield "| tensors | connections | ndserve req/s | by hand req/s | ratio | ndserve p50 / p99 ms | by hand p50 / p99 ms |\n|---|---|---|---|---|---|---|"
+
+    def row(name, connections, found):
+        a, b = found.values()
+        return f"| {name} | {connections} | {a[0]:,.0f} | {b[0]:,.0f} | **{a[0] / b[0]:.2f}** | {a[1]:.3f} / {a[2]:.3f} | {b[1]:.3f} / {b[2]:.3f} |"
+
+    with ours, axum, grpc:
         for name, body, headers in v2_bodies():
             for connections in (1, 64):
-                found = side_by_side([ours, hand], "/v2/models/two-features/infer", body, connections, args.rounds, args.seconds, headers)
-                a, b = found["ndserve"], found["axum by hand"]
-                yield f"| {name} | {connections} | {a[0]:,.0f} | {b[0]:,.0f} | **{a[0] / b[0]:.2f}** | {a[1]:.3f} / {a[2]:.3f} | {b[1]:.3f} / {b[2]:.3f} |"
+                yield row(name, connections, side_by_side([ours, axum], "/v2/models/two-features/infer", body, connections, args.rounds, args.seconds, headers))
+        for connections in (1, 64):
+            call = lambda server, seconds: server.h2load("/inference.GRPCInferenceService/ModelInfer", model_infer_request(), connections, seconds)
+            yield row("gRPC", connections, interleaved([ours, grpc], call, args.rounds, args.seconds))
 
 
 def batching(binary, args):
@@ -174,12 +215,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=str(ROOT / "target/release/ndserve"))
     parser.add_argument("--baseline", default=str(ROOT / "target/release/examples/axum_baseline"))
+    parser.add_argument("--tonic-baseline", default=str(ROOT / "target/release/examples/tonic_baseline"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--only", choices=["overhead", "protocols", "batching", "start"])
     parser.add_argument("--record", type=pathlib.Path, help="append the tables to this file")
     args = parser.parse_args()
-    parts = {"overhead": lambda: overhead(args.binary, args.baseline, args), "protocols": lambda: protocols(args.binary, args.baseline, args), "batching": lambda: batching(args.binary, args), "start": lambda: start(args.binary, args)}
+    parts = {"overhead": lambda: overhead(args.binary, args.baseline, args), "protocols": lambda: protocols(args.binary, args.baseline, args.tonic_baseline, args), "batching": lambda: batching(args.binary, args), "start": lambda: start(args.binary, args)}
     lines = [f"{machine()}; {args.rounds} interleaved rounds of {args.seconds} s, medians", ""]
     print(lines[0], flush=True)
     for name, part in parts.items():

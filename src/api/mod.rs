@@ -8,6 +8,7 @@ pub mod access;
 mod body;
 mod coding;
 mod connection;
+mod deadline;
 mod describe;
 pub mod error;
 pub mod explain;
@@ -15,6 +16,7 @@ pub mod grpc;
 mod health;
 mod infer;
 pub mod json;
+mod labels;
 mod layers;
 mod listen;
 mod metrics;
@@ -156,8 +158,9 @@ impl App {
         let router = v2::routes()
             .merge(predict::routes())
             .merge(health::routes())
-            .into_router()
             .merge(triton::routes())
+            .merge(labels::routes())
+            .into_router()
             .merge(grpc::routes(&shared))
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)

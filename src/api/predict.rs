@@ -17,7 +17,6 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
 
-use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::explain;
@@ -25,6 +24,7 @@ use super::infer::{self, Given, Parameters, off_thread};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
+use super::{Shared, deadline};
 use crate::error::{Error, Kind};
 use crate::serve::{self, Servable, State as ModelState};
 
@@ -64,6 +64,7 @@ fn predicts(summary: &'static str) -> Doc {
         .json::<PredictResponse>()
         .takes_bytes(STRUCTURED)
         .bytes(STRUCTURED)
+        .request_headers(&[(deadline::TIMEOUT, deadline::ABOUT)])
         .example(Example::Instances)
 }
 
@@ -100,6 +101,7 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
 async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let event = Event::of(&parts.headers);
+    let deadline = deadline::of(&parts.headers, Instant::now())?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let decoded = {
@@ -108,7 +110,9 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
         off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.signature())).await?
     };
     let Decoded { inputs, overrides, form } = decoded;
-    let executed = infer::execute(shared, handle, Given { inputs, overrides }, &Parameters::default(), started).await?;
+    let mut parameters = Parameters::default();
+    parameters.end_by(deadline, started);
+    let executed = infer::execute(shared, handle, Given { inputs, overrides }, &parameters, started).await?;
     let clock = executed.clock();
     let id = id_of(&parts.headers);
     let payload = {

@@ -19,7 +19,7 @@ use super::infer::{of_model, off_thread, prepare};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
-use super::{Shared, describe, triton};
+use super::{Shared, deadline, describe, triton};
 use crate::engine::Port;
 use crate::serve::VersionStatus;
 
@@ -48,10 +48,13 @@ fn model_routes(path: &str) -> Routes {
         .takes_bytes("application/octet-stream")
         .json::<InferenceResponse>()
         .bytes("application/octet-stream")
-        .request_headers(&[(
-            "Inference-Header-Content-Length",
-            "How many bytes of the body are JSON; the tensors with `binary_data_size` follow. 0: the body is the one input.",
-        )])
+        .request_headers(&[
+            (
+                "Inference-Header-Content-Length",
+                "How many bytes of the body are JSON; the tensors with `binary_data_size` follow. 0: the body is the one input.",
+            ),
+            (deadline::TIMEOUT, deadline::ABOUT),
+        ])
         .answer_headers(&[("Inference-Header-Content-Length", "How many bytes of the answer are JSON; the binary outputs follow.")])
         .example(Example::Tensors);
     Routes::new(V2)
@@ -105,13 +108,15 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
     let handle = path.find(&shared.repository)?;
     let (parts, body) = request.into_parts();
     let header = decode::header_length(&parts.headers)?;
+    let deadline = deadline::of(&parts.headers, Instant::now())?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let received = Instant::now();
     let prepared = {
         let handle = handle.clone();
         // The body's memory is not held while the request waits.
         off_thread(bytes.len(), move || {
-            let envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(&handle, error))?;
+            let mut envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(&handle, error))?;
+            envelope.parameters.end_by(deadline, received);
             prepare(envelope, &handle)
         })
         .await?

@@ -4,6 +4,7 @@
 //! [`Threads::for_each`]; the split never changes the order of a reduction, so the bits are those of one thread.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -59,10 +60,26 @@ impl Threads {
     /// Calls `work` with every item, side by side where there are threads for it.
     pub fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Send + Sync) {
         match &self.pool {
-            Some(pool) if items.len() > 1 => pool.install(|| items.into_par_iter().for_each(work)),
+            Some(pool) if items.len() > 1 => {
+                let threads = self.count.min(items.len());
+                let waiting = Mutex::new(items.into_iter());
+                // The lock is held to take an item, not while it is worked on: nothing panics under it.
+                let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                side_by_side(pool, threads, &|| {
+                    while let Some(item) = next() {
+                        work(item);
+                    }
+                });
+            }
             _ => items.into_iter().for_each(work),
         }
     }
+}
+
+/// Calls `work` on up to `threads` threads at once. For all types and closures this is one function: rayon is compiled once,
+/// and not for each of the hundreds of loops that are split.
+fn side_by_side(pool: &rayon::ThreadPool, threads: usize, work: &(dyn Fn() + Sync)) {
+    pool.install(|| (0..threads).into_par_iter().with_max_len(1).for_each(|_| work()));
 }
 
 impl fmt::Debug for Threads {
@@ -85,6 +102,20 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 5050);
         }
+    }
+
+    #[test]
+    fn a_panic_of_one_item_is_that_of_the_caller_and_leaves_the_pool_usable() {
+        let threads = Threads::new(2).unwrap();
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            threads.for_each((0..10).collect(), |i: usize| assert_ne!(i, 3));
+        }));
+        assert!(caught.is_err());
+        let sum = AtomicUsize::new(0);
+        threads.for_each(vec![1, 2, 3], |i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 6);
     }
 
     #[test]

@@ -48,7 +48,12 @@ impl Padding {
             let axis = port.dims.as_ref().and_then(|dims| dims.iter().skip(1).position(has)).map(|axis| axis + 1);
             let value = settings.padding.get(&port.name);
             inputs.push(match (axis, value) {
-                (Some(axis), Some(&value)) => Some((axis, value)),
+                (Some(axis), Some(&value)) => {
+                    if port.kind.dtype().is_none_or(|dtype| constant(dtype, value, 0).is_none()) {
+                        return Err(format!("[sequence]: the input `{}` is {}, which has no {value} to pad with", port.name, port.kind));
+                    }
+                    Some((axis, value))
+                }
                 (None, None) => None,
                 (Some(_), None) => return Err(format!("[sequence]: the input `{}` has `{name}` and no value in padding", port.name)),
                 (None, Some(_)) => return Err(format!("[sequence]: the input `{}` has no dimension `{name}` to pad", port.name)),
@@ -196,7 +201,7 @@ fn resize(tensor: &Tensor, axis: usize, to: usize, fill: Option<f64>) -> Tensor 
     let mut buffer = Buffer::new(tensor.dtype());
     buffer.grow(len);
     let kept = from.min(to) * inner;
-    let behind = fill.map(|value| constant(tensor.dtype(), value, to.saturating_sub(from) * inner));
+    let behind = fill.and_then(|value| constant(tensor.dtype(), value, to.saturating_sub(from) * inner));
     let (data, mut target): (Slice<'_>, _) = (tensor.data(), buffer.slice_mut(len));
     for block in 0..outer {
         target.copy_from(block * to * inner, &data.range(block * from * inner..block * from * inner + kept));
@@ -207,17 +212,39 @@ fn resize(tensor: &Tensor, axis: usize, to: usize, fill: Option<f64>) -> Tensor 
     buffer.into_tensor(&shape).expect("as many elements as the shape has")
 }
 
-/// `len` elements of `value`. Types that are no numbers of the usual widths get zeros, which is what there is to pad with.
-fn constant(dtype: DType, value: f64, len: usize) -> Tensor {
+/// `len` elements of `value`; `None` if the type does not have it: a float takes the nearest, a whole number only itself. Texts
+/// and other types that are no numbers have only what is zero to them.
+fn constant(dtype: DType, value: f64, len: usize) -> Option<Tensor> {
+    macro_rules! whole {
+        ($t:ty) => {{
+            let element = value as $t;
+            // Beyond 2⁵³ a cast may round up to the limit of the type, which it does not reach.
+            let holds = element as f64 == value && (value.abs() < 2_f64.powi(53));
+            holds.then(|| Tensor::vector(vec![element; len]))
+        }};
+    }
+    let finite = |element: f64| element.is_finite() == value.is_finite();
     match dtype {
-        DType::F32 => Tensor::vector(vec![value as f32; len]),
-        DType::F64 => Tensor::vector(vec![value; len]),
-        DType::I64 => Tensor::vector(vec![value as i64; len]),
-        DType::I32 => Tensor::vector(vec![value as i32; len]),
-        DType::U8 => Tensor::vector(vec![value as u8; len]),
-        DType::I8 => Tensor::vector(vec![value as i8; len]),
-        DType::Bool => Tensor::vector(vec![value != 0.0; len]),
-        other => Tensor::zeros(other, &[len]),
+        DType::F32 => finite((value as f32).into()).then(|| Tensor::vector(vec![value as f32; len])),
+        DType::F64 => Some(Tensor::vector(vec![value; len])),
+        DType::F16 => {
+            let element = half::f16::from_f64(value);
+            finite(element.into()).then(|| Tensor::vector(vec![element; len]))
+        }
+        DType::BF16 => {
+            let element = half::bf16::from_f64(value);
+            finite(element.into()).then(|| Tensor::vector(vec![element; len]))
+        }
+        DType::I64 => whole!(i64),
+        DType::I32 => whole!(i32),
+        DType::I16 => whole!(i16),
+        DType::I8 => whole!(i8),
+        DType::U64 => whole!(u64),
+        DType::U32 => whole!(u32),
+        DType::U16 => whole!(u16),
+        DType::U8 => whole!(u8),
+        DType::Bool => (value == 0.0 || value == 1.0).then(|| Tensor::vector(vec![value != 0.0; len])),
+        other => (value == 0.0).then(|| Tensor::zeros(other, &[len])),
     }
 }
 
@@ -237,7 +264,8 @@ pub(super) fn made_up(signature: &Signature, settings: &SequenceSettings) -> Opt
         let value = if settings.padding.get(&port.name) == Some(&1.0) { 0.0 } else { 1.0 };
         match port.kind.dtype()? {
             DType::F32 => Tensor::new(&shape, (0..len).map(|i| ((i * 37 + 11) % 101) as f32 / 50.5 - 1.0).collect()),
-            other => constant(other, value, len).reshape(&shape),
+            // Ones of a type that has none are zeros.
+            other => constant(other, value, len).unwrap_or_else(|| Tensor::zeros(other, &[len])).reshape(&shape),
         }
     };
     signature.inputs.iter().map(tensor).collect()
@@ -274,8 +302,31 @@ mod tests {
         assert!(error(&[]).contains("`ids` has `sequence` and no value"));
         assert!(error(&[("ids", 0.0), ("topic", 0.0)]).contains("`topic` has no dimension `sequence`"));
         assert!(error(&[("ids", 0.0), ("idz", 0.0)]).contains("`idz`, which is no input"));
+        assert!(error(&[("ids", 0.5)]).contains("`ids` is int64, which has no 0.5 to pad with"), "{}", error(&[("ids", 0.5)]));
         let other = SequenceSettings { dimension: "time".into(), ..settings(&[]) };
         assert!(Padding::new(&signature(), &other).unwrap_err().contains("no input has a dimension `time`"));
+    }
+
+    #[test]
+    fn a_type_pads_with_the_values_that_it_has() {
+        for (dtype, has, has_not) in [
+            (DType::U8, &[0.0, 255.0][..], &[-1.0, 256.0, 0.5, f64::NAN][..]),
+            (DType::I8, &[-128.0, 127.0], &[128.0]),
+            (DType::I64, &[-1.0, 2_f64.powi(52)], &[2_f64.powi(63), f64::INFINITY]),
+            (DType::U64, &[1.0], &[2_f64.powi(64), -1.0]),
+            (DType::Bool, &[0.0, 1.0], &[2.0]),
+            (DType::F16, &[0.1, -65504.0, f64::NEG_INFINITY], &[1e6]),
+            (DType::F32, &[0.1, f64::NEG_INFINITY], &[1e300]),
+            (DType::F64, &[1e300], &[]),
+            (DType::String, &[0.0], &[1.0]),
+        ] {
+            for &value in has {
+                assert_eq!(constant(dtype, value, 3).map(|tensor| tensor.len()), Some(3), "{dtype:?} {value}");
+            }
+            for &value in has_not {
+                assert_eq!(constant(dtype, value, 3), None, "{dtype:?} {value}");
+            }
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! Every protocol gives the same bits for the same request: tensors as JSON, as bytes, and both mixed.
+//! Every protocol gives the same bits for the same request: tensors as JSON, as bytes, and both mixed; over gRPC raw and typed.
 
 use ndserve::api::json::Writer;
 use ndserve::engine::{Element, Tensor};
 use proptest::prelude::*;
 use serde_json::Value;
 
+use ndserve::api::grpc::proto::inference::{InferTensorContents, ModelInferRequest, ModelInferResponse};
+
 use crate::client::{Client, request_of};
+use crate::grpc;
 use crate::server::shared;
 
 /// An input as it is sent: its name, type, values, and their bytes.
@@ -58,6 +61,66 @@ fn split(json: &Value, mut bytes: &[u8]) -> Outputs {
     outputs.collect()
 }
 
+/// Calls of gRPC from a test that does not wait otherwise.
+struct Grpc {
+    runtime: tokio::runtime::Runtime,
+    client: grpc::Client,
+}
+
+impl Grpc {
+    fn connect() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let client = runtime.block_on(grpc::client(shared()));
+        Self { runtime, client }
+    }
+
+    /// Sends the inputs raw, or those that have a typed form typed.
+    fn infer(&mut self, model: &str, inputs: &[Input], typed: bool) -> ModelInferResponse {
+        let mut request = ModelInferRequest { model_name: model.into(), ..Default::default() };
+        for input in inputs {
+            let shape: Vec<i64> = input.tensor.shape().iter().map(|&size| size as i64).collect();
+            let mut message = grpc::input(input.name, input.datatype, &shape);
+            if typed {
+                message.contents = Some(contents(input));
+            } else {
+                request.raw_input_contents.push(input.bytes.clone().into());
+            }
+            request.inputs.push(message);
+        }
+        self.runtime.block_on(self.client.model_infer(request)).unwrap().into_inner()
+    }
+}
+
+/// The values of an input in the field of its type.
+fn contents(input: &Input) -> InferTensorContents {
+    fn all<T: Element, U>(input: &Input, each: impl Fn(&T) -> U) -> Vec<U> {
+        input.tensor.slice::<T>().unwrap().iter().map(each).collect()
+    }
+    let mut contents = InferTensorContents::default();
+    match input.datatype {
+        "BOOL" => contents.bool_contents = all(input, |&value: &bool| value),
+        "UINT8" => contents.uint_contents = all(input, |&value: &u8| value.into()),
+        "UINT16" => contents.uint_contents = all(input, |&value: &u16| value.into()),
+        "UINT32" => contents.uint_contents = all(input, |&value: &u32| value),
+        "UINT64" => contents.uint64_contents = all(input, |&value: &u64| value),
+        "INT8" => contents.int_contents = all(input, |&value: &i8| value.into()),
+        "INT16" => contents.int_contents = all(input, |&value: &i16| value.into()),
+        "INT32" => contents.int_contents = all(input, |&value: &i32| value),
+        "INT64" => contents.int64_contents = all(input, |&value: &i64| value),
+        "FP32" => contents.fp32_contents = all(input, |&value: &f32| value),
+        "FP64" => contents.fp64_contents = all(input, |&value: &f64| value),
+        "BYTES" => contents.bytes_contents = all(input, |value: &String| value.clone().into_bytes().into()),
+        other => panic!("{other} has no typed form"),
+    }
+    contents
+}
+
+/// The outputs of a raw answer in bytes.
+fn raw(answer: &ModelInferResponse) -> Outputs {
+    let named = answer.outputs.iter().zip(&answer.raw_output_contents);
+    named.map(|(output, bytes)| (output.name.clone(), bytes.to_vec())).collect()
+}
+
 fn input<T: Element>(name: &'static str, rows: usize, values: &[T], bytes: impl Fn(&T) -> Vec<u8>) -> Input {
     let tensor = Tensor::new(&[rows, values.len() / rows], values.to_vec()).unwrap();
     Input { name, datatype: T::DTYPE.oip(), tensor, bytes: values.iter().flat_map(bytes).collect() }
@@ -98,7 +161,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_type_has_the_same_bits_in_json_and_in_binary(
+    fn every_type_has_the_same_bits_in_json_in_binary_and_over_grpc(
         rows in 1..4_usize,
         bits in prop::collection::vec(any::<u64>(), 8),
         texts in prop::collection::vec(any::<String>(), 8),
@@ -111,10 +174,33 @@ proptest! {
             let (json, bytes) = infer(&mut client, "types", &inputs, binary, true);
             prop_assert_eq!(split(&json, &bytes), want.clone());
         }
+        prop_assert_eq!(raw(&Grpc::connect().infer("types", &inputs, false)), want);
     }
 
     #[test]
-    fn a_network_has_the_same_bits_in_json_and_in_binary(rows in 1..5_usize, values in prop::collection::vec(-3.0_f32..3.0, 40)) {
+    fn typed_contents_have_the_bits_of_raw_ones(
+        rows in 1..4_usize,
+        bits in prop::collection::vec(any::<u64>(), 8),
+        texts in prop::collection::vec(any::<String>(), 8),
+    ) {
+        // Half floats have no typed form.
+        let mut inputs = every_type(rows, &bits, &texts);
+        inputs.retain(|input| !matches!(input.datatype, "FP16" | "BF16"));
+        let mut grpc = Grpc::connect();
+        let typed = grpc.infer("typed", &inputs, true);
+        prop_assert!(typed.raw_output_contents.is_empty());
+        for (output, input) in typed.outputs.iter().zip(&inputs) {
+            prop_assert_eq!(&output.name, &format!("{}_out", input.name));
+            // Bits and not values: a zero has a sign.
+            prop_assert_eq!(format!("{:?}", output.contents.clone().unwrap()), format!("{:?}", contents(input)));
+        }
+        prop_assert_eq!(typed.outputs.len(), inputs.len());
+        let want: Outputs = inputs.iter().map(|input| (format!("{}_out", input.name), input.bytes.clone())).collect();
+        prop_assert_eq!(raw(&grpc.infer("typed", &inputs, false)), want);
+    }
+
+    #[test]
+    fn a_network_has_the_same_bits_in_json_in_binary_and_over_grpc(rows in 1..5_usize, values in prop::collection::vec(-3.0_f32..3.0, 40)) {
         let values = &values[..rows * 10];
         let inputs = [input("features", rows, values, |value| value.to_le_bytes().to_vec())];
         let mut client = Client::connect(shared());
@@ -122,6 +208,10 @@ proptest! {
         let want = split(&json, &bytes);
         let (json, bytes) = infer(&mut client, "diabetes", &inputs, 1, true);
         prop_assert_eq!(&split(&json, &bytes), &want);
+        let mut grpc = Grpc::connect();
+        prop_assert_eq!(&raw(&grpc.infer("diabetes", &inputs, false)), &want);
+        let typed = grpc.infer("diabetes", &inputs, true).outputs[0].contents.clone().unwrap().fp32_contents;
+        prop_assert_eq!(&typed.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(), &want[0].1);
         let from_json = infer(&mut client, "diabetes", &inputs, 0, false).0["outputs"].clone();
         let from_binary = infer(&mut client, "diabetes", &inputs, 1, false).0["outputs"].clone();
         prop_assert_eq!(&from_json, &from_binary);

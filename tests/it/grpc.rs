@@ -29,7 +29,7 @@ use crate::server::{Server, shared};
 
 /// A connection as tonic wants it.
 #[derive(Clone)]
-struct Channel(SendRequest<Body>);
+pub(crate) struct Channel(SendRequest<Body>);
 
 impl tower::Service<http::Request<Body>> for Channel {
     type Response = http::Response<Incoming>;
@@ -49,7 +49,7 @@ impl tower::Service<http::Request<Body>> for Channel {
     }
 }
 
-type Client = GrpcInferenceServiceClient<Channel>;
+pub(crate) type Client = GrpcInferenceServiceClient<Channel>;
 
 async fn channel(address: SocketAddr) -> (Channel, Uri) {
     let stream = TcpStream::connect(address).await.unwrap();
@@ -58,16 +58,17 @@ async fn channel(address: SocketAddr) -> (Channel, Uri) {
     (Channel(sender), format!("http://{address}").parse().unwrap())
 }
 
-async fn client(address: SocketAddr) -> Client {
+/// A client of the server at `address`, on a connection of its own.
+pub(crate) async fn client(address: SocketAddr) -> Client {
     let (channel, origin) = channel(address).await;
     GrpcInferenceServiceClient::with_origin(channel, origin)
 }
 
-fn parameter(choice: ParameterChoice) -> InferParameter {
+pub(crate) fn parameter(choice: ParameterChoice) -> InferParameter {
     InferParameter { parameter_choice: Some(choice) }
 }
 
-fn input(name: &str, datatype: &str, shape: &[i64]) -> InferInputTensor {
+pub(crate) fn input(name: &str, datatype: &str, shape: &[i64]) -> InferInputTensor {
     InferInputTensor { name: name.into(), datatype: datatype.into(), shape: shape.to_vec(), ..Default::default() }
 }
 

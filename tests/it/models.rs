@@ -83,7 +83,7 @@ fn copy(from: &Path, to: &Path) {
 /// A folder of the repository's models and one identity per kind of input:
 /// `pair` (x: FP32 [batch, 2], n: INT64 [batch, 1], in two versions), `bytes` (UINT8 [batch, 3]), `text` (BYTES [batch]),
 /// `flags` (BOOL [batch, 2]), `half` (FP16 [batch, 2]), `any` (FP32 [batch, w]), `types` (one input [batch, 2] of each of
-/// [`TYPES`], named after it), `scaled` (x: FP32 [batch, 2] times twice the optional w, 1.5 by default), `broken` (no model at all).
+/// [`TYPES`], named after it), `typed` (the same without the half floats, which gRPC has no typed contents for), `scaled` (x: FP32 [batch, 2] times twice the optional w, 1.5 by default), `broken` (no model at all).
 pub(crate) fn folder() -> Folder {
     let folder = only(&["two-features", "digits", "breast-cancer", "diabetes"]);
     let pair = [("x", FLOAT, &[2][..]), ("n", INT64, &[1])];
@@ -96,7 +96,10 @@ pub(crate) fn folder() -> Folder {
     write(&folder, "half", "1", &[("h", FLOAT16, &[2])]);
     write(&folder, "any", "v1.2", &[("x", FLOAT, &[0])]);
     write_scaled(&folder);
-    write(&folder, "types", "1", &TYPES.map(|(name, number)| (name, number, &[2][..])));
+    let types = TYPES.map(|(name, number)| (name, number, &[2][..]));
+    write(&folder, "types", "1", &types);
+    let typed: Vec<Tensor<'_>> = types.into_iter().filter(|(name, ..)| !matches!(*name, "FP16" | "BF16")).collect();
+    write(&folder, "typed", "1", &typed);
     fs::create_dir_all(folder.join("broken/1")).unwrap();
     fs::write(folder.join("broken/1/model.onnx"), b"not a model").unwrap();
     folder

@@ -26,8 +26,14 @@ fn every_operation_answers_as_the_document_says() {
         let real = path.replace("{model}", "two-features").replace("{version}", "1").replace("{label}", "stable");
         for (method, operation) in methods.as_object().unwrap() {
             assert!(seen.insert(operation["operationId"].as_str().unwrap().to_owned()), "{operation}");
+            // The folder is gone, and the other operations need the model.
+            if path.ends_with("/load") || path.ends_with("/unload") {
+                continue;
+            }
             let body = match &operation["requestBody"] {
                 Value::Null => String::new(),
+                _ if path.contains("labels") && path.starts_with("/v2") => json!({"version": "1"}).to_string(),
+                body if body["required"] == json!(false) => String::new(),
                 _ if path.contains("infer") => {
                     json!({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}).to_string()
                 }
@@ -38,17 +44,26 @@ fn every_operation_answers_as_the_document_says() {
             assert!(response.is_object(), "{method} {path} has no {}: {answer:?}", answer.status);
             let content_type = answer.header("content-type").unwrap().split(';').next().unwrap();
             assert!(response["content"][content_type].is_object(), "{method} {path} has no {content_type}");
-            assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
+            // This process does its own logging.
+            assert_eq!(answer.status, if path == "/v2/logging" { 501 } else { 200 }, "{method} {path}: {answer:?}");
             if let Some(required) = schema(&document, &response["content"][content_type]["schema"])["required"].as_array() {
                 let body = answer.json();
                 assert!(required.iter().all(|member| body.get(member.as_str().unwrap()).is_some()), "{method} {path}: {answer:?}");
             }
             // The document has no method that is not there, and the path none that the document has not.
-            let wrong = client.send(&request("DELETE", &real, &[], ""));
+            let wrong = client.send(&request("PATCH", &real, &[], ""));
             assert_eq!(wrong.status, 405, "{path}");
         }
     }
-    assert!(seen.len() > 20, "{seen:?}");
+    assert!(seen.len() > 40, "{seen:?}");
+    for known in [
+        "get_v2_models_stats",
+        "post_v2_repository_models_model_load",
+        "post_v2_trace_setting",
+        "put_v2_repository_models_model_labels_label",
+    ] {
+        assert!(seen.contains(known), "{known}: {seen:?}");
+    }
 }
 
 fn schema<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {

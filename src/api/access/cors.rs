@@ -9,10 +9,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 /// How long a browser may remember the answer to a preflight, in seconds; browsers cut it to two hours or less.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, OPTIONS");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS");
 /// What a client of the protocols sends beyond what is always allowed.
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
-    "authorization, content-encoding, content-type, inference-header-content-length, traceparent, tracestate, x-api-key, x-request-id",
+    "authorization, content-encoding, content-type, inference-header-content-length, traceparent, tracestate, x-api-key, \
+     x-request-id, x-request-timeout-ms",
 );
 /// What a page may read of an answer beyond what is always allowed.
 const ANSWER_HEADERS: HeaderValue =

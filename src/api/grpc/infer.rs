@@ -31,9 +31,7 @@ pub(super) async fn infer(
     let (of, bytes) = (handle.clone(), size(&request));
     let (prepared, form) = off_thread(bytes, move || {
         let (mut envelope, form) = envelope(request, of.signature()).map_err(|message| of_model(&of, Error::invalid(message)))?;
-        if let Some(deadline) = deadline {
-            envelope.parameters.limit(deadline.saturating_duration_since(received));
-        }
+        envelope.parameters.end_by(deadline, received);
         Ok((prepare(envelope, &of)?, form))
     })
     .await?;

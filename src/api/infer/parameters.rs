@@ -2,7 +2,7 @@
 //!
 //! A name that nobody reserves is taken and ignored: clients send their own. A message continues the parameter's name.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Wanted;
 
@@ -88,9 +88,11 @@ impl Parameters {
         Ok(())
     }
 
-    /// Lowers the timeout to `limit`, which the transport gives beside the parameters.
-    pub(in crate::api) fn limit(&mut self, limit: Duration) {
-        self.timeout = Some(self.timeout.map_or(limit, |timeout| timeout.min(limit)));
+    /// Lowers the timeout of a request that was `received` so that it ends by `deadline`, which the transport gives beside the
+    /// parameters.
+    pub(in crate::api) fn end_by(&mut self, deadline: Option<Instant>, received: Instant) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(received));
+        self.timeout = self.timeout.into_iter().chain(left).min();
     }
 }
 
@@ -145,12 +147,16 @@ mod tests {
             parameters.set(key, &value).unwrap();
         }
         assert_eq!(parameters, Parameters { timeout: Some(Duration::from_millis(5)), priority: 2, binary_output: true });
-        parameters.limit(Duration::from_secs(1));
+        let now = Instant::now();
+        parameters.end_by(Some(now + Duration::from_secs(1)), now);
+        parameters.end_by(None, now);
         assert_eq!(parameters.timeout, Some(Duration::from_millis(5)));
         parameters.set("timeout", &Param::Integer(0)).unwrap();
         assert_eq!(parameters.timeout, None);
-        parameters.limit(Duration::from_secs(1));
+        parameters.end_by(Some(now + Duration::from_secs(1)), now);
         assert_eq!(parameters.timeout, Some(Duration::from_secs(1)));
+        parameters.end_by(Some(now), now + Duration::from_secs(1));
+        assert_eq!(parameters.timeout, Some(Duration::ZERO));
         for (key, value, want) in [
             ("timeout", Param::Integer(-1), "is -1 where a whole number of microseconds is wanted"),
             ("timeout", Param::Float(1.5), "is 1.5 where a whole number of microseconds is wanted"),

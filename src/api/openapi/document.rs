@@ -53,7 +53,7 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator, failed: &Val
     let doc = &operation.doc;
     let mut responses = Map::new();
     let ok = json!({
-        "description": "Success",
+        "description": if doc.answer.is_empty() { "Success, with no body" } else { "Success" },
         "content": contents(&doc.answer, generator, None),
         "headers": doc.answer_headers.iter().map(|(name, text)| ((*name).to_owned(), json!({"description": text, "schema": {"type": "string"}}))).collect::<Map<_, _>>(),
     });
@@ -77,7 +77,7 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator, failed: &Val
     });
     if !doc.request.is_empty() {
         let example = doc.example.and_then(|example| example::of(example, operation.path.contains("{model}"), repository));
-        described["requestBody"] = json!({"required": true, "content": contents(&doc.request, generator, example.as_ref())});
+        described["requestBody"] = json!({"required": doc.body_required, "content": contents(&doc.request, generator, example.as_ref())});
     }
     described
 }

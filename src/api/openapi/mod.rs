@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::handler::Handler;
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodFilter, get, on};
 use http::{HeaderValue, header};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -41,6 +41,7 @@ pub(super) struct Doc {
     answer_headers: &'static [Header],
     errors: Vec<Kind>,
     example: Option<Example>,
+    body_required: bool,
 }
 
 /// A body of one content type.
@@ -83,7 +84,8 @@ impl Doc {
     /// A route that does what `summary` says.
     pub(super) fn new(summary: &'static str) -> Self {
         let errors = ANY.to_vec();
-        Self { summary, request: vec![], answer: vec![], request_headers: &[], answer_headers: &[], errors, example: None }
+        let (request, answer, example) = (vec![], vec![], None);
+        Self { summary, request, answer, request_headers: &[], answer_headers: &[], errors, example, body_required: true }
     }
 
     /// It answers with JSON of `T`.
@@ -111,6 +113,12 @@ impl Doc {
     pub(super) fn takes_bytes(mut self, content_type: &'static str) -> Self {
         self.request.push(Content { content_type, schema: None });
         self.fails(&WITH_BODY)
+    }
+
+    /// It does without a body too.
+    pub(super) fn body_optional(mut self) -> Self {
+        self.body_required = false;
+        self
     }
 
     /// It knows these headers of requests.
@@ -159,11 +167,15 @@ impl Routes {
         self.operations.push(Operation { tag: self.tag, method, path: path.to_owned(), doc });
     }
 
+    fn on<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, filter: MethodFilter, path: &str, handler: H) -> Self {
+        self.router = self.router.route(path, on(filter, handler));
+        self
+    }
+
     /// `GET path`.
     pub(super) fn get<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, path: &str, handler: H, doc: Doc) -> Self {
-        self.router = self.router.route(path, get(handler));
         self.documented("get", path, doc);
-        self
+        self.on(MethodFilter::GET, path, handler)
     }
 
     /// `POST path`.
@@ -171,11 +183,22 @@ impl Routes {
         self.post_as(path, path, handler, doc)
     }
 
+    /// `PUT path`.
+    pub(super) fn put<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, path: &str, handler: H, doc: Doc) -> Self {
+        self.documented("put", path, doc);
+        self.on(MethodFilter::PUT, path, handler)
+    }
+
+    /// `DELETE path`.
+    pub(super) fn delete<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, path: &str, handler: H, doc: Doc) -> Self {
+        self.documented("delete", path, doc);
+        self.on(MethodFilter::DELETE, path, handler)
+    }
+
     /// `POST path`, which the document calls `shown`: what follows a parameter within a segment is the handler's to read.
     pub(super) fn post_as<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, path: &str, shown: &str, handler: H, doc: Doc) -> Self {
-        self.router = self.router.route(path, post(handler));
         self.documented("post", shown, doc);
-        self
+        self.on(MethodFilter::POST, path, handler)
     }
 
     /// What else a path of [`Routes::post_as`] does, under the name `shown`.
@@ -185,9 +208,8 @@ impl Routes {
     }
 
     /// A second spelling of a path that is in the document already.
-    pub(super) fn alias<H: Handler<T, Arc<Shared>>, T: 'static>(mut self, path: &str, handler: H) -> Self {
-        self.router = self.router.route(path, get(handler));
-        self
+    pub(super) fn alias<H: Handler<T, Arc<Shared>>, T: 'static>(self, path: &str, handler: H) -> Self {
+        self.on(MethodFilter::GET, path, handler)
     }
 
     /// These routes and those.

@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 use serde::Serializer;
 
 use super::super::error::Failure;
@@ -19,15 +17,17 @@ use super::super::grpc::proto::inference::{
     DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelOutput, ModelQueuePolicy, ModelTransactionPolicy,
     ModelVersionPolicy,
 };
+use super::super::openapi::{Doc, Routes};
 use super::super::path::ModelPath;
 use super::super::{Shared, describe};
-use super::json;
+use super::{TAG, json};
 use crate::engine::{DType, Port};
 use crate::error::Error;
 use crate::serve::{ModelSettings, Servable, Versions};
 
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v2/models/{model}/config", get(config)).route("/v2/models/{model}/versions/{version}/config", get(config))
+pub(super) fn routes() -> Routes {
+    let doc = || Doc::new("The model's signature and settings in the words of Triton's configuration.").json::<ModelConfig>();
+    Routes::new(TAG).get("/v2/models/{model}/config", config, doc()).get("/v2/models/{model}/versions/{version}/config", config, doc())
 }
 
 async fn config(State(shared): State<Arc<Shared>>, path: ModelPath) -> Result<Response, Failure> {

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 use http::HeaderMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::super::Shared;
 use super::super::error::Failure;
-use super::{json, object};
+use super::super::openapi::{Doc, Routes};
+use super::{TAG, json, object};
 use crate::error::{Error, Kind};
 use crate::telemetry::{Control, Levels};
 
@@ -32,8 +32,35 @@ type Settings = Vec<(&'static str, Value)>;
 /// Lines carry the time as ISO 8601 has it; Triton's other format is not offered.
 const FORMAT: &str = "ISO8601";
 
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v2/logging", get(read).post(write))
+/// What is logged.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct LogSettings {
+    /// Empty: the log goes to stderr.
+    log_file: String,
+    log_info: bool,
+    log_warning: bool,
+    log_error: bool,
+    /// 1 adds debug lines, 2 trace lines.
+    log_verbose_level: u32,
+    log_format: String,
+}
+
+/// Settings of the log to change.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct LogChange {
+    log_info: Option<bool>,
+    log_warning: Option<bool>,
+    log_error: Option<bool>,
+    log_verbose_level: Option<u32>,
+}
+
+pub(super) fn routes() -> Routes {
+    let read_doc = Doc::new("What is logged.").json::<LogSettings>().fails(&[Kind::Unsupported]);
+    let write_doc = Doc::new("Change what is logged.").takes::<LogChange>().body_optional().json::<LogSettings>();
+    let path = "/v2/logging";
+    Routes::new(TAG).get(path, read, read_doc).post(path, write, write_doc.fails(&[Kind::Unsupported]))
 }
 
 async fn read() -> Result<Response, Failure> {

@@ -7,14 +7,12 @@ pub(super) mod repository;
 pub(super) mod statistics;
 pub(super) mod trace;
 
-use std::sync::Arc;
-
-use axum::Router;
 use axum::body::Body;
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
 use super::layers::json;
+use super::openapi::Routes;
 use super::{Shared, body};
 use crate::error::Error;
 
@@ -32,9 +30,12 @@ pub(super) const EXTENSIONS: [&str; 10] = [
     "trace",
 ];
 
+/// The heading of these routes in the document.
+const TAG: &str = "Triton's extensions";
+
 /// The routes of all extensions.
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::new(TAG)
         .merge(statistics::routes())
         .merge(config::routes())
         .merge(repository::routes())

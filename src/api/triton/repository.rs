@@ -1,31 +1,36 @@
 //! The model repository extension: which models there are, loading them, or loading them anew, and unloading them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::HeaderMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::super::Shared;
 use super::super::error::Failure;
+use super::super::openapi::{Doc, Routes};
 use super::super::path::ModelPath;
-use super::{json, object};
+use super::{TAG, json, object};
 use crate::error::{Error, Kind};
 use crate::serve::{Overrides, State as VersionState, Unload, VersionStatus};
 
 /// One version in the index.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RepositoryRow")]
 pub(in super::super) struct Row {
+    /// The model.
     pub(in super::super) name: String,
     pub(in super::super) version: String,
+    /// `READY`, `LOADING`, `UNLOADING`, or `UNAVAILABLE` for what failed or was unloaded.
     pub(in super::super) state: String,
+    /// Why it is in this state.
     pub(in super::super) reason: String,
 }
 
@@ -120,11 +125,46 @@ pub(in super::super) async fn unload(
     shared.repository.unload_model(model, unload).await
 }
 
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/v2/repository/index", post(rest_index))
-        .route("/v2/repository/models/{model}/load", post(rest_load))
-        .route("/v2/repository/models/{model}/unload", post(rest_unload))
+/// What the index shows.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct IndexRequest {
+    /// Whether only versions that are ready are wanted.
+    ready: Option<bool>,
+}
+
+/// How to load a model.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct LoadRequest {
+    /// `config`: a `ModelConfig` as JSON text, which goes before the model's own settings; `file:<version>/<name>`: the contents
+    /// of a file in base64, which needs `config`.
+    parameters: Option<BTreeMap<String, String>>,
+}
+
+/// How to unload a model.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct UnloadRequest {
+    parameters: Option<UnloadParameters>,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct UnloadParameters {
+    /// Also the models that a pipeline has as steps.
+    unload_dependents: Option<bool>,
+}
+
+pub(super) fn routes() -> Routes {
+    let index = Doc::new("Every version with its state.").takes::<IndexRequest>().body_optional().json::<Vec<Row>>();
+    let load = Doc::new("Load a model, or load it anew; it serves throughout.").takes::<LoadRequest>().body_optional();
+    let unload = Doc::new("Take a model out of service.").takes::<UnloadRequest>().body_optional();
+    Routes::new(TAG).post("/v2/repository/index", rest_index, index).post("/v2/repository/models/{model}/load", rest_load, load).post(
+        "/v2/repository/models/{model}/unload",
+        rest_unload,
+        unload,
+    )
 }
 
 async fn rest_index(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Result<Response, Failure> {

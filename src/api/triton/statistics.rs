@@ -7,26 +7,28 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 
 use super::super::Shared;
 use super::super::error::Failure;
 use super::super::grpc::proto::inference::{
     InferBatchStatistics, InferStatistics, MemoryUsage, ModelStatistics, ModelStatisticsResponse, StatisticDuration,
 };
+use super::super::openapi::{Doc, Routes};
 use super::super::path::ModelPath;
-use super::json;
+use super::{TAG, json};
 use crate::error::Error;
 use crate::serve::{Handle, Tally};
 
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/v2/models/stats", get(all))
-        .route("/v2/models/{model}/stats", get(one))
-        .route("/v2/models/{model}/versions/{version}/stats", get(one))
+pub(super) fn routes() -> Routes {
+    let doc = |summary| Doc::new(summary).json::<ModelStatisticsResponse>();
+    let (every, model) = ("What every version has answered since it was loaded.", "What a model has answered since it was loaded.");
+    Routes::new(TAG).get("/v2/models/stats", all, doc(every)).get("/v2/models/{model}/stats", one, doc(model)).get(
+        "/v2/models/{model}/versions/{version}/stats",
+        one,
+        doc(model),
+    )
 }
 
 async fn all(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {

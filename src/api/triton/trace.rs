@@ -8,19 +8,19 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 use http::HeaderMap;
+use schemars::JsonSchema;
 use serde_json::Value;
 
 use super::super::Shared;
 use super::super::error::Failure;
 use super::super::metrics::Phases;
+use super::super::openapi::{Doc, Routes};
 use super::super::path::ModelPath;
-use super::{json, object};
+use super::{TAG, json, object};
 use crate::error::Error;
 use crate::serve::Servable;
 
@@ -190,8 +190,39 @@ pub(in super::super) fn change(
     shared.traces.change(model, &given).map(tell).map_err(Error::invalid)
 }
 
-pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v2/trace/setting", get(read).post(write)).route("/v2/models/{model}/trace/setting", get(read).post(write))
+/// Which requests get a line in the log.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct TraceSettings {
+    /// Empty: traces go to the log.
+    trace_file: String,
+    /// `OFF` or `TIMESTAMPS`.
+    trace_level: Vec<String>,
+    /// One of so many requests.
+    trace_rate: String,
+    /// Lines that may still be written; -1 for any number.
+    trace_count: String,
+    log_frequency: String,
+    trace_mode: String,
+}
+
+/// Settings of traces to change; null goes back to the server's, or to what it was at the start.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct TraceChange {
+    trace_level: Option<Vec<String>>,
+    trace_rate: Option<String>,
+    trace_count: Option<String>,
+}
+
+pub(super) fn routes() -> Routes {
+    let mut routes = Routes::new(TAG);
+    for path in ["/v2/trace/setting", "/v2/models/{model}/trace/setting"] {
+        let read_doc = Doc::new("Which requests get a line in the log with the time of each phase.").json::<TraceSettings>();
+        let write_doc = Doc::new("Change which requests get a line in the log.").takes::<TraceChange>().body_optional();
+        routes = routes.get(path, read, read_doc).post(path, write, write_doc.json::<TraceSettings>());
+    }
+    routes
 }
 
 fn named(path: &ModelPath) -> Option<&str> {

@@ -50,25 +50,29 @@ pub(crate) fn offsets(dims: &[usize], strides: &[isize], start: isize, mut f: im
     if dims.contains(&0) {
         return;
     }
-    let mut index = Axes::from_elem(0, dims.len());
-    let mut offset = start;
-    loop {
-        f(offset);
-        let mut d = dims.len();
-        loop {
-            if d == 0 {
-                return;
-            }
-            d -= 1;
-            index[d] += 1;
-            offset += strides[d];
-            if index[d] < dims[d] {
-                break;
-            }
-            offset -= strides[d] * dims[d] as isize;
-            index[d] = 0;
-        }
+    let Some((&len, outer)) = dims.split_last() else { return f(start) };
+    let step = strides[outer.len()];
+    let mut index = Axes::from_elem(0, outer.len());
+    let mut row = Some(start);
+    while let Some(begin) = row {
+        (0..len as isize).for_each(|i| f(begin + i * step));
+        row = next_row(outer, strides, &mut index, begin);
     }
+}
+
+/// Moves `index` to the next one of `dims` and `offset` with it; none behind the last. Apart from [`offsets`], so that it is
+/// compiled once.
+fn next_row(dims: &[usize], strides: &[isize], index: &mut [usize], mut offset: isize) -> Option<isize> {
+    for d in (0..dims.len()).rev() {
+        index[d] += 1;
+        offset += strides[d];
+        if index[d] < dims[d] {
+            return Some(offset);
+        }
+        offset -= strides[d] * dims[d] as isize;
+        index[d] = 0;
+    }
+    None
 }
 
 /// The elements of an int64 or int32 operand.

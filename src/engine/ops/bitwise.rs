@@ -1,19 +1,16 @@
 //! The bits of numbers: BitwiseNot, BitShift, BitCast. (BitwiseAnd and its like are logic, in `compare.rs`.)
 
-use half::{bf16, f16};
-use num_complex::Complex;
-
 use super::ANY;
 use super::axes::same_type;
 use super::broadcast::{self, Broadcast, zip};
 use super::compare::INTEGERS;
 use super::number::Number;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_narrow, with_number};
-use crate::engine::narrow::Narrow;
+use crate::engine::dtype::{DType, with_narrow};
+use crate::engine::narrow::Narrow as _;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
-use crate::engine::view::{View, ViewMut};
+use crate::engine::view::{Slice, SliceMut, View, ViewMut};
 
 pub(crate) const DEFS: &[OpDef] = &[
     OpDef { name: "BitwiseNot", domain: "", opsets: 18..=ANY, types: INTEGERS, build: |_| Ok(Box::new(BitwiseNot)) },
@@ -171,90 +168,17 @@ fn bit_cast(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
     }
 }
 
-/// An element as its bits, in the low end of the number.
-trait Bits: Element {
-    fn bits(&self) -> u128;
-    fn from_bits(bits: u128) -> Self;
-}
-
-macro_rules! bits {
-    ($($t:ty: $to:expr, $from:expr;)*) => {$(
-        impl Bits for $t {
-            fn bits(&self) -> u128 { u128::from($to(*self)) }
-            fn from_bits(bits: u128) -> Self { $from(bits) }
-        }
-    )*};
-}
-bits! {
-    f32: f32::to_bits, |b| f32::from_bits(b as u32);
-    f64: f64::to_bits, |b| f64::from_bits(b as u64);
-    f16: f16::to_bits, |b| f16::from_bits(b as u16);
-    bf16: bf16::to_bits, |b| bf16::from_bits(b as u16);
-    i8: |v: i8| v as u8, |b| b as i8;
-    i16: |v: i16| v as u16, |b| b as i16;
-    i32: |v: i32| v as u32, |b| b as i32;
-    i64: |v: i64| v as u64, |b| b as i64;
-    u8: |v: u8| v, |b| b as u8;
-    u16: |v: u16| v, |b| b as u16;
-    u32: |v: u32| v, |b| b as u32;
-    u64: |v: u64| v, |b| b as u64;
-    bool: |v: bool| v, |b| b as u8 != 0;
-}
-
-impl<T: Narrow> Bits for T {
-    fn bits(&self) -> u128 {
-        self.to_raw().into()
+/// Writes the bits of `x` as elements of the type of `y`, which has as many.
+fn recast(x: View<'_>, y: &mut ViewMut<'_>) -> Result<(), OpError> {
+    let wrong = OpError::wrong_type(y.dtype(), x.dtype());
+    match (x.bits().data(), y.bits().data()) {
+        (Slice::U8(x), SliceMut::Bool(y)) => y.iter_mut().zip(x).for_each(|(y, x)| *y = *x != 0),
+        (Slice::Bool(x), SliceMut::U8(y)) => y.iter_mut().zip(x).for_each(|(y, x)| *y = (*x).into()),
+        (x, y) if x.dtype() == y.dtype() => y.copy_from(0, &x),
+        _ => return Err(wrong),
     }
-
-    fn from_bits(bits: u128) -> Self {
-        Self::from_raw(bits as u8)
-    }
-}
-
-// The real part comes first in memory, and is so the lower half.
-impl Bits for Complex<f32> {
-    fn bits(&self) -> u128 {
-        self.im.bits() << 32 | self.re.bits()
-    }
-
-    fn from_bits(bits: u128) -> Self {
-        Self::new(Bits::from_bits(bits), Bits::from_bits(bits >> 32))
-    }
-}
-
-impl Bits for Complex<f64> {
-    fn bits(&self) -> u128 {
-        self.im.bits() << 64 | self.re.bits()
-    }
-
-    fn from_bits(bits: u128) -> Self {
-        Self::new(Bits::from_bits(bits), Bits::from_bits(bits >> 64))
-    }
-}
-
-/// Runs `$body` with the alias `$t` bound to a type that is [`Bits`].
-macro_rules! with_bits {
-    ($dtype:expr, $t:ident => $body:expr) => {{
-        match $dtype {
-            DType::Bool => {
-                type $t = bool;
-                $body
-            }
-            DType::C64 => {
-                type $t = Complex<f32>;
-                $body
-            }
-            DType::C128 => {
-                type $t = Complex<f64>;
-                $body
-            }
-            other => with_number!(other, $t => $body, else with_narrow!(other, $t => $body, else Err(OpError::wrong_type(DType::U8, other)))),
-        }
-    }};
-}
-
-fn recast<F: Bits, T: Bits>(x: View<'_>, y: &mut ViewMut<'_>) -> Result<(), OpError> {
-    y.slice::<T>()?.iter_mut().zip(x.slice::<F>()?).for_each(|(y, x)| *y = T::from_bits(x.bits()));
+    // A type below 8 bits keeps its sign, or zeros, in the rest of the byte.
+    with_narrow!(y.dtype(), T => y.slice::<T>()?.iter_mut().for_each(|y| *y = T::from_raw(y.to_raw())), else {});
     Ok(())
 }
 
@@ -273,7 +197,7 @@ impl Op for BitCast {
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let (x, y) = (inputs.at(0)?, outputs.at(0)?);
-        with_bits!(x.dtype(), F => with_bits!(self.to, T => recast::<F, T>(x, y)))
+        recast(x, y)
     }
 }
 
@@ -282,6 +206,8 @@ mod tests {
     use super::super::testing::{op, tensor};
     use super::*;
     use crate::engine::tensor::Tensor;
+    use half::{bf16, f16};
+    use num_complex::Complex;
 
     #[test]
     fn shifts_beyond_the_width_leave_the_sign() {

@@ -97,28 +97,29 @@ impl<const N: usize> Broadcast<N> {
         let moves = std::array::from_fn(|i| self.strides[i][last] != 0);
         let mut index = Axes::from_elem(0, last);
         let mut run = Run { start: 0, len, from: [0; N], moves };
-        loop {
+        f(run);
+        while self.advance(&mut run, &mut index) {
             f(run);
-            run.start += len;
-            let mut d = last;
-            loop {
-                if d == 0 {
-                    return;
-                }
-                d -= 1;
-                index[d] += 1;
-                for i in 0..N {
-                    run.from[i] += self.strides[i][d];
-                }
-                if index[d] < self.dims[d] {
-                    break;
-                }
-                for i in 0..N {
-                    run.from[i] -= self.strides[i][d] * self.dims[d];
-                }
-                index[d] = 0;
-            }
         }
+    }
+
+    /// Moves to the next run; false behind the last. Apart from [`Self::for_each`], so that it is compiled once.
+    fn advance(&self, run: &mut Run<N>, index: &mut [usize]) -> bool {
+        run.start += run.len;
+        for d in (0..index.len()).rev() {
+            index[d] += 1;
+            for i in 0..N {
+                run.from[i] += self.strides[i][d];
+            }
+            if index[d] < self.dims[d] {
+                return true;
+            }
+            for i in 0..N {
+                run.from[i] -= self.strides[i][d] * self.dims[d];
+            }
+            index[d] = 0;
+        }
+        false
     }
 }
 

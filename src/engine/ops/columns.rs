@@ -164,7 +164,7 @@ pub(crate) fn segments(axes: &[Axis], positions: Range<usize>, mut f: impl FnMut
         return;
     }
     let (first, end) = (positions.start / last.output, (positions.end - 1) / last.output + 1);
-    windows_from(outer, first, end - first, |row, _, list: &[Meeting]| {
+    windows_from(outer, first, end - first, &mut |row, _, list: &[Meeting]| {
         // The columns of this row that are asked for.
         let low = positions.start.saturating_sub(row * last.output);
         let high = (positions.end - row * last.output).min(last.output);

@@ -56,6 +56,7 @@ enum Compare {
 }
 
 impl Compare {
+    /// A loop for each comparison, for the types that models compare most.
     fn apply<T: Element + PartialOrd>(self, a: View<'_>, b: View<'_>, shape: &[usize], y: &mut [bool]) -> Result<(), OpError> {
         let plan = Broadcast::new(shape, [a.shape(), b.shape()]);
         let (a, b) = (a.slice::<T>()?, b.slice::<T>()?);
@@ -66,6 +67,21 @@ impl Compare {
             Self::Greater => zip(&plan, a, b, y, |a, b| a > b),
             Self::GreaterOrEqual => zip(&plan, a, b, y, |a, b| a >= b),
         }
+        Ok(())
+    }
+
+    /// One loop for all comparisons, by the order of the two elements.
+    fn apply_by_order<T: Element + PartialOrd>(self, a: View<'_>, b: View<'_>, shape: &[usize], y: &mut [bool]) -> Result<(), OpError> {
+        let plan = Broadcast::new(shape, [a.shape(), b.shape()]);
+        // Less, equal, greater, and neither.
+        let holds = match self {
+            Self::Equal => [false, true, false, false],
+            Self::Less => [true, false, false, false],
+            Self::LessOrEqual => [true, true, false, false],
+            Self::Greater => [false, false, true, false],
+            Self::GreaterOrEqual => [false, true, true, false],
+        };
+        zip(&plan, a.slice::<T>()?, b.slice::<T>()?, y, |a, b| holds[a.partial_cmp(b).map_or(3, |order| (order as i8 + 1) as usize)]);
         Ok(())
     }
 }
@@ -84,9 +100,12 @@ impl Op for Compare {
         let (a, b, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let shape = y.shape();
         match a.dtype() {
-            DType::String => self.apply::<String>(a, b, shape, y.slice()?),
-            DType::Bool => self.apply::<bool>(a, b, shape, y.slice()?),
-            dtype => with_number!(dtype, T => self.apply::<T>(a, b, shape, y.slice()?), else Err(OpError::wrong_type(DType::F32, dtype))),
+            DType::F32 => self.apply::<f32>(a, b, shape, y.slice()?),
+            DType::I64 => self.apply::<i64>(a, b, shape, y.slice()?),
+            DType::I32 => self.apply::<i32>(a, b, shape, y.slice()?),
+            DType::String => self.apply_by_order::<String>(a, b, shape, y.slice()?),
+            DType::Bool => self.apply_by_order::<bool>(a, b, shape, y.slice()?),
+            dtype => with_number!(dtype, T => self.apply_by_order::<T>(a, b, shape, y.slice()?), else Err(OpError::wrong_type(DType::F32, dtype))),
         }
     }
 }
@@ -130,18 +149,16 @@ impl Op for Logic {
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
         let (a, b, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
-        let shape = y.shape();
+        if a.dtype() != DType::Bool && !INTEGERS.contains(&a.dtype()) {
+            return Err(OpError::wrong_type(DType::Bool, a.dtype()));
+        }
+        let (a, b, shape, mut y) = (a.bits(), b.bits(), y.shape(), y.bits());
         match a.dtype() {
             DType::Bool => self.apply::<bool>(a, b, shape, y.slice()?),
-            DType::I8 => self.apply::<i8>(a, b, shape, y.slice()?),
-            DType::I16 => self.apply::<i16>(a, b, shape, y.slice()?),
-            DType::I32 => self.apply::<i32>(a, b, shape, y.slice()?),
-            DType::I64 => self.apply::<i64>(a, b, shape, y.slice()?),
             DType::U8 => self.apply::<u8>(a, b, shape, y.slice()?),
             DType::U16 => self.apply::<u16>(a, b, shape, y.slice()?),
             DType::U32 => self.apply::<u32>(a, b, shape, y.slice()?),
-            DType::U64 => self.apply::<u64>(a, b, shape, y.slice()?),
-            other => Err(OpError::wrong_type(DType::Bool, other)),
+            _ => self.apply::<u64>(a, b, shape, y.slice()?),
         }
     }
 }

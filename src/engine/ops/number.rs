@@ -32,6 +32,8 @@ pub(crate) trait Number: Element + Copy + PartialOrd {
     fn to_i64(self) -> i64;
     /// The value modulo the width for integers.
     fn from_i64(value: i64) -> Self;
+    /// A number of the same order for every type: two zeros are equal, and all NaN are the greatest.
+    fn key(self) -> u64;
 
     /// The remainder with the sign of `other` (Python's `%`), zeros of floats included.
     fn modulo(self, other: Self) -> Self {
@@ -88,6 +90,7 @@ macro_rules! integers {
             fn from_f64(value: f64) -> Self { value as Self }
             fn to_i64(self) -> i64 { self as i64 }
             fn from_i64(value: i64) -> Self { value as Self }
+            fn key(self) -> u64 { if Self::MIN == 0 { self as u64 } else { self as u64 ^ 1 << 63 } }
         }
     )*};
 }
@@ -114,6 +117,14 @@ macro_rules! floats {
             fn from_f64(value: f64) -> Self { $from(value) }
             fn to_i64(self) -> i64 { $to(self) as i64 }
             fn from_i64(value: i64) -> Self { $from(value as f64) }
+            fn key(self) -> u64 {
+                if self.is_nan() {
+                    return u64::MAX;
+                }
+                // The sum turns −0 to +0; of two negative numbers the one with the greater magnitude is the smaller.
+                let bits = (self.to_f64() + 0.0).to_bits();
+                if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
+            }
         }
     )*};
 }
@@ -195,6 +206,20 @@ mod tests {
         assert_eq!(Number::fmod(i64::MIN, -1), 0);
         assert_eq!(Number::abs(i8::MIN), i8::MIN);
         assert_eq!(Number::div(1_u8, 0), 0);
+    }
+
+    #[test]
+    fn keys_are_in_the_order_of_the_numbers() {
+        fn check<T: Number>(ascending: &[T]) {
+            assert!(ascending.is_sorted_by(|a, b| a.key() < b.key()), "{ascending:?}");
+        }
+        check(&[f64::NEG_INFINITY, -2.5, -1e-320, 0.0, 1e-320, 1.0, f64::MAX, f64::INFINITY, f64::NAN]);
+        check(&[f16::NEG_INFINITY, -f16::ONE, f16::ZERO, f16::MIN_POSITIVE, f16::INFINITY, f16::NAN]);
+        check(&[i8::MIN, -1, 0, 1, i8::MAX]);
+        check(&[i64::MIN, -1, 0, i64::MAX]);
+        check(&[0, 1, u64::MAX]);
+        assert_eq!((-0.0_f32).key(), 0.0_f32.key());
+        assert_eq!((-f32::NAN).key(), f32::NAN.key());
     }
 
     #[test]

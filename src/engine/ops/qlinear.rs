@@ -290,6 +290,11 @@ impl Sharing {
 
     /// Calls `f` with every run, in order.
     pub(crate) fn for_each(&self, mut f: impl FnMut(Run)) {
+        self.visit(&mut f);
+    }
+
+    /// Behind a pointer, so that it is compiled once: every pair of types has closures of its own.
+    fn visit(&self, f: &mut dyn FnMut(Run)) {
         let Self { outer, axis, inner, block } = *self;
         if outer == 0 || axis == 0 || inner == 0 {
             return;

@@ -8,7 +8,7 @@ use super::ANY;
 use super::axes::{around, axis, require, size};
 use super::number::Number;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, with_dtype, with_number};
+use crate::engine::dtype::{DType, with_bits, with_dtype, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::{Kind, Tensor, Value};
 use crate::engine::view::{View, ViewMut};
@@ -116,28 +116,45 @@ struct TopK {
     largest: bool,
 }
 
+/// An element's key, in the order that is asked for, and its position.
+type Ranked = (u64, usize);
+
 impl TopK {
-    fn run_typed<T: Number>(&self, x: View<'_>, k: usize, outputs: &mut Outputs<'_, '_>) -> Result<(), OpError> {
+    /// Fills `line` with the elements that begin at `start`, in steps of `step`.
+    fn rank(&self, x: View<'_>, start: usize, step: usize, line: &mut [Ranked]) -> Result<(), OpError> {
+        let flip = if self.largest { u64::MAX } else { 0 };
+        with_number!(x.dtype(), T => {
+            let elements = x.slice::<T>()?[start..].iter().step_by(step);
+            line.iter_mut().zip(elements.enumerate()).for_each(|(to, (j, v))| *to = (v.key() ^ flip, j));
+            Ok(())
+        }, else Err(OpError::wrong_type(DType::F32, x.dtype())))
+    }
+
+    fn select(&self, x: View<'_>, k: usize, outputs: &mut Outputs<'_, '_>) -> Result<(), OpError> {
         let (outer, size, inner) = around(x.shape(), axis(self.axis, x.shape().len())?);
-        let x = x.slice::<T>()?;
         let mut best = vec![0; outer * k * inner];
-        let mut positions: Vec<usize> = Vec::with_capacity(size);
+        let mut line: Vec<Ranked> = vec![(0, 0); size];
         for o in 0..outer {
             for i in 0..inner {
-                let at = |j: usize| x[(o * size + j) * inner + i];
-                positions.clear();
-                positions.extend(0..size);
-                // The sort is stable: of equal elements the first comes first.
-                positions.sort_by(|&a, &b| if self.largest { order(at(b), at(a)) } else { order(at(a), at(b)) });
-                for (rank, &j) in positions[..k].iter().enumerate() {
+                self.rank(x, o * size * inner + i, inner, &mut line)?;
+                // Of equal elements the first comes first: the position is part of what is compared.
+                if k < size {
+                    line.select_nth_unstable(k - 1);
+                }
+                line[..k].sort_unstable();
+                for (rank, &(_, j)) in line[..k].iter().enumerate() {
                     best[(o * k + rank) * inner + i] = j;
                 }
             }
         }
         if let Some(values) = outputs.get(0) {
-            for (i, (y, &j)) in values.slice::<T>()?.iter_mut().zip(&best).enumerate() {
-                *y = x[(i / (k * inner) * size + j) * inner + i % inner];
-            }
+            let (x, mut values) = (x.bits(), values.bits());
+            with_bits!(x.dtype(), T => {
+                let x = x.slice::<T>()?;
+                for (i, (y, &j)) in values.slice::<T>()?.iter_mut().zip(&best).enumerate() {
+                    y.clone_from(&x[(i / (k * inner) * size + j) * inner + i % inner]);
+                }
+            });
         }
         if let Some(indices) = outputs.get(1) {
             indices.slice::<i64>()?.iter_mut().zip(&best).for_each(|(y, &j)| *y = j as i64);
@@ -175,7 +192,7 @@ impl Op for TopK {
         if k == 0 || x.is_empty() {
             return Ok(());
         }
-        with_number!(x.dtype(), T => self.run_typed::<T>(x, k, outputs), else Err(OpError::wrong_type(DType::F32, x.dtype())))
+        self.select(x, k, outputs)
     }
 }
 

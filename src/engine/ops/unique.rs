@@ -1,16 +1,16 @@
 //! Unique: the different elements, or the different slices along an axis, and where they are.
 
-use std::cmp::Ordering;
-
 use num_complex::Complex;
 use smallvec::smallvec;
 
 use super::ANY;
 use super::axes::{around, axis, require};
+use super::number::Number;
 use crate::engine::attrs::Attrs;
-use crate::engine::dtype::{DType, Element, with_number};
+use crate::engine::dtype::{DType, with_bits, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
-use crate::engine::tensor::{Kind, Tensor, Value};
+use crate::engine::tensor::{Buffer, Kind, Tensor, Value};
+use crate::engine::view::Slice;
 
 pub(crate) const DEFS: &[OpDef] = &[
     OpDef { name: "Unique", domain: "", opsets: 11..=ANY, types: types::WIDE, build },
@@ -44,22 +44,16 @@ struct Groups {
     sizes: Vec<usize>,
 }
 
-fn order<T: PartialOrd>(a: &[T], b: &[T]) -> Ordering {
-    let nan = |v: &T| v.partial_cmp(v).is_none();
-    let one = |(a, b): (&T, &T)| a.partial_cmp(b).unwrap_or_else(|| nan(a).cmp(&nan(b)));
-    a.iter().zip(b).map(one).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
-}
-
-fn groups<T: PartialOrd>(rows: &[T], len: usize, sorted: bool) -> Groups {
+fn groups<K: Ord>(rows: &[K], len: usize, sorted: bool) -> Groups {
     let row = |i: usize| &rows[i * len..][..len];
     let count = rows.len() / len;
-    // The sort is stable: the first row of a group is its first occurrence.
+    // By row, then by position: the first row of a group is its first occurrence.
     let mut order_of: Vec<usize> = (0..count).collect();
-    order_of.sort_by(|&a, &b| order(row(a), row(b)));
+    order_of.sort_unstable_by(|&a, &b| row(a).cmp(row(b)).then(a.cmp(&b)));
     let mut groups = Groups { first: vec![], of: vec![0; count], sizes: vec![] };
     for &i in &order_of {
         match groups.first.last() {
-            Some(&first) if order(row(first), row(i)).is_eq() => {}
+            Some(&first) if row(first) == row(i) => {}
             _ => {
                 groups.first.push(i);
                 groups.sizes.push(0);
@@ -70,7 +64,7 @@ fn groups<T: PartialOrd>(rows: &[T], len: usize, sorted: bool) -> Groups {
     }
     if !sorted {
         let mut by_occurrence: Vec<usize> = (0..groups.first.len()).collect();
-        by_occurrence.sort_by_key(|&g| groups.first[g]);
+        by_occurrence.sort_unstable_by_key(|&g| groups.first[g]);
         let mut place = vec![0; by_occurrence.len()];
         by_occurrence.iter().enumerate().for_each(|(to, &g)| place[g] = to);
         groups.of.iter_mut().for_each(|g| *g = place[*g]);
@@ -81,14 +75,13 @@ fn groups<T: PartialOrd>(rows: &[T], len: usize, sorted: bool) -> Groups {
 }
 
 impl Unique {
-    /// `key` is what elements are compared by.
-    fn run_typed<'a, T: Element, K: PartialOrd>(&self, x: &'a Tensor, key: impl Fn(&'a T) -> K, budget: usize) -> Result<Vec<Value>, OpError> {
-        let values = x.view().slice::<T>()?;
+    /// `keys` are what elements are compared by, `width` of them for each.
+    fn run_by<K: Ord + Copy>(&self, x: &Tensor, keys: &[K], width: usize, budget: usize) -> Result<Vec<Value>, OpError> {
         let along = self.axis.map(|along| axis(along, x.shape().len())).transpose()?;
-        let (outer, size, inner) = along.map_or((1, values.len(), 1), |along| around(x.shape(), along));
+        let (outer, size, inner) = along.map_or((1, x.len(), 1), |along| around(x.shape(), along));
         let mut shape: Shape = if along.is_some() { x.shape().into() } else { smallvec![0] };
         let along = along.unwrap_or(0);
-        if values.is_empty() {
+        if x.is_empty() {
             // Slices without elements are all equal. There may be more of them than anybody could list.
             let count = if outer == 0 || inner == 0 { size } else { 0 };
             if count.saturating_mul(2 * size_of::<i64>()) > budget {
@@ -96,29 +89,41 @@ impl Unique {
             }
             shape[along] = count.min(1);
             let groups = Groups { first: vec![0; count.min(1)], of: vec![0; count], sizes: vec![count; count.min(1)] };
-            return self.outputs::<T>(&shape, vec![], &groups);
+            return Ok(self.outputs(Tensor::zeros(x.dtype(), &shape), &groups));
         }
-        let mut rows = Vec::with_capacity(values.len());
+        let mut rows = Vec::with_capacity(keys.len());
         for i in 0..size {
-            (0..outer).for_each(|o| rows.extend(values[(o * size + i) * inner..][..inner].iter().map(&key)));
+            (0..outer).for_each(|o| rows.extend_from_slice(&keys[(o * size + i) * inner * width..][..inner * width]));
         }
-        let groups = groups(&rows, outer * inner, self.sorted);
+        let groups = groups(&rows, outer * inner * width, self.sorted);
         shape[along] = groups.first.len();
-        let mut unique = Vec::with_capacity(outer * inner * groups.first.len());
-        for o in 0..outer {
-            groups.first.iter().for_each(|i| unique.extend_from_slice(&values[(o * size + i) * inner..][..inner]));
-        }
-        self.outputs::<T>(&shape, unique, &groups)
+        let mut unique = Buffer::new(x.dtype());
+        unique.grow(shape.iter().product());
+        let (from, mut view) = (x.view().bits(), unique.view_mut(&shape));
+        let mut to = view.bits();
+        with_bits!(from.dtype(), T => {
+            let (from, mut to) = (from.slice::<T>()?, to.slice::<T>()?.chunks_exact_mut(inner));
+            for o in 0..outer {
+                let rows = groups.first.iter().map(|i| &from[(o * size + i) * inner..][..inner]);
+                rows.zip(&mut to).for_each(|(row, to)| to.clone_from_slice(row));
+            }
+        });
+        let unique = unique.into_tensor(&shape).ok_or_else(|| OpError::shape("as many elements as the slices have"))?;
+        Ok(self.outputs(unique, &groups))
     }
 
-    fn outputs<T: Element>(&self, shape: &[usize], unique: Vec<T>, groups: &Groups) -> Result<Vec<Value>, OpError> {
+    fn outputs(&self, unique: Tensor, groups: &Groups) -> Vec<Value> {
         let list = |values: &[usize]| Value::Tensor(Tensor::vector(values.iter().map(|&v| v as i64).collect()));
-        let unique = Tensor::new(shape, unique).ok_or_else(|| OpError::shape("as many elements as the slices have"))?;
         let mut outputs = vec![Value::Tensor(unique)];
         outputs.extend(self.first.then(|| list(&groups.first)));
         outputs.extend([list(&groups.of), list(&groups.sizes)]);
-        Ok(outputs)
+        outputs
     }
+}
+
+/// Complex numbers by their real and then by their imaginary part; if one of them is NaN, all of the number is.
+fn complex_keys<T: Number>(values: &[Complex<T>]) -> Vec<u64> {
+    values.iter().flat_map(|v| if v.re.nan() || v.im.nan() { [u64::MAX; 2] } else { [v.re.key(), v.im.key()] }).collect()
 }
 
 impl Op for Unique {
@@ -141,12 +146,17 @@ impl Op for Unique {
     fn run_dynamic(&self, inputs: &[Option<&Value>], ctx: &mut Context<'_>) -> Result<Vec<Value>, OpError> {
         let Some(Some(Value::Tensor(x))) = inputs.first() else { return Err(OpError::missing_input(0)) };
         let budget = ctx.budget;
-        match x.dtype() {
-            DType::Bool => self.run_typed(x, |v: &bool| *v, budget),
-            DType::String => self.run_typed(x, |v: &String| v.as_str(), budget),
-            DType::C64 => self.run_typed(x, |v: &Complex<f32>| (v.re, v.im), budget),
-            DType::C128 => self.run_typed(x, |v: &Complex<f64>| (v.re, v.im), budget),
-            dtype => with_number!(dtype, T => self.run_typed(x, |v: &T| *v, budget), else Err(OpError::wrong_type(DType::F32, dtype))),
+        let view = x.view();
+        match x.data() {
+            Slice::String(texts) => self.run_by(x, &texts.iter().map(String::as_str).collect::<Vec<_>>(), 1, budget),
+            Slice::Bool(values) => self.run_by(x, values, 1, budget),
+            Slice::C64(values) => self.run_by(x, &complex_keys(values), 2, budget),
+            Slice::C128(values) => self.run_by(x, &complex_keys(values), 2, budget),
+            _ => {
+                let keys: Vec<u64> = with_number!(x.dtype(), T => view.slice::<T>()?.iter().map(|v| v.key()).collect(),
+                    else return Err(OpError::wrong_type(DType::F32, x.dtype())));
+                self.run_by(x, &keys, 1, budget)
+            }
         }
     }
 }

@@ -204,6 +204,9 @@ impl Axis {
 /// A kernel tap and the input element that it meets, each counted in row-major order over all axes.
 pub(crate) type Meeting = (usize, usize);
 
+/// What is told of an output position: its number, its coordinates, and what its window meets.
+type Visit<'f> = dyn FnMut(usize, &[usize], &[Meeting]) + 'f;
+
 /// Fills `list` with what the taps of a window meet at output position `at`, in row-major order.
 pub(crate) fn meetings(axes: &[Axis], at: &[usize], list: &mut Vec<Meeting>) {
     list.clear();
@@ -218,12 +221,12 @@ pub(crate) fn meetings(axes: &[Axis], at: &[usize], list: &mut Vec<Meeting>) {
 }
 
 /// Calls `f` with every output position in row-major order: its number, its coordinates, and what its window meets.
-pub(crate) fn windows(axes: &[Axis], f: impl FnMut(usize, &[usize], &[Meeting])) {
-    windows_from(axes, 0, usize::MAX, f);
+pub(crate) fn windows(axes: &[Axis], mut f: impl FnMut(usize, &[usize], &[Meeting])) {
+    windows_from(axes, 0, usize::MAX, &mut f);
 }
 
 /// As [`windows`], for the positions from number `first` on, `count` at most.
-pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, mut f: impl FnMut(usize, &[usize], &[Meeting])) {
+pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, f: &mut Visit<'_>) {
     let total: usize = axes.iter().map(|axis| axis.output).product();
     if first >= total {
         return;

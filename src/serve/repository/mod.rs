@@ -343,14 +343,17 @@ impl Repository {
     /// Sets what a label of a model stands for, or removes it. It holds until the server ends, before the model's settings.
     ///
     /// # Errors
-    /// `NotFound` if there is no such model, or a version of the rule is not ready; `InvalidArgument` if the label is no name
-    /// or the rule cannot be followed.
+    /// `NotFound` if there is no such model, no such label to remove, or a version of the rule is not ready; `InvalidArgument` if
+    /// the label is no name or the rule cannot be followed.
     pub fn set_label(&self, name: &str, label: &str, rule: Option<Label>) -> Result<(), Error> {
         if !label::is_path_segment(label) {
             return Err(Error::invalid(format!("`{label}` is no name for a label")));
         }
         let mut entries = self.write();
         let Some(entry) = entries.get_mut(name) else { return Err(unknown(name, &entries)) };
+        if rule.is_none() && entry.label(label).is_none() {
+            return Err(Error::new(Kind::NotFound, format!("model `{name}` has no label `{label}`")));
+        }
         if let Some(rule) = &rule {
             rule.check().map_err(|reason| Error::invalid(format!("model `{name}`: label `{label}`: {reason}")))?;
             for version in rule.versions() {

@@ -17,6 +17,7 @@ use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
+use crate::engine::view::View;
 
 pub(crate) const DEFS: &[OpDef] =
     &[OpDef { name: "Einsum", domain: "", opsets: 12..=ANY, types: types::NUMBERS, build: einsum }];
@@ -61,9 +62,18 @@ impl Op for Einsum {
                 evaluate::<f32>(&labelled, &slices, &shapes, &mut sums, ctx)?;
                 narrow(&sums, y)
             }
+            DType::F32 => native::<f32>(&labelled, &views, &shapes, y.slice()?, ctx),
+            DType::F64 => native::<f64>(&labelled, &views, &shapes, y.slice()?, ctx),
+            DType::I64 => native::<i64>(&labelled, &views, &shapes, y.slice()?, ctx),
+            // Sums and products that wrap at 64 bits have the lower bits of those that wrap earlier.
             dtype => with_number!(dtype, T => {
-                let slices = views.iter().map(|view| view.slice::<T>()).collect::<Result<Vec<_>, _>>()?;
-                evaluate::<T>(&labelled, &slices, &shapes, y.slice()?, ctx)
+                let widened = |view: &View<'_>| Ok(view.slice::<T>()?.iter().map(|v| v.to_i64()).collect::<Vec<_>>());
+                let wide = views.iter().map(widened).collect::<Result<Vec<_>, OpError>>()?;
+                let slices: Vec<&[i64]> = wide.iter().map(Vec::as_slice).collect();
+                let mut sums = vec![0; y.data().len()];
+                evaluate::<i64>(&labelled, &slices, &shapes, &mut sums, ctx)?;
+                y.slice::<T>()?.iter_mut().zip(sums).for_each(|(y, sum)| *y = T::from_i64(sum));
+                Ok(())
             }, else Err(OpError::wrong_type(DType::F32, dtype))),
         }
     }
@@ -71,6 +81,18 @@ impl Op for Einsum {
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         self.labelled(inputs).map_or(0, |labelled| labelled.volume().saturating_mul(inputs.len() as u64))
     }
+}
+
+/// Computes the whole equation in the type that the tensors have.
+fn native<T: contract::Multiply>(
+    labelled: &Labelled,
+    views: &[View<'_>],
+    shapes: &[&[usize]],
+    y: &mut [T],
+    ctx: &mut Context<'_>,
+) -> Result<(), OpError> {
+    let slices = views.iter().map(|view| view.slice::<T>()).collect::<Result<Vec<_>, _>>()?;
+    evaluate::<T>(labelled, &slices, shapes, y, ctx)
 }
 
 /// Computes the whole equation into `y`.
