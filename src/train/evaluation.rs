@@ -307,7 +307,7 @@ mod tests {
 
     /// Right but for every `wrong`-th row.
     fn answers(wrong: usize) -> Vec<f64> {
-        let sure = |row: usize| if (row % 3 == 0) == (row % wrong != 0) { 0.9 } else { 0.2 };
+        let sure = |row: usize| if row.is_multiple_of(3) != row.is_multiple_of(wrong) { 0.9 } else { 0.2 };
         (0..40).map(sure).collect()
     }
 

@@ -84,7 +84,9 @@ fn classes(text: &mut String, found: &Classification) {
         );
     }
     text.push_str("</table>\n<h2>Confusion</h2>\n<table><tr><th>is \\ was taken for");
-    found.classes.iter().for_each(|class| drop(write!(text, "<th>{}", escaped(&class.label))));
+    for class in &found.classes {
+        let _ = write!(text, "<th>{}", escaped(&class.label));
+    }
     text.push('\n');
     for (class, row) in found.classes.iter().zip(&found.confusion) {
         let _ = write!(text, "<tr><td>{}", escaped(&class.label));
@@ -170,11 +172,15 @@ fn histogram(values: &[f64]) -> String {
 fn by_slices(text: &mut String, slices: &[Slice]) {
     let Some(first) = slices.first() else { return };
     text.push_str("<h2>Slices</h2>\n<table><tr><th>slice<th>rows");
-    first.measures.keys().for_each(|name| drop(write!(text, "<th>{name}")));
+    for name in first.measures.keys() {
+        let _ = write!(text, "<th>{name}");
+    }
     text.push('\n');
     for slice in slices {
         let _ = write!(text, "<tr><td>{} = {}<td>{}", escaped(&slice.column), escaped(&slice.value), slice.rows);
-        slice.measures.values().for_each(|value| drop(write!(text, "<td>{}", number(*value))));
+        for value in slice.measures.values() {
+            let _ = write!(text, "<td>{}", number(*value));
+        }
         text.push('\n');
     }
     text.push_str("</table>\n");
