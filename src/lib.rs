@@ -4,6 +4,7 @@
 //! - [`engine`]: from a model file to answers; synchronous, knows nothing of networks.
 //! - [`serve`]: the model repository, the queue in front of each model and the workers behind it.
 //! - [`api`]: the protocols.
+//! - [`explain`]: what of its inputs brought a model's answer about.
 //! - [`train`]: from data to a model folder.
 //! - [`cli`]: the commands.
 //! - [`trace`]: traces and profiles of requests.
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod explain;
 pub mod resources;
 pub mod serve;
 pub mod telemetry;

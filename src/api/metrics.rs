@@ -17,6 +17,7 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterV
 use super::Shared;
 use super::route::Route;
 use crate::error::Kind;
+use crate::explain::Method;
 use crate::resources;
 use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, SECONDS_BUCKETS, ShadowSnapshot, StatsSnapshot, Times};
 
@@ -71,6 +72,10 @@ metrics! {
     SHADOW_DISAGREEMENTS = "counter" "ndserve_shadow_disagreements_total" ["model", "label"] "Rows for which the mirror names another class first";
     SHADOW_DIFFERENCE = "gauge" "ndserve_shadow_difference_max" ["model", "label"] "Largest absolute difference so far between an answer and its mirror's";
     SHADOW_SECONDS = "histogram" "ndserve_shadow_seconds" ["model", "label", "side"] "Time of the compared requests, in what answered (primary) and in the mirror (shadow)";
+    EXPLAINED = "counter" "ndserve_explanations_total" ["model", "version", "method"] "Answered requests for explanations by method";
+    EXPLAIN_PASSES = "counter" "ndserve_explain_passes_total" ["model", "version"] "Passes of explanations, which are counted nowhere else";
+    EXPLAIN_ROWS = "counter" "ndserve_explain_rows_total" ["model", "version"] "Rows of these passes";
+    EXPLAIN_SECONDS = "counter" "ndserve_explain_seconds_total" ["model", "version"] "Time of these passes";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
@@ -312,6 +317,9 @@ const VERSION_ROWS: &[Row<StatsSnapshot>] = &[
     (&INLINE, |stats| stats.inline as f64),
     (&QUEUE, |stats| stats.waiting as f64),
     (&CANCELLED, |stats| (stats.cancelled + stats.expired) as f64),
+    (&EXPLAIN_PASSES, |stats| stats.explain_passes as f64),
+    (&EXPLAIN_ROWS, |stats| stats.explain_rows as f64),
+    (&EXPLAIN_SECONDS, |stats| stats.explain_time.as_secs_f64()),
 ];
 
 fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(StatsSnapshot, Arc<Handle>)]) {
@@ -354,6 +362,12 @@ fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(Stat
     for (stats, handle) in handles {
         for reason in Reason::ALL {
             page.sample(&DISPATCHED, "", &[handle.name(), handle.version(), reason.name()], stats.dispatched(reason) as f64);
+        }
+    }
+    page.family(&EXPLAINED);
+    for (stats, handle) in handles {
+        for method in Method::ALL {
+            page.sample(&EXPLAINED, "", &[handle.name(), handle.version(), method.name()], stats.explained(method) as f64);
         }
     }
     page.family(&REFUSED);

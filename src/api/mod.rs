@@ -11,6 +11,7 @@ mod connection;
 mod deadline;
 mod describe;
 pub mod error;
+pub mod explain;
 pub mod grpc;
 mod health;
 mod infer;
@@ -62,6 +63,8 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Longest deadline that a request may set for itself; more is cut to it.
     pub max_timeout: Duration,
+    /// Most rows that one explanation may evaluate, where the model does not say.
+    pub max_evaluations: usize,
     /// What JSON answers say for NaN and the infinities.
     pub non_finite: NonFinite,
     /// Whether answers are compressed for clients that accept it.
@@ -76,6 +79,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             max_in_flight: 1024,
             max_timeout: Duration::from_secs(300),
+            max_evaluations: 100_000,
             non_finite: NonFinite::Token,
             compress: true,
         }

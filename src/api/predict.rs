@@ -19,6 +19,7 @@ use http::{HeaderValue, header};
 
 use super::body::{self, Payload};
 use super::error::Failure;
+use super::explain;
 use super::infer::{self, Given, Parameters, off_thread};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
@@ -31,6 +32,7 @@ use cloud_event::{Event, STRUCTURED};
 use messages::{Alive, Metadata, ModelStatus, Models, PredictRequest, PredictResponse, StatusCode, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
+pub(super) use decode::{Inputs, dtypes, signature_name};
 pub use encode::encode;
 
 const V1: &str = "KServe v1 and TensorFlow Serving";
@@ -47,12 +49,11 @@ pub(super) fn routes() -> Routes {
     for path in ["/v1/models/{model}", "/v1/models/{model}/versions/{version}", "/v1/models/{model}/labels/{label}"] {
         let about = Doc::new("Whether the model is ready, and the states of its versions.").json::<ModelStatus>();
         let signature = Doc::new("What the model takes and gives.").json::<Metadata>();
-        routes = routes.get(path, status, about).get(&format!("{path}/metadata"), metadata::metadata, signature).post_as(
-            path,
-            &format!("{path}:predict"),
-            predict,
-            predicts("A prediction."),
-        );
+        routes = routes
+            .get(path, status, about)
+            .get(&format!("{path}/metadata"), metadata::metadata, signature)
+            .post_as(path, &format!("{path}:predict"), predict, predicts("A prediction."))
+            .shown(&format!("{path}:explain"), explain::doc());
     }
     routes
 }
@@ -82,7 +83,11 @@ async fn predict(State(shared): State<Arc<Shared>>, mut path: ModelPath, request
             let handle = path.find(&shared.repository)?;
             infer(&shared, &handle, request).await
         }
-        Some(verb) => Err(Error::new(Kind::Unsupported, format!("`:{verb}` is not offered; `:predict` is")).into()),
+        Some("explain") => {
+            let handle = path.find(&shared.repository)?;
+            explain::answer(&shared, &handle, request).await
+        }
+        Some(verb) => Err(Error::new(Kind::Unsupported, format!("`:{verb}` is not offered; `:predict` and `:explain` are")).into()),
         None => Ok(with_allow(wrong_method(request.method(), request.uri().path()), "GET,HEAD")),
     }
 }
@@ -132,7 +137,7 @@ async fn models(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> 
 
 /// KServe's `{"name","ready"}` with TensorFlow Serving's `model_version_status` beside it; 503 while the model is not ready.
 async fn status(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
-    if path.last().ends_with(":predict") {
+    if [":predict", ":explain"].iter().any(|verb| path.last().ends_with(verb)) {
         return Ok(with_allow(wrong_method(request.method(), request.uri().path()), "POST"));
     }
     let handle = path.find(&shared.repository)?;

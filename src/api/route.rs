@@ -7,6 +7,8 @@ pub enum Route {
     Predict,
     /// `/v1/models/{model}:predict`, with or without a version.
     V1Predict,
+    /// `/v1/models/{model}:explain`, with or without a version.
+    V1Explain,
     /// Everything else under `/v1`.
     V1,
     /// `/v2/models/{model}/infer`, with or without a version.
@@ -27,9 +29,10 @@ pub enum Route {
 
 impl Route {
     /// Every route, in the order of its discriminants.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Predict,
         Self::V1Predict,
+        Self::V1Explain,
         Self::V1,
         Self::V2Infer,
         Self::V2,
@@ -45,6 +48,7 @@ impl Route {
         match self {
             Self::Predict => "predict",
             Self::V1Predict => "v1_predict",
+            Self::V1Explain => "v1_explain",
             Self::V1 => "v1",
             Self::V2Infer => "v2_infer",
             Self::V2 => "v2",
@@ -74,13 +78,11 @@ impl Route {
                 () => Self::Grpc,
             },
             _ if path.starts_with("/grpc.") => Self::Grpc,
-            _ if path.starts_with("/v1") => {
-                if path.ends_with(":predict") {
-                    Self::V1Predict
-                } else {
-                    Self::V1
-                }
-            }
+            _ if path.starts_with("/v1") => match () {
+                () if path.ends_with(":predict") => Self::V1Predict,
+                () if path.ends_with(":explain") => Self::V1Explain,
+                () => Self::V1,
+            },
             _ => Self::Other,
         }
     }
@@ -101,6 +103,7 @@ mod tests {
             ("/predict", Route::Predict),
             ("/v1/models/a:predict", Route::V1Predict),
             ("/v1/models/a/versions/2:predict", Route::V1Predict),
+            ("/v1/models/a:explain", Route::V1Explain),
             ("/v1/models", Route::V1),
             ("/v2/models/a/versions/2/infer", Route::V2Infer),
             ("/v2/", Route::V2),

@@ -1,18 +1,26 @@
 //! `ndserve evaluate`: what a model's answers to known rows are worth.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::predict::labels;
+use super::rows::fitted;
 use super::target::Target;
 use super::{Failure, Outcome, print, progress};
-use crate::config::{Engine, Flags};
-use crate::engine::{Session, Slice, Threads, Value};
+use crate::config::{Engine, Flags, Settings};
+use crate::engine::{Dim, Model, Session, Tensor, Threads};
+use crate::explain::{Scores, explained_output};
 use crate::telemetry;
-use crate::train::data::{self, Column, Inputs, Target as Truth};
-use crate::train::metrics::{Classification, Regression, classification, regression};
+use crate::train::data::{self, Column, Inputs, Target as Known, read_csv};
+use crate::train::evaluation::{Comparison, Judged, Measures, Slice, Truth, compare, slices};
+use crate::train::metrics::Classification;
+use crate::train::page::{Page, html};
+use crate::train::statistics::{Bootstrap, Interval};
 
 /// Run a model on rows whose answers are known, and measure.
 ///
@@ -34,6 +42,24 @@ pub(super) struct Args {
     /// What the answers are; by default classes if the model has labels or several outputs, or the target is text or 0 and 1
     #[arg(long, value_enum)]
     task: Option<Task>,
+    /// Measure by slices of these columns too: by each value, or by the quarters of many numbers
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    slice: Vec<String>,
+    /// Another model to compare with, on the same rows
+    #[arg(long, value_name = "MODEL")]
+    against: Option<PathBuf>,
+    /// How often rows are drawn for the intervals; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    bootstrap: usize,
+    /// The share of the draws within an interval
+    #[arg(long, value_name = "0..1", default_value_t = 0.95)]
+    confidence: f64,
+    /// What the draws follow from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Write a page with plots here
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +68,7 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Task {
+pub(super) enum Task {
     Classify,
     Regress,
 }
@@ -50,40 +76,124 @@ enum Task {
 pub(super) fn command(args: Args) -> Outcome {
     let settings = args.flags.settings()?;
     telemetry::init(&settings)?;
-    let target = Target::one(&args.model)?;
-    let options = settings.load_options();
-    let (model, _) = target.load(&options).map_err(|error| target.failed(&error))?;
-    let own = model.metadata().labels.clone();
-    let names = labels(&target, &settings, own)?;
-    // An array of an archive is named as the model's input, if it has one.
-    let input = model.signature().inputs.first().filter(|_| model.signature().inputs.len() == 1).map(|port| port.name.clone());
-    let named = if args.data.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz")) { input.as_deref() } else { None };
-    let (inputs, truth) = data::read(&args.data, named, &args.target, options.memory_limit)?;
-    let inputs = match inputs {
-        Inputs::Table(table) if !args.features.is_empty() => Inputs::Table(table.select(&args.features)?),
-        other => other,
-    };
-    let mut session = Session::new(Arc::new(model), Arc::new(Threads::new(settings.engine_threads())?));
-    let answers = answers(&mut session, &inputs)?;
-    let columns = answers.len() / inputs.rows();
-    let task = args.task.unwrap_or_else(|| if classes(&truth, columns, &names) { Task::Classify } else { Task::Regress });
-    let text = match task {
-        Task::Classify => {
-            let Truth::Classes { labels, of } = Truth::classes(&truth, &names, &args.target)? else {
-                return Err("the target has no classes".into());
-            };
-            let found = classification(&answers, &of, &labels)?;
-            if args.json { serde_json::to_string_pretty(&found)? } else { of_classes(&found) }
-        }
-        Task::Regress => {
-            let Truth::Numbers(values) = Truth::numbers(truth, &args.target)? else { return Err("the target has no numbers".into()) };
-            let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-            let found = regression(&answers, &values)?;
-            if args.json { serde_json::to_string_pretty(&found)? } else { of_numbers(&found) }
+    if !(args.confidence > 0.0 && args.confidence < 1.0) {
+        return Err(format!("--confidence {} is not between 0 and 1", args.confidence).into());
+    }
+    let rows = Rows { data: &args.data, target: &args.target, features: &args.features, task: args.task };
+    let (answers, known) = rows.answers(&args.model, &settings)?;
+    let truth = rows.truth(known, &answers)?;
+    let judged = Judged { truth: &truth, answers: &answers.scores.values };
+    let measures = judged.all()?;
+    let bootstrap = Bootstrap { samples: args.bootstrap, confidence: args.confidence, seed: args.seed };
+    let intervals = judged.intervals(&measures, &bootstrap);
+    let slices = rows.slices(&judged, &args.slice)?;
+    let comparison = match &args.against {
+        None => None,
+        Some(other) => {
+            let (second, _) = rows.answers(other, &settings)?;
+            Some(compare(&judged, &Judged { truth: &truth, answers: &second.scores.values }, &bootstrap)?)
         }
     };
+    let other = args.against.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    if let Some(path) = &args.html {
+        let title = format!("{} on {}", args.model.display(), args.data.display());
+        let comparison = comparison.as_ref().map(|comparison| (other.as_str(), comparison));
+        let page = Page {
+            title: &title,
+            judged,
+            measures: &measures,
+            intervals: &intervals,
+            confidence: args.confidence,
+            slices: &slices,
+            comparison,
+        };
+        std::fs::write(path, html(&page)).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let all = Report { measures: &measures, confidence: args.confidence, intervals, slices, comparison };
+    let text = if args.json { serde_json::to_string_pretty(&all)? } else { all.text(&other) };
     print(&format!("{}\n", text.trim_end()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is told.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    measures: &'a Measures,
+    confidence: f64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    intervals: BTreeMap<&'static str, Interval>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    slices: Vec<Slice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comparison: Option<Comparison>,
+}
+
+/// What is evaluated on.
+pub(super) struct Rows<'a> {
+    pub(super) data: &'a Path,
+    pub(super) target: &'a str,
+    pub(super) features: &'a [String],
+    pub(super) task: Option<Task>,
+}
+
+/// A model's answers to all rows.
+pub(super) struct Answers {
+    pub(super) scores: Scores,
+    labels: Vec<String>,
+}
+
+impl Rows<'_> {
+    /// Runs the model at `path`; with its answers come those that are known.
+    pub(super) fn answers(&self, path: &Path, settings: &Settings) -> Result<(Answers, Column), Failure> {
+        let target = Target::one(path)?;
+        let options = settings.load_options();
+        let (model, _) = target.load(&options).map_err(|error| target.failed(&error))?;
+        let own = model.metadata().labels.clone();
+        let labels = labels(&target, settings, own)?;
+        // An array of an archive is named as the model's input, if it has one.
+        let input = model.signature().inputs.first().filter(|_| model.signature().inputs.len() == 1).map(|port| port.name.clone());
+        let named = if self.data.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz")) { input.as_deref() } else { None };
+        let (inputs, known) = data::read(self.data, named, self.target, options.memory_limit)?;
+        let inputs = match inputs {
+            Inputs::Table(table) if !self.features.is_empty() => Inputs::Table(table.select(self.features)?),
+            other => other,
+        };
+        let mut session = Session::new(Arc::new(model), Arc::new(Threads::new(settings.engine_threads())?));
+        let scores = scores(&mut session, &inputs, &labels)?;
+        Ok((Answers { scores, labels }, known))
+    }
+
+    /// What is known of the rows: classes or numbers.
+    pub(super) fn truth(&self, known: Column, answers: &Answers) -> Result<Truth, Failure> {
+        let guess = || if classes(&known, answers.scores.columns, &answers.labels) { Task::Classify } else { Task::Regress };
+        match self.task.unwrap_or_else(guess) {
+            Task::Classify => match Known::classes(&known, &answers.labels, self.target)? {
+                Known::Classes { labels, of } => Ok(Truth::Classes { labels, of }),
+                Known::Numbers(_) => Err("the target has no classes".into()),
+            },
+            Task::Regress => match Known::numbers(known, self.target)? {
+                Known::Numbers(values) => Ok(Truth::Numbers(values.into_iter().map(f64::from).collect())),
+                Known::Classes { .. } => Err("the target has no numbers".into()),
+            },
+        }
+    }
+
+    fn slices(&self, judged: &Judged<'_>, names: &[String]) -> Result<Vec<Slice>, Failure> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.data.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz")) {
+            return Err("--slice takes a column of a table; an .npz archive has none".into());
+        }
+        let mut table = read_csv(self.data)?;
+        let mut all = Vec::new();
+        for name in names {
+            let column = table.take(name)?;
+            all.extend(slices(judged, name, &column)?);
+        }
+        Ok(all)
+    }
 }
 
 /// Whether the rows have classes rather than numbers.
@@ -96,50 +206,64 @@ fn classes(truth: &Column, columns: usize, names: &[String]) -> bool {
         }
 }
 
-/// The first floating-point output of every row, one after the other.
-fn answers(session: &mut Session, inputs: &Inputs) -> Result<Vec<f64>, Failure> {
-    /// Rows of a pass.
-    const PASS: usize = 256;
+/// The scores of every row.
+fn scores(session: &mut Session, inputs: &Inputs, labels: &[String]) -> Result<Scores, Failure> {
+    let model: Arc<Model> = Arc::clone(session.model());
+    let signature = model.signature();
+    let output = explained_output(signature, labels, None)?;
+    let name = &signature.outputs[output].name;
+    // A file may have been exported for one row at a time.
+    let single = signature.inputs.iter().any(|port| matches!(port.dims.as_deref(), Some([Dim::Fixed(1), ..])));
+    let pass = if single { 1 } else { 256 };
     let rows = inputs.rows();
     if rows == 0 {
         return Err("the data has no rows".into());
     }
     let bar = progress::bar("evaluating", rows);
     let all: Vec<usize> = (0..rows).collect();
-    let mut answers = Vec::new();
-    for part in all.chunks(PASS) {
-        let outputs = session.run(&inputs.pick(part).tensors())?;
-        let numbers = outputs.iter().filter_map(Value::tensor).find_map(|tensor| match tensor.data() {
-            Slice::F32(values) => Some(values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>()),
-            Slice::F64(values) => Some(values.to_vec()),
-            _ => None,
-        });
-        let numbers = numbers.ok_or("the model has no output of floating-point numbers")?;
-        if numbers.is_empty() || numbers.len() % part.len() != 0 {
-            return Err(format!("{} numbers are the answer to {} rows", numbers.len(), part.len()).into());
+    let mut scores = Scores::default();
+    for part in all.chunks(pass) {
+        let given = inputs.pick(part).tensors();
+        if given.len() != signature.inputs.len() {
+            return Err(format!("the data makes {} inputs, the model has {}", given.len(), signature.inputs.len()).into());
         }
-        answers.extend(numbers);
+        let fit = given.iter().zip(&signature.inputs).map(|(tensor, port)| fitted(tensor, port));
+        let outputs = session.run(&fit.collect::<Result<Vec<Tensor>, Failure>>()?)?;
+        scores.append(&outputs[output], part.len(), name)?;
         bar.inc(part.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(answers)
+    Ok(scores)
 }
 
-fn of_classes(found: &Classification) -> String {
-    let some = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
-    let mut text = format!(
-        "accuracy           {:.4}\nbalanced accuracy  {:.4}\nF1, macro          {:.4}\nF1, weighted       {:.4}\nROC AUC            {}\nPR AUC             {}\nlog loss           {:.6}\nBrier score        {:.6}\n\n",
-        found.accuracy,
-        found.balanced_accuracy,
-        found.f1_macro,
-        found.f1_weighted,
-        some(found.roc_auc),
-        some(found.pr_auc),
-        found.log_loss,
-        found.brier
-    );
+impl Report<'_> {
+    fn text(&self, other: &str) -> String {
+        let mut text = String::new();
+        for (name, value) in self.measures.named() {
+            let value = value.map_or("–".to_owned(), |value| format!("{value:.6}"));
+            let interval = self.intervals.get(name).map_or(String::new(), |i| format!("  {:.6} to {:.6}", i.low, i.high));
+            let _ = writeln!(text, "{name:<18} {value}{interval}");
+        }
+        if !self.intervals.is_empty() {
+            let _ = writeln!(text, "({} % intervals by the bootstrap)", self.confidence * 100.0);
+        }
+        if let Measures::Classes(found) = self.measures {
+            of_classes(&mut text, found);
+        }
+        for slice in &self.slices {
+            let measures: Vec<String> = slice.measures.iter().filter_map(|(name, v)| Some(format!("{name} {:.4}", (*v)?))).collect();
+            let _ = writeln!(text, "\n{} = {}: {} rows\n  {}", slice.column, slice.value, slice.rows, measures.join(", "));
+        }
+        if let Some(comparison) = &self.comparison {
+            beside(&mut text, other, comparison);
+        }
+        text
+    }
+}
+
+fn of_classes(text: &mut String, found: &Classification) {
     let width = found.classes.iter().map(|class| class.label.chars().count()).max().unwrap_or(0).max(5);
-    let _ = writeln!(text, "{:width$}  precision  recall  F1      rows  taken for", "class");
+    let _ = writeln!(text, "\n{:width$}  precision  recall  F1      rows  taken for", "class");
     for (class, row) in found.classes.iter().zip(&found.confusion) {
         let row: Vec<String> = row.iter().map(ToString::to_string).collect();
         let _ = writeln!(
@@ -153,13 +277,18 @@ fn of_classes(found: &Classification) -> String {
             row.join(" ")
         );
     }
-    text
 }
 
-fn of_numbers(found: &Regression) -> String {
-    let r2 = found.r2.map_or("–".to_owned(), |r2| format!("{r2:.4}"));
-    format!(
-        "mean absolute error  {:.6}\nroot mean square     {:.6}\nR²                   {r2}\nmean share           {:.6}\n",
-        found.mae, found.rmse, found.mape
-    )
+fn beside(text: &mut String, other: &str, comparison: &Comparison) {
+    let _ = writeln!(text, "\nbeside {other}: other minus this");
+    for (name, difference) in &comparison.measures {
+        if let (Some(first), Some(second)) = (difference.first, difference.second) {
+            let interval = difference.interval.map_or(String::new(), |i| format!("  {:+.6} to {:+.6}", i.low, i.high));
+            let _ = writeln!(text, "{name:<18} {:+.6}{interval}", second - first);
+        }
+    }
+    if let Some(counts) = comparison.mcnemar {
+        let _ = writeln!(text, "right only in this: {}, only in the other: {}", counts.only_first, counts.only_second);
+    }
+    let _ = writeln!(text, "{}: p = {:.6}", comparison.decisive, comparison.p);
 }

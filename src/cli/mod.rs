@@ -5,13 +5,16 @@
 
 mod bench;
 mod check;
+mod deploy;
 mod evaluate;
+mod explain;
 mod files;
 mod healthcheck;
 mod key;
 mod predict;
 mod prepare;
 mod progress;
+mod rows;
 mod serve;
 mod target;
 mod train;
@@ -43,6 +46,8 @@ enum Command {
     Prepare(prepare::Args),
     Train(train::Args),
     Evaluate(evaluate::Args),
+    Explain(Box<explain::Args>),
+    Deploy(deploy::Args),
     Key(key::Args),
 }
 
@@ -77,6 +82,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Prepare(args) => prepare::command(args),
         Command::Train(args) => train::command(args),
         Command::Evaluate(args) => evaluate::command(args),
+        Command::Explain(args) => explain::command(*args),
+        Command::Deploy(args) => deploy::command(args),
         Command::Key(args) => key::command(args),
     };
     outcome.unwrap_or_else(|Failure(message)| {

@@ -229,6 +229,9 @@ settings! {
     /// Requests that may wait for one model. A further one is answered with 503 at once; lower it where a late answer is
     /// worth nothing. `queue_limit` of `model.toml` goes before it.
     queue_limit: usize = "1024";
+    /// Most rows of a model that one request for an explanation may evaluate. `max_evaluations` of a model's `[explain]` goes
+    /// before it; raise it for more samples, images and larger backgrounds, set it to 0 where nobody may ask for explanations.
+    explain_max_evaluations: usize = "100000";
 
     #![group = "Engine"]
     /// Threads that compute. `auto` is the number of usable CPUs: affinity and cgroup quota, not the host's cores.

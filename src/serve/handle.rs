@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::batcher::Limits;
 use super::compute::{Compute, Member};
 use super::curve::Curve;
+use super::derived::Derived;
 use super::queue::{Failed, Payload, Queue, Ticket, expired};
 use super::request::{InferRequest, InferResponse};
 use super::sequence::Padding;
@@ -18,6 +19,7 @@ use super::stats::{FailReason, Stats, StatsSnapshot};
 use super::worker::Runner;
 use crate::engine::{Model, Session, Tensor, Threads};
 use crate::error::Error;
+use crate::explain::{Method, Program};
 use crate::trace::PassNote;
 
 /// A pass this short costs less than waking a worker for it: it always runs on the thread of its request.
@@ -44,6 +46,10 @@ pub struct Handle {
     padding: Option<Arc<Padding>>,
     member: Arc<Member>,
     in_flight: AtomicUsize,
+    /// What explanations run beside the model.
+    derived: Derived,
+    /// The declared background of explanations.
+    background: Option<Vec<Tensor>>,
 }
 
 /// What [`Handle::start`] needs beside the model.
@@ -63,6 +69,10 @@ pub(super) struct Parts {
     pub(super) padding: Option<Padding>,
     /// The processors that the model shares with others.
     pub(super) compute: Arc<Compute>,
+    /// What explanations run beside the model.
+    pub(super) derived: Derived,
+    /// The declared background of explanations.
+    pub(super) background: Option<Vec<Tensor>>,
 }
 
 impl Handle {
@@ -71,7 +81,8 @@ impl Handle {
     /// # Errors
     /// If the system cannot start a thread.
     pub(super) fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, measured, padding, compute } = parts;
+        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, measured, padding, compute, derived, background } =
+            parts;
         let padding = padding.map(Arc::new);
         let stats = Arc::new(Stats::default());
         let curve = measured.as_ref().map(|(_, curve)| curve.clone());
@@ -103,6 +114,8 @@ impl Handle {
             padding,
             member,
             in_flight: AtomicUsize::new(0),
+            derived,
+            background,
         })
     }
 
@@ -124,6 +137,24 @@ impl Handle {
     /// The settings in force.
     pub fn settings(&self) -> &ModelSettings {
         &self.settings
+    }
+
+    /// The background that the model's folder declares for explanations: one tensor per input.
+    pub fn background(&self) -> Option<&[Tensor]> {
+        self.background.as_deref()
+    }
+
+    /// Counts an answered request for explanations.
+    pub(super) fn count_explanation(&self, method: Method) {
+        self.stats.explanation(method);
+    }
+
+    /// What explains output `output`; blocks while it is made.
+    ///
+    /// # Errors
+    /// As [`Derived::get`].
+    pub(super) fn derived(&self, program: Program, output: usize) -> Result<Arc<Model>, Error> {
+        self.derived.get(program, output, self.model.signature())
     }
 
     /// Counters of the queue and the workers.
@@ -156,15 +187,54 @@ impl Handle {
     /// - `Internal`: the engine failed.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
         let arrived = Instant::now();
+        let background = request.background;
         self.answer(request, arrived).await.map_err(|Failed { reason, error }| {
-            self.stats.fail(reason, arrived.elapsed());
+            if !background {
+                self.stats.fail(reason, arrived.elapsed());
+            }
             error
         })
     }
 
+    /// Computes the outputs of what was made of the model, in its queue and behind all others.
+    ///
+    /// # Errors
+    /// As [`Handle::infer`].
+    pub(super) async fn infer_derived(&self, model: Arc<Model>, request: InferRequest) -> Result<InferResponse, Error> {
+        let arrived = Instant::now();
+        let InferRequest { inputs, deadline, .. } = request;
+        model.signature().check(&inputs).map_err(|mismatch| Error::internal("the explanation failed", mismatch.to_string()))?;
+        let rows = model.signature().rows(&inputs).unwrap_or(1);
+        self.behind(inputs, Some(model), rows, (deadline, arrived)).await.map_err(|failed| failed.error)
+    }
+
+    /// Waits behind all levels of priority. Such requests are joined with each other only, so that none makes the pass of a
+    /// client's longer.
+    async fn behind(
+        &self,
+        inputs: Vec<Tensor>,
+        derived: Option<Arc<Model>>,
+        rows: usize,
+        (deadline, arrived): (Option<Instant>, Instant),
+    ) -> Result<InferResponse, Failed> {
+        const SALT: u64 = 0x9e37_79b9_7f4a_7c15;
+        let model = derived.as_ref().unwrap_or(&self.model);
+        let class = shape_class(&inputs, model.signature().batchable, None);
+        let class = (class ^ Arc::as_ptr(model) as u64).wrapping_mul(SALT);
+        let (reply, answer) = oneshot::channel();
+        let ticket = Ticket { level: self.settings.priority_levels, rows, class, deadline };
+        let payload = Payload { inputs, overrides: Vec::new(), profile: false, background: true, derived, note: None, reply };
+        let id = self.queue.push(ticket, payload)?;
+        let place = Place { queue: &self.queue, stats: None, arrived, id: Some(id) };
+        place.wait(answer, deadline).await
+    }
+
     async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, Failed> {
         let rows = self.validate(&request).map_err(Failed::because(FailReason::Other))?;
-        let InferRequest { inputs, overrides, priority, deadline, profile } = request;
+        let InferRequest { inputs, overrides, priority, deadline, profile, background } = request;
+        if background {
+            return self.behind(inputs, None, rows, (deadline, arrived)).await;
+        }
         let level = self.settings.level(priority);
         let deadline = self.deadline(deadline, level, arrived);
         if deadline.is_some_and(|deadline| deadline <= arrived) {
@@ -189,28 +259,14 @@ impl Handle {
         let class = shape_class(&inputs, self.model.signature().batchable, self.padding.as_deref());
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket { level: level - 1, rows, class, deadline };
-        let id = self.queue.push(ticket, Payload { inputs, overrides, profile, note: note.clone(), reply })?;
-        let mut place = Place { queue: &self.queue, stats: &self.stats, arrived, id: Some(id) };
-        // The deadline holds by this timer, not when a worker comes around.
-        let answer = match deadline {
-            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
-                Ok(answer) => answer,
-                Err(_) => {
-                    place.id = None;
-                    self.queue.cancel(id, true);
-                    return Err(expired());
-                }
-            },
-            None => answer.await,
-        };
-        place.id = None;
-        if let (Some(note), Ok(Ok(response))) = (note, &answer) {
+        let id =
+            self.queue.push(ticket, Payload { inputs, overrides, profile, background: false, derived: None, note: note.clone(), reply })?;
+        let place = Place { queue: &self.queue, stats: Some(&self.stats), arrived, id: Some(id) };
+        let answer = place.wait(answer, deadline).await;
+        if let (Some(note), Ok(response)) = (note, &answer) {
             note.profiled(response.profile.clone());
         }
-        answer.unwrap_or_else(|_| {
-            let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
-            Err(Failed { reason: FailReason::Backend, error })
-        })
+        answer
     }
 
     /// Checks a request; returns its rows.
@@ -284,16 +340,45 @@ impl Drop for InFlight<'_> {
 /// A request's place in the queue, given up when its client goes away.
 struct Place<'a> {
     queue: &'a Queue,
-    stats: &'a Stats,
+    /// Where a client that goes away is counted, if it is.
+    stats: Option<&'a Stats>,
     arrived: Instant,
     id: Option<u64>,
 }
+
+impl Place<'_> {
+    /// Waits for the answer; the deadline holds by this timer, not when a worker comes around.
+    async fn wait(mut self, answer: Answer, deadline: Option<Instant>) -> Result<InferResponse, Failed> {
+        let answer = match deadline {
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    if let Some(id) = self.id.take() {
+                        self.queue.cancel(id, true);
+                    }
+                    return Err(expired());
+                }
+            },
+            None => answer.await,
+        };
+        self.id = None;
+        answer.unwrap_or_else(|_| {
+            let error = Error::internal("the request was lost", "a worker dropped a request without an answer");
+            Err(Failed { reason: FailReason::Backend, error })
+        })
+    }
+}
+
+/// Where a worker sends an answer.
+type Answer = oneshot::Receiver<Result<InferResponse, Failed>>;
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             self.queue.cancel(id, false);
-            self.stats.fail(FailReason::Canceled, self.arrived.elapsed());
+            if let Some(stats) = self.stats {
+                stats.fail(FailReason::Canceled, self.arrived.elapsed());
+            }
         }
     }
 }
@@ -305,7 +390,8 @@ fn limits(settings: &ModelSettings, batchable: bool) -> Limits {
         max_rows: if batching { settings.max_batch_rows } else { 1 },
         preferred_rows: if batching { settings.preferred_batch_rows.clone() } else { Vec::new() },
         max_delay: if batching { settings.max_delay } else { Duration::ZERO },
-        queue_limits: (1..=settings.priority_levels).map(queue_limit).collect(),
+        // The last one is that of explanations, behind all levels of clients.
+        queue_limits: (1..=settings.priority_levels).map(queue_limit).chain([settings.queue_limit]).collect(),
     }
 }
 

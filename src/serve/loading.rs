@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::curve::Curve;
+use super::derived::Derived;
 use super::golden::Golden;
 use super::handle::{Handle, Parts, shape_class};
 use super::repository::{Options, version_file};
@@ -57,7 +58,12 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     if let Some(declared) = &settings.declared {
         declared.check(model.signature()).map_err(|error| format!("the configuration does not fit the model: {error}"))?;
     }
-    let golden = golden.map(Golden::read).transpose()?.flatten();
+    // The folder of golden samples lies in the model's, as does what it declares.
+    let folder = golden.and_then(Path::parent).unwrap_or_else(|| file.parent().unwrap_or(Path::new("")));
+    let background = settings.explain.read_background(folder, model.signature(), options.load.memory_limit)?;
+    // A version may have samples of its own: those of another version need not be its answers.
+    let own = file.parent().map(|folder| folder.join("golden")).filter(|own| own.is_dir());
+    let golden = own.as_deref().or(golden).map(Golden::read).transpose()?.flatten();
     let before = before.filter(|before| before.model().signature() == model.signature()).and_then(Handle::curve);
     let measure = |session: &mut Session, inputs: &[Tensor], settings: &ModelSettings| {
         warm_up(session, inputs, settings, (budget(begun), before.as_ref()))
@@ -96,6 +102,8 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         measured,
         padding,
         compute: Arc::clone(&options.compute),
+        derived: Derived::new(file, &options.load),
+        background,
     })
 }
 

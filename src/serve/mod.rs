@@ -7,6 +7,8 @@
 pub mod batcher;
 mod compute;
 mod curve;
+mod derived;
+mod explain;
 mod fair;
 mod golden;
 mod handle;
@@ -28,6 +30,7 @@ mod tests;
 pub use batcher::Reason;
 pub use compute::Compute;
 pub use curve::{Curve, Point};
+pub use explain::{ExplainLimits, explain};
 pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;

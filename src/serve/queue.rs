@@ -9,7 +9,7 @@ use super::batcher::{Batcher, Job, Limits, Look, Poll, Reason};
 use super::curve::{Curve, Curves};
 use super::request::InferResponse;
 use super::stats::{FailReason, Stats};
-use crate::engine::Tensor;
+use crate::engine::{Model, Tensor};
 use crate::error::{Error, Kind};
 use crate::trace::PassNote;
 
@@ -34,15 +34,20 @@ pub(super) struct Payload {
     pub(super) overrides: Vec<(usize, Tensor)>,
     /// Whether to time every operator.
     pub(super) profile: bool,
+    /// Whether it is part of an explanation.
+    pub(super) background: bool,
+    /// What it runs instead of the model.
+    pub(super) derived: Option<Arc<Model>>,
     /// Where to note the pass, if somebody looks.
     pub(super) note: Option<PassNote>,
     pub(super) reply: oneshot::Sender<Result<InferResponse, Failed>>,
 }
 
 impl Payload {
-    /// Whether the request shares its pass with no other: a profile is that of one request, and so are replaced initialisers.
+    /// Whether the request shares its pass with no other: a profile is that of one request, and so are replaced initialisers. What
+    /// has no rows cannot share.
     pub(super) fn is_alone(&self) -> bool {
-        self.profile || !self.overrides.is_empty()
+        self.profile || !self.overrides.is_empty() || self.derived.as_ref().is_some_and(|model| !model.signature().batchable)
     }
 }
 
@@ -331,7 +336,7 @@ mod tests {
 
     fn payload() -> (Payload, oneshot::Receiver<Result<InferResponse, Failed>>) {
         let (reply, answer) = oneshot::channel();
-        (Payload { inputs: vec![], overrides: vec![], profile: false, note: None, reply }, answer)
+        (Payload { inputs: vec![], overrides: vec![], profile: false, background: false, derived: None, note: None, reply }, answer)
     }
 
     const TICKET: Ticket = Ticket { level: 0, rows: 1, class: 0, deadline: None };

@@ -18,6 +18,8 @@ pub struct InferRequest {
     pub priority: u64,
     /// When the client stops waiting; `None` for the model's default. It is cut to the model's longest timeout.
     pub deadline: Option<Instant>,
+    /// Whether it goes behind every request of a client, and is counted as no inference: it is part of an explanation.
+    pub background: bool,
     /// Whether to time every operator. Such a request shares its forward pass with no other.
     pub profile: bool,
 }

@@ -126,7 +126,7 @@ impl Servable {
     /// # Errors
     /// As [`Handle::infer`]; of a pipeline the first step's that failed, with its name.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        let Some(shadow) = &self.shadow else { return self.answer(request).await };
+        let Some(shadow) = self.shadow.as_ref().filter(|_| !request.background) else { return self.answer(request).await };
         let (copy, start) = (shadow.copy(&request), Instant::now());
         let response = self.answer(request).await?;
         (**shadow).clone().compare(copy, response.outputs.clone(), start.elapsed());

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::batcher::Reason;
 use crate::engine::RunTime;
+use crate::explain::Method;
 
 /// Upper bounds of the histogram of rows per forward pass.
 pub const ROWS_BUCKETS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
@@ -149,6 +150,14 @@ pub struct StatsSnapshot {
     pub refused_full: u64,
     /// Requests refused because their deadline could not be met.
     pub refused_late: u64,
+    /// Answered requests for explanations, by [`Method`] in the order of [`Method::ALL`].
+    pub explained: [u64; Method::ALL.len()],
+    /// Passes of explanations, which are counted nowhere else.
+    pub explain_passes: u64,
+    /// Their rows.
+    pub explain_rows: u64,
+    /// Their time.
+    pub explain_time: Duration,
 }
 
 impl StatsSnapshot {
@@ -160,6 +169,11 @@ impl StatsSnapshot {
     /// Forward passes that were dispatched for `reason`.
     pub fn dispatched(&self, reason: Reason) -> u64 {
         self.dispatched[reason as usize]
+    }
+
+    /// Answered requests for explanations by `method`.
+    pub fn explained(&self, method: Method) -> u64 {
+        self.explained[method as usize]
     }
 
     /// Requests that failed for `reason`.
@@ -214,6 +228,19 @@ impl Stats {
             counts.queue.add(request.queue);
             counts.success.add(request.total);
         }
+    }
+
+    /// Counts an answered request for explanations.
+    pub(super) fn explanation(&self, method: Method) {
+        self.lock().explained[method as usize] += 1;
+    }
+
+    /// Counts a pass of explanations.
+    pub(super) fn explain_pass(&self, rows: usize, time: Duration) {
+        let mut counts = self.lock();
+        counts.explain_passes += 1;
+        counts.explain_rows += rows as u64;
+        counts.explain_time += time;
     }
 
     /// Counts a request that failed.

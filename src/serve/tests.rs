@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use super::derived::Derived;
 use super::handle::{Handle, Parts};
 use super::{Compute, Curve, Defaults, FailReason, InferRequest, InferResponse, ModelSettings, Options, Repository, State};
 use crate::engine::{
@@ -105,6 +106,8 @@ fn parts(probe: &Probe, settings: ModelSettings) -> Parts {
         measured: None,
         padding: None,
         compute: Arc::new(Compute::new(2)),
+        derived: Derived::new(Path::new("none"), &LoadOptions::default()),
+        background: None,
     }
 }
 
@@ -315,6 +318,30 @@ async fn the_urgent_overtakes_what_waits() {
         passes.push(other.await.unwrap().unwrap().timing.batch);
     }
     assert_eq!(passes, [4, 2, 1, 3], "0 is the middle level");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explanations_wait_behind_everybody_and_share_no_pass_with_a_client() {
+    let probe = Probe::default();
+    let handle = Arc::new(Handle::start(parts(&probe, settings("priority_levels = 2\nmax_batch_rows = 4"))).unwrap());
+    probe.shut();
+    let busy = spawn(&handle, request(&[[0.0, 0.0]]));
+    probe.begun(1).await;
+    let mut others = Vec::new();
+    for (i, background) in [true, true, false, false].into_iter().enumerate() {
+        others.push(spawn(&handle, InferRequest { background, ..request(&[[1.0 + i as f32, 0.0]]) }));
+        waiting(&handle, i as u64 + 1).await;
+    }
+    probe.open();
+    busy.await.unwrap().unwrap();
+    let mut passes = Vec::new();
+    for other in others {
+        let response = other.await.unwrap().unwrap();
+        passes.push((response.timing.batch, response.timing.batch_rows));
+    }
+    assert_eq!(passes, [(2, 2), (2, 2), (1, 2), (1, 2)]);
+    let stats = handle.stats();
+    assert_eq!((stats.explain_passes, stats.explain_rows, stats.success.count, stats.rows), (1, 2, 3, 3));
 }
 
 #[tokio::test]

@@ -24,7 +24,12 @@ pub(super) struct Runner {
     session: Session,
     stats: Arc<Stats>,
     padding: Option<Arc<Padding>>,
+    /// Sessions of what explains the model, the one that ran last at the end.
+    derived: Vec<(Arc<Model>, Session)>,
 }
+
+/// Sessions of a runner beside the model's own.
+const DERIVED_MAX: usize = 4;
 
 /// A forward pass that has ended.
 struct Ran {
@@ -54,7 +59,7 @@ impl Ran {
 impl Runner {
     /// A runner that pads the requests of a batch by `padding`.
     pub(super) fn new(session: Session, threads: Arc<Threads>, stats: Arc<Stats>, padding: Option<Arc<Padding>>) -> Self {
-        Self { model: Arc::clone(session.model()), threads, session, stats, padding }
+        Self { model: Arc::clone(session.model()), threads, session, stats, padding, derived: Vec::new() }
     }
 
     /// Runs requests together. A panic of the engine is an internal error, after which the session is a new one.
@@ -67,6 +72,25 @@ impl Runner {
         let inputs: Vec<Value> = payload.inputs.iter().cloned().map(Value::Tensor).collect();
         // What is timed per operator is the program that other requests run.
         self.pass(false, |session| Ok(vec![session.run_overriding(&inputs, &payload.overrides)?]))
+    }
+
+    /// Runs requests together, of what explains the model.
+    fn run_derived(&mut self, model: &Arc<Model>, requests: &[&[Tensor]]) -> Ran {
+        let known = self.derived.iter().position(|(known, _)| Arc::ptr_eq(known, model));
+        let (mut other, mut session) = match known {
+            Some(at) => self.derived.remove(at),
+            None => (Arc::clone(model), Session::new(Arc::clone(model), Arc::clone(&self.threads))),
+        };
+        std::mem::swap(&mut self.model, &mut other);
+        std::mem::swap(&mut self.session, &mut session);
+        let ran = self.run(requests, false);
+        std::mem::swap(&mut self.model, &mut other);
+        std::mem::swap(&mut self.session, &mut session);
+        if self.derived.len() == DERIVED_MAX {
+            self.derived.remove(0);
+        }
+        self.derived.push((other, session));
+        ran
     }
 
     fn pass(&mut self, profile: bool, run: impl FnOnce(&mut Session) -> Result<Vec<Vec<Value>>, RunError>) -> Ran {
@@ -121,11 +145,17 @@ impl Runner {
     /// Runs a batch and answers each of its requests; returns the time of its pass if that did not fail.
     fn run_batch(&mut self, batch: Vec<Job<Payload>>, reason: Reason) -> Option<Duration> {
         let rows = batch.iter().map(|job| job.rows).sum();
+        // Of one class, so all of them are or none is.
+        let background = batch[0].payload.background;
         let mut ran = match batch.as_slice() {
             [job] if !job.payload.overrides.is_empty() => self.run_overriding(&job.payload),
             _ => {
                 let inputs: SmallVec<[&[Tensor]; 64]> = batch.iter().map(|job| job.payload.inputs.as_slice()).collect();
-                self.run_padded(&inputs, batch.iter().any(|job| job.payload.profile))
+                match (batch[0].payload.derived.clone(), background) {
+                    (Some(model), _) => self.run_derived(&model, &inputs),
+                    (None, true) => self.run(&inputs, false),
+                    (None, false) => self.run_padded(&inputs, batch.iter().any(|job| job.payload.profile)),
+                }
             }
         };
         let notes = batch.iter().filter_map(|job| job.payload.note.as_ref());
@@ -141,7 +171,11 @@ impl Runner {
                 };
                 // Whose client has gone is counted where that was seen.
                 let there = batch.iter().filter(|job| !job.payload.reply.is_closed());
-                self.stats.pass(&pass, Some(&there.map(counted).collect::<SmallVec<[_; 64]>>()));
+                if background {
+                    self.stats.explain_pass(rows, ran.time.total());
+                } else {
+                    self.stats.pass(&pass, Some(&there.map(counted).collect::<SmallVec<[_; 64]>>()));
+                }
                 for (job, outputs) in batch.into_iter().zip(results) {
                     let (timing, profile) = (ran.timing(job.arrived, rows, reason), ran.profile.take());
                     answer(job, Ok(InferResponse { outputs, timing, profile }));
@@ -149,7 +183,11 @@ impl Runner {
                 Some(ran.time.total())
             }
             Err(failure) => {
-                self.stats.pass(&pass, None);
+                if background {
+                    self.stats.explain_pass(rows, ran.time.total());
+                } else {
+                    self.stats.pass(&pass, None);
+                }
                 if batch.len() == 1 {
                     batch
                         .into_iter()

@@ -37,6 +37,14 @@ pub struct Classification {
     pub accuracy: f64,
     /// The mean of the classes' recalls.
     pub balanced_accuracy: f64,
+    /// The mean of the classes' precisions.
+    pub precision_macro: f64,
+    /// The mean of the classes' recalls, with classes that are said and never are.
+    pub recall_macro: f64,
+    /// The mean of the classes' precisions, by their support.
+    pub precision_weighted: f64,
+    /// The mean of the classes' recalls, by their support.
+    pub recall_weighted: f64,
     /// The mean of the classes' F1.
     pub f1_macro: f64,
     /// The mean of the classes' F1, by their support.
@@ -110,12 +118,17 @@ pub fn classification(probabilities: &[f64], truth: &[usize], labels: &[String])
         let all: Option<Vec<f64>> = (0..classes).map(|c| f(column(c))).collect();
         all.map(|all| all.iter().sum::<f64>() / classes as f64)
     };
+    let weighted = |f: &dyn Fn(&OfClass) -> f64| each.iter().map(|class| f(class) * class.support as f64).sum::<f64>() / rows as f64;
     let right = truth.iter().zip(&said).filter(|(a, b)| a == b).count();
     Ok(Classification {
         accuracy: right as f64 / rows as f64,
         balanced_accuracy: mean(&|class| class.recall, &present),
+        precision_macro: mean(&|class| class.precision, &seen),
+        recall_macro: mean(&|class| class.recall, &seen),
+        precision_weighted: weighted(&|class| class.precision),
+        recall_weighted: weighted(&|class| class.recall),
         f1_macro: mean(&|class| class.f1, &seen),
-        f1_weighted: each.iter().map(|class| class.f1 * class.support as f64).sum::<f64>() / rows as f64,
+        f1_weighted: weighted(&|class| class.f1),
         roc_auc: areas(roc_auc),
         pr_auc: areas(average_precision),
         log_loss: truth.iter().enumerate().map(|(row, &class)| log_loss(of(row), class)).sum::<f64>() / rows as f64,
@@ -164,6 +177,34 @@ fn thresholds(mut scores: Vec<(f64, bool)>) -> Vec<(f64, f64)> {
         }
     }
     counts
+}
+
+/// The curve of true over false positives, from (0, 0) to (1, 1); none if there is only one kind of rows.
+pub fn roc_curve(scores: Vec<(f64, bool)>) -> Vec<(f64, f64)> {
+    let counts = thresholds(scores);
+    let (yes, no) = counts.iter().fold((0.0, 0.0), |(a, b), (y, n)| (a + y, b + n));
+    if yes == 0.0 || no == 0.0 {
+        return Vec::new();
+    }
+    let mut points = vec![(0.0, 0.0)];
+    let (mut found, mut wrong) = (0.0, 0.0);
+    for (y, n) in counts {
+        (found, wrong) = (found + y, wrong + n);
+        points.push((wrong / no, found / yes));
+    }
+    points
+}
+
+/// The curve of precision over recall; none if there is no row that is.
+pub fn precision_recall_curve(scores: Vec<(f64, bool)>) -> Vec<(f64, f64)> {
+    let counts = thresholds(scores);
+    let yes: f64 = counts.iter().map(|(y, _)| y).sum();
+    let (mut found, mut taken) = (0.0, 0.0);
+    let point = |(y, n): (f64, f64)| {
+        (found, taken) = (found + y, taken + y + n);
+        (found / yes, found / taken)
+    };
+    if yes == 0.0 { Vec::new() } else { counts.into_iter().map(point).collect() }
 }
 
 /// The area under the curve of true over false positives, by trapezoids; `None` if there is only one kind of rows.

@@ -28,7 +28,7 @@ const PREDICT: &[&str] = &["predict", "--model", "model.onnx", "--inputs", "in",
 fn help_and_version() {
     let folder = Folder::new();
     let help = folder.run(&["--help"]).ok().out;
-    for command in ["serve", "predict", "check", "bench", "healthcheck"] {
+    for command in ["serve", "predict", "check", "bench", "healthcheck", "train", "evaluate", "explain", "deploy"] {
         assert!(help.contains(&format!("\n  {command} ")), "{help}");
     }
     let version = folder.run(&["--version"]).ok().out;

@@ -5,5 +5,6 @@ mod access;
 mod commands;
 mod configuration;
 mod fixture;
+mod life;
 #[cfg(unix)]
 mod server;

@@ -84,7 +84,7 @@ async def rest_v1():
             await raises_async(httpx.HTTPStatusError, "absent", lambda: client.is_model_ready(HTTP, "absent"))
 
         async def explain():
-            await raises_async(httpx.HTTPStatusError, "501", lambda: client.explain(HTTP, "simple", {"instances": [[1]]}))
+            await raises_async(httpx.HTTPStatusError, "400", lambda: client.explain(HTTP, "simple", {"instances": [[1]], "method": "none"}))
 
         await report.check_async("instances", predict)
         await report.check_async("inputs", columns)

@@ -233,7 +233,12 @@ fn path_rows() -> Vec<Row> {
             &["no version `9`; its versions are 1, 2"],
         ),
         row("broken model", request("POST", "/v1/models/broken:predict", &[], body), 503, &["model `broken` version 1 failed to load"]),
-        row("unknown verb", request("POST", "/v1/models/pair:explain", &[], body), 501, &["`:explain` is not offered; `:predict` is"]),
+        row(
+            "unknown verb",
+            request("POST", "/v1/models/pair:classify", &[], body),
+            501,
+            &["`:classify` is not offered; `:predict` and `:explain` are"],
+        ),
         row("unknown path", request("GET", "/nope", &[], ""), 404, &["path /nope is not known", "/predict"]),
         row("root of a model", request("GET", "/v2/models", &[], ""), 404, &["path /v2/models is not known"]),
         row("wrong method", request("GET", "/predict", &[], ""), 405, &["method GET is not allowed on /predict; allowed: POST"]),

@@ -7,6 +7,7 @@ mod binary;
 mod client;
 mod contract;
 mod equality;
+mod explain;
 mod extensions;
 mod grpc;
 mod lifecycle;

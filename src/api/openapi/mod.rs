@@ -201,6 +201,12 @@ impl Routes {
         self.on(MethodFilter::POST, path, handler)
     }
 
+    /// What else a path of [`Routes::post_as`] does, under the name `shown`.
+    pub(super) fn shown(mut self, shown: &str, doc: Doc) -> Self {
+        self.documented("post", shown, doc);
+        self
+    }
+
     /// A second spelling of a path that is in the document already.
     pub(super) fn alias<H: Handler<T, Arc<Shared>>, T: 'static>(self, path: &str, handler: H) -> Self {
         self.on(MethodFilter::GET, path, handler)

@@ -35,7 +35,7 @@ pub struct Decoded {
 /// [`Handle::infer`](crate::serve::Handle::infer).
 pub fn decode(body: &[u8], signature: &Signature) -> std::result::Result<Decoded, Error> {
     let dtypes = dtypes(signature)?;
-    let model = Inputs { signature, dtypes: &dtypes };
+    let model = Inputs::new(signature, &dtypes);
     let mut decoded: Option<Decoded> = None;
     let mut other = None;
     let mut reader = Reader::new(body);
@@ -65,7 +65,7 @@ pub fn decode(body: &[u8], signature: &Signature) -> std::result::Result<Decoded
 /// A model has one signature, which TensorFlow Serving's clients call so.
 pub(super) const SIGNATURE: &str = "serving_default";
 
-fn signature_name(reader: &mut Reader<'_>) -> Result<()> {
+pub(in crate::api) fn signature_name(reader: &mut Reader<'_>) -> Result<()> {
     let at = reader.at();
     match &*reader.string()? {
         "" | SIGNATURE => Ok(()),
@@ -74,7 +74,7 @@ fn signature_name(reader: &mut Reader<'_>) -> Result<()> {
 }
 
 /// The element type of each input.
-fn dtypes(signature: &Signature) -> std::result::Result<smallvec::SmallVec<[DType; 4]>, Error> {
+pub(in crate::api) fn dtypes(signature: &Signature) -> std::result::Result<smallvec::SmallVec<[DType; 4]>, Error> {
     let dtype = |port: &Port| {
         let wrong =
             || Error::new(Kind::Unsupported, format!("input `{}` is a {}, which a JSON request cannot carry", port.name, port.kind));
@@ -84,7 +84,7 @@ fn dtypes(signature: &Signature) -> std::result::Result<smallvec::SmallVec<[DTyp
 }
 
 /// What the model takes.
-struct Inputs<'a> {
+pub(in crate::api) struct Inputs<'a> {
     signature: &'a Signature,
     dtypes: &'a [DType],
 }
@@ -96,7 +96,12 @@ struct Column {
     rows: usize,
 }
 
-impl Inputs<'_> {
+impl<'a> Inputs<'a> {
+    /// The inputs of `signature`, whose element types are `dtypes`.
+    pub(in crate::api) fn new(signature: &'a Signature, dtypes: &'a [DType]) -> Self {
+        Self { signature, dtypes }
+    }
+
     /// Whether the object that stands next, or first in the array, is the one input's bytes and no object of inputs.
     fn is_base64(&self, reader: &Reader<'_>) -> bool {
         self.dtypes == [DType::String] && reader.first_key().is_some_and(|key| key == "b64" && self.signature.inputs[0].name != "b64")
@@ -149,7 +154,8 @@ impl Inputs<'_> {
         values.into_tensor(&shape).expect("the nesting counts the values")
     }
 
-    fn rows(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
+    /// One row after the other.
+    pub(in crate::api) fn rows(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
         reader.want(Token::Array)?;
         match reader.first_element() {
             None => return reader.skip().and_then(|()| Err(JsonError::value(reader.at(), "is empty; at least one row is wanted"))),
@@ -183,7 +189,8 @@ impl Inputs<'_> {
         Ok(Decoded { inputs: inputs.collect(), overrides: Vec::new(), form: Form::Rows(rows) })
     }
 
-    fn columns(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
+    /// Whole tensors.
+    pub(in crate::api) fn columns(&self, reader: &mut Reader<'_>) -> Result<Decoded> {
         let form = Form::Columns;
         if reader.peek()? != Token::Object || self.is_base64(reader) {
             if reader.first_element() == Some(Token::Object) && !self.is_base64(reader) {

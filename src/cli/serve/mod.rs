@@ -169,6 +169,7 @@ fn limits(settings: &Settings) -> Limits {
         body_timeout: settings.body_read_timeout.0,
         max_in_flight: settings.max_in_flight,
         max_timeout: settings.request_timeout_max.0,
+        max_evaluations: settings.explain_max_evaluations,
         non_finite: settings.json_non_finite,
         compress: settings.compress_answers,
     }

@@ -14,6 +14,7 @@ use super::golden::Tolerance;
 use super::pipeline::Step;
 use super::repository::Label;
 use super::sequence::SequenceSettings;
+use crate::explain::ExplainSettings;
 
 pub use triton::{Declared, DeclaredPort, Warmup, WarmupData};
 
@@ -69,6 +70,7 @@ struct File {
     instances: Option<usize>,
     share: Option<f64>,
     sequence: Option<SequenceFile>,
+    explain: Option<ExplainSettings>,
     golden_relative_tolerance: Option<f64>,
     golden_absolute_tolerance: Option<f64>,
     /// The network, if the weights do not say it themselves: the engine's part of the file, which it checks.
@@ -221,6 +223,8 @@ pub struct ModelSettings {
     pub share: f64,
     /// How requests of different lengths are batched; `None`: only those of equal length are.
     pub sequence: Option<SequenceSettings>,
+    /// What is declared for explanations.
+    pub explain: ExplainSettings,
     /// How far an answer to a golden sample may be from the recorded one.
     pub tolerance: Tolerance,
 }
@@ -251,6 +255,7 @@ impl ModelSettings {
             instances: 1,
             share: 1.0,
             sequence: None,
+            explain: ExplainSettings::default(),
             tolerance: Tolerance::default(),
         }
     }
@@ -359,6 +364,7 @@ impl ModelSettings {
             priorities: base.priorities.into_iter().map(Ok).chain(levels).collect::<Result<_, String>>()?,
             share: file.share.unwrap_or(base.share),
             sequence: file.sequence.map(SequenceFile::settings).transpose()?.or(base.sequence),
+            explain: file.explain.unwrap_or(base.explain),
         };
         settings.check()?;
         Ok(settings)

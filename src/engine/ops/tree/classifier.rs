@@ -7,7 +7,7 @@ use super::super::ml_scores::{Labels, PostTransform, classifier_shapes, rows_and
 use super::super::number::Number;
 use super::attributes::{Reals, named_trees};
 use super::forest::{Aggregate, Row};
-use super::{Finish, Trees, evaluate};
+use super::{Finish, Linear, Trees, evaluate};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpError, Outputs, Shape};
@@ -15,7 +15,7 @@ use crate::engine::tensor::Kind;
 
 /// Trees that vote for classes.
 #[derive(Debug)]
-struct Classifier {
+pub(super) struct Classifier {
     trees: Trees,
     classes: usize,
     /// A label per class; for a single class that is a number, 0 and 1.
@@ -25,6 +25,8 @@ struct Classifier {
     transform: PostTransform,
     /// With two classes whether all votes are for one of them, so that its score decides alone.
     one_sided: bool,
+    /// Whether the first vote is for the second class.
+    for_second: bool,
     /// Whether no weight is negative: a lone score is then a probability.
     positive: bool,
 }
@@ -38,14 +40,44 @@ pub(super) fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
         return Err(OpError::Attribute(format!("attribute `base_values` has {} values for {classes} classes", base.len())));
     }
     let one_class = draft.votes.first().is_some_and(|first| draft.votes.iter().all(|vote| vote.0 == first.0));
+    let for_second = draft.votes.first().is_some_and(|vote| vote.0 == 1);
     let positive = draft.votes.iter().all(|vote| vote.1 >= 0.0);
     let trees = Trees::new(draft, &reals, classes)?;
     let transform = PostTransform::named(attrs)?;
     let labels = if classes == 1 && labels.dtype() == DType::I64 { Labels::Ints(vec![0, 1]) } else { labels };
-    Ok(Box::new(Classifier { trees, classes, labels, base, transform, one_sided: classes == 2 && one_class, positive }))
+    Ok(Box::new(Classifier { trees, classes, labels, base, transform, one_sided: classes == 2 && one_class, for_second, positive }))
 }
 
 impl Classifier {
+    pub(super) fn trees(&self) -> &Trees {
+        &self.trees
+    }
+
+    /// The outputs before the transform, as sums of votes.
+    ///
+    /// # Errors
+    /// If they are none.
+    pub(super) fn linear(&self) -> Result<Vec<Linear>, OpError> {
+        let of = |target: usize, factor: f64, constant: f64| Linear { target, factor, constant };
+        let base = |class: usize| self.base.get(class).copied().unwrap_or(0.0);
+        if self.classes == 2 && self.base.len() == 2 {
+            // Its answer then depends on which classes the votes of a row are for.
+            return Err(OpError::unsupported("two classes have a base value each"));
+        }
+        if self.classes != 2 || !self.one_sided {
+            return Ok((0..self.classes).map(|class| of(class, 1.0, base(class))).collect());
+        }
+        if self.for_second {
+            return Ok(vec![of(0, 0.0, 0.0), of(1, 1.0, 0.0)]);
+        }
+        match self.transform {
+            PostTransform::Probit => Err(OpError::unsupported("the score is a probit")),
+            PostTransform::Logistic => Ok(vec![of(0, -1.0, -base(0)), of(0, 1.0, base(0))]),
+            _ if self.probability() => Ok(vec![of(0, -1.0, 1.0 - base(0)), of(0, 1.0, base(0))]),
+            _ => Ok(vec![of(0, -1.0, -base(0)), of(0, 1.0, base(0))]),
+        }
+    }
+
     /// The class with the greatest score of those that have a vote or a base value; the first one if none has.
     fn greatest<C: Number>(&self, row: Row<'_, C>, y: &mut [f64]) -> u32 {
         for ((score, seen), &base) in row.scores.iter_mut().zip(row.seen.iter_mut()).zip(&self.base) {

@@ -108,7 +108,7 @@ const SIDE: usize = 8;
 /// # Invariants
 /// Every reference is within its list, no walk is endless, and every target is below the number that [`Forest::new`] was
 /// given.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Forest<V> {
     nodes: Vec<Node<V>>,
     roots: Vec<u32>,
@@ -192,6 +192,28 @@ impl<V: Value> Forest<V> {
             nodes,
             uniform,
         })
+    }
+
+    /// The roots of the trees.
+    pub(super) fn roots(&self) -> &[u32] {
+        &self.roots
+    }
+
+    /// The leaf that a reference leads to, if it is one.
+    pub(super) fn leaf(at: u32) -> Option<u32> {
+        (at & LEAF != 0).then_some(at & !LEAF)
+    }
+
+    /// The votes of a leaf.
+    pub(super) fn votes(&self, leaf: u32) -> &[(u32, V)] {
+        let (start, end) = self.leaves[leaf as usize];
+        &self.votes[start as usize..end as usize]
+    }
+
+    /// The feature that a node tests, and where a value of it leads.
+    pub(super) fn branches<C: Number + From<V>>(&self, at: u32) -> (u32, impl Fn(C) -> u32 + '_) {
+        let node = &self.nodes[at as usize];
+        (node.test & FEATURE, move |x| node.next[usize::from(self.branch(x, node))])
     }
 
     /// Features that a row must have at least.

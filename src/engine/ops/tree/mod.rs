@@ -6,11 +6,15 @@
 mod attributes;
 mod classifier;
 mod forest;
+mod shapley;
 #[cfg(test)]
 mod tests;
 
 use self::attributes::{Reals, listed_trees, named_trees};
 use self::forest::{Aggregate, Draft, Forest, Row, Value};
+pub(crate) use self::shapley::TREE_SHAPLEY;
+
+use self::shapley::{Linear, TreeShapley};
 use super::ANY;
 use super::axes::require;
 use super::ml_scores::{FEATURES, PostTransform, rows_and_columns, split_rows};
@@ -31,8 +35,23 @@ pub(crate) const DEFS: &[OpDef] = &[
     def("TreeEnsemble", 5, &[DType::F32, DType::F64, DType::F16], ensemble),
 ];
 
+/// The operator that explains a node of trees: [`TREE_SHAPLEY`].
+///
+/// # Errors
+/// If the operator has no trees, or its score is not a sum over them.
+pub(crate) fn shapley(op: &dyn Op) -> Result<Box<dyn Op>, OpError> {
+    let (trees, targets, outputs) = if let Some(regressor) = op.downcast::<Regressor>() {
+        (&regressor.trees, regressor.targets, regressor.linear()?)
+    } else if let Some(classifier) = op.downcast::<classifier::Classifier>() {
+        (classifier.trees(), classifier.targets(), classifier.linear()?)
+    } else {
+        return Err(OpError::unsupported("the operator has no trees"));
+    };
+    Ok(Box::new(TreeShapley { trees: trees.clone(), targets, outputs }))
+}
+
 /// The trees, their values in the type that holds them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Trees {
     F32(Forest<f32>),
     F64(Forest<f64>),
@@ -50,6 +69,14 @@ impl Trees {
         match self {
             Self::F32(forest) => forest.features(),
             Self::F64(forest) => forest.features(),
+        }
+    }
+
+    /// How many there are.
+    fn count(&self) -> usize {
+        match self {
+            Self::F32(forest) => forest.roots().len(),
+            Self::F64(forest) => forest.roots().len(),
         }
     }
 
@@ -181,6 +208,19 @@ fn ensemble(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
     let transform = PostTransform::numbered(attrs.int_or("post_transform", 0)?)?;
     let trees = Trees::new(draft, &reals, targets)?;
     Ok(Box::new(Regressor { trees, targets, aggregate, base: vec![], transform, same_type: true }))
+}
+
+impl Regressor {
+    /// The outputs before the transform, as sums of votes.
+    fn linear(&self) -> Result<Vec<Linear>, OpError> {
+        let factor = match self.aggregate {
+            Aggregate::Sum => 1.0,
+            Aggregate::Average => 1.0 / self.trees.count() as f64,
+            other => return Err(OpError::unsupported(format!("the score is no sum over the trees: {other:?} of them is taken"))),
+        };
+        let constant = |target: usize| self.base.get(target).copied().unwrap_or(0.0);
+        Ok((0..self.targets).map(|target| Linear { target, factor, constant: constant(target) }).collect())
+    }
 }
 
 impl Finish for Regressor {

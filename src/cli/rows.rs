@@ -1,0 +1,137 @@
+//! Rows of files as the tensors that a model takes.
+
+use std::path::Path;
+
+use super::Failure;
+use crate::engine::{DType, Port, Signature, Slice, Tensor, npz};
+use crate::explain::Known;
+use crate::train::data::{Column, Inputs, Table, read_csv};
+
+/// How files of rows are read.
+pub(super) struct Columns<'a> {
+    pub(super) target: Option<&'a str>,
+    pub(super) features: &'a [String],
+    pub(super) limit: usize,
+}
+
+/// Rows of a file.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) tensors: Vec<Tensor>,
+    /// The names of the columns.
+    pub(super) names: Vec<String>,
+    pub(super) known: Vec<Known>,
+}
+
+impl Columns<'_> {
+    pub(super) fn read(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
+        let is = |ending: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(ending));
+        let read = if is("npz") { self.arrays(path, signature) } else { self.table(path, signature) };
+        read.map_err(|Failure(message)| format!("{}: {message}", path.display()).into())
+    }
+
+    fn arrays(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
+        let mut arrays = npz::read(std::fs::File::open(path)?, self.limit)?;
+        let mut tensors = Vec::with_capacity(signature.inputs.len());
+        for port in &signature.inputs {
+            let array = arrays.remove(&port.name).ok_or_else(|| format!("there is no array `{}`", port.name))?;
+            tensors.push(fitted(&array, port)?);
+        }
+        let known = self.target.and_then(|name| arrays.remove(name)).map(|array| known(&array)).unwrap_or_default();
+        Ok(Read { tensors, names: Vec::new(), known })
+    }
+
+    fn table(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
+        let mut table = read_csv(path)?;
+        let known = match self.target {
+            Some(name) if table.names.iter().any(|column| column == name) => match table.take(name)? {
+                Column::Numbers(values) => values.into_iter().map(|value| Known::Number(value.into())).collect(),
+                Column::Texts(values) => values.into_iter().map(Known::Label).collect(),
+            },
+            _ => Vec::new(),
+        };
+        // With an input for each column the names tell which is which.
+        let named: Vec<String> = signature.inputs.iter().map(|port| port.name.clone()).collect();
+        let wanted = if self.features.is_empty() && named.len() > 1 { &named[..] } else { self.features };
+        let table: Table = if wanted.is_empty() { table } else { table.select(wanted)? };
+        let names = table.names.clone();
+        let given = Inputs::Table(table).tensors();
+        if given.len() != signature.inputs.len() {
+            return Err(format!("the columns make {} inputs, the model has {}", given.len(), signature.inputs.len()).into());
+        }
+        let tensors = given.iter().zip(&signature.inputs).map(|(tensor, port)| fitted(tensor, port)).collect::<Result<_, _>>()?;
+        Ok(Read { tensors, names, known })
+    }
+}
+
+/// The right answers of an array.
+fn known(array: &Tensor) -> Vec<Known> {
+    match array.data() {
+        Slice::String(texts) => texts.iter().map(|text| Known::Label(text.clone())).collect(),
+        _ => numbers(array).into_iter().map(Known::Number).collect(),
+    }
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    match tensor.data() {
+        Slice::F32(values) => values.iter().map(|&v| v.into()).collect(),
+        Slice::F64(values) => values.to_vec(),
+        Slice::I64(values) => values.iter().map(|&v| v as f64).collect(),
+        Slice::I32(values) => values.iter().map(|&v| v.into()).collect(),
+        Slice::U8(values) => values.iter().map(|&v| v.into()).collect(),
+        Slice::Bool(values) => values.iter().map(|&v| f64::from(u8::from(v))).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A tensor in the type and shape of an input: files of numbers do not always say what the model takes.
+pub(super) fn fitted(tensor: &Tensor, port: &Port) -> Result<Tensor, Failure> {
+    let wanted = port.kind.dtype();
+    if wanted == Some(tensor.dtype()) {
+        return Ok(tensor.clone());
+    }
+    let values = numbers(tensor);
+    let shape = tensor.shape();
+    let made = match wanted {
+        _ if values.len() != tensor.len() => None,
+        Some(DType::F32) => Tensor::new(shape, values.iter().map(|&v| v as f32).collect()),
+        Some(DType::F64) => Tensor::new(shape, values),
+        Some(DType::I64) => Tensor::new(shape, values.iter().map(|&v| v as i64).collect()),
+        Some(DType::I32) => Tensor::new(shape, values.iter().map(|&v| v as i32).collect()),
+        _ => None,
+    };
+    made.ok_or_else(|| format!("{} cannot be input `{}`, a {}", tensor.dtype(), port.name, port.kind).into())
+}
+
+/// The first rows of a tensor.
+pub(super) fn first_rows(tensor: &Tensor, rows: usize) -> Tensor {
+    match tensor.shape().first() {
+        Some(&all) if rows < all => tensor.rows(0..rows),
+        _ => tensor.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_is_brought_to_the_type_of_the_input() {
+        let port = |dtype| Port { name: "x".into(), kind: crate::engine::Kind::Tensor(dtype), dims: None };
+        let array = Tensor::new(&[2, 1], vec![1.0_f32, 2.0]).unwrap();
+        for dtype in [DType::F32, DType::F64, DType::I64, DType::I32] {
+            let made = fitted(&array, &port(dtype)).unwrap_or_else(|Failure(error)| panic!("{error}"));
+            assert_eq!((made.dtype(), numbers(&made)), (dtype, vec![1.0, 2.0]));
+        }
+        assert!(fitted(&array, &port(DType::String)).is_err());
+        assert_eq!(first_rows(&array, 1).shape(), [1, 1]);
+        assert_eq!(first_rows(&array, 3).shape(), [2, 1]);
+    }
+
+    #[test]
+    fn right_answers_are_numbers_or_labels() {
+        let texts = Tensor::vector(vec!["a".to_owned()]);
+        assert_eq!(known(&texts), [Known::Label("a".to_owned())]);
+        assert_eq!(known(&Tensor::vector(vec![3_i64])), [Known::Number(3.0)]);
+    }
+}

@@ -1,0 +1,120 @@
+//! evaluate, explain, deploy: what a model is worth, why it answers so, and how it comes into service.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::fixture::{Folder, models};
+
+/// Rows of `two-features`, and what is right.
+const ROWS: &str = "a,b,kind,class\n1,2,x,0\n2,3,x,0\n3,4,y,1\n4,5,y,1\n5,6,x,1\n0,1,y,0\n";
+
+fn model(name: &str) -> String {
+    models().join(name).display().to_string()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn evaluate_tells_measures_intervals_slices_and_a_comparison() {
+    let folder = Folder::new();
+    folder.write("rows.csv", ROWS);
+    let two = model("two-features");
+    let base = ["evaluate", &two, "rows.csv", "--target", "class", "--features", "a,b"];
+    let more = ["--slice", "kind", "--against", &two, "--bootstrap", "50", "--html", "page.html"];
+    let text = folder.run(&[&base[..], &more[..]].concat()).ok().out;
+    for part in ["accuracy           1.000000", "roc_auc            1.000000", "kind = x: 3 rows", "beside ", "accuracy: p = 1.000000"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let page = fs::read_to_string(folder.path("page.html")).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.contains("<svg") && page.contains("kind = y"), "{page}");
+    let json: Value = serde_json::from_str(&folder.run(&[&base[..], &["--json"]].concat()).ok().out).unwrap();
+    assert_eq!((json["accuracy"].as_f64(), json["confusion"][0][0].as_u64()), (Some(1.0), Some(3)));
+    assert_eq!(json["intervals"]["accuracy"]["low"].as_f64(), Some(1.0));
+    folder.run(&[&base[..], &["--slice", "nope"]].concat()).fails(1, &["there is no column `nope`"]);
+    folder.run(&[&base[..], &["--confidence", "2"]].concat()).fails(1, &["--confidence 2 is not between 0 and 1"]);
+}
+
+#[test]
+fn explain_tells_contributions() {
+    let folder = Folder::new();
+    folder.write("rows.csv", ROWS);
+    let two = model("two-features");
+    let base = ["explain", &two, "rows.csv", "--target", "class", "--features", "a,b", "--background", "rows.csv"];
+    let text = folder.run(&[&base[..], &["--rows", "1"]].concat()).ok().out;
+    assert!(text.starts_with("shapley, background: 6 rows of request, "), "{text}");
+    assert!(
+        text.contains("row 1: ") && text.contains("  b = 2") && text.contains("completeness error") && !text.contains("row 2: "),
+        "{text}"
+    );
+    let json: Value = serde_json::from_str(&folder.run(&[&base[..], &["--json"]].concat()).ok().out).unwrap();
+    assert_eq!(json["explanations"].as_array().unwrap().len(), 6);
+    let text = folder.run(&[&base[..], &["--method", "permutation_importance"]].concat()).ok().out;
+    assert!(text.contains("accuracy of ") && text.contains(": 1.000000") && text.contains(" ± "), "{text}");
+    folder.run(&[&base[..], &["--method", "tree_shap"]].concat()).fails(1, &["0 nodes of trees"]);
+    folder.run(&[&base[..], &["--method", "lime"]].concat()).fails(2, &["is `lime`; known are integrated_gradients"]);
+}
+
+#[test]
+fn explain_paints_heat_maps() {
+    let folder = Folder::new();
+    let digits = model("digits");
+    let held_out = models().join("digits/held-out.npz").display().to_string();
+    let args = ["explain", &digits, &held_out, "--rows", "2", "--heat-maps", "maps", "--top", "3", "--steps", "8"];
+    let text = folder.run(&args).ok().out;
+    assert!(text.starts_with("integrated_gradients, background: 1 rows of zeros") && text.contains("image[0,"), "{text}");
+    let pictures = ["maps/row-1.png", "maps/row-2.png"].map(|name| fs::read(folder.path(name)).unwrap());
+    assert!(pictures.iter().all(|png| png.starts_with(b"\x89PNG")));
+}
+
+#[test]
+fn deploy_verifies_and_adds_a_version() {
+    let folder = Folder::new();
+    let two = model("two-features");
+    let out = folder.run(&["deploy", &two, "--to", "served"]).ok().out;
+    assert!(out.contains("its golden samples are reproduced") && out.contains("served/two-features/1 is version 1"), "{out}");
+    assert!(folder.path("served/two-features/model.toml").is_file());
+    assert!(folder.path("served/two-features/1/golden/output_0.pb").is_file());
+    let out = folder.run(&["deploy", &two, "--to", "served"]).ok().out;
+    assert!(out.contains("is version 2 of `two-features`"), "{out}");
+    folder.run(&["check", "served"]).ok();
+    let out = folder.run(&["deploy", &two, "--to", "served", "--canary", "10"]).ok().out;
+    assert!(out.contains("is version 3"), "{out}");
+    let settings = fs::read_to_string(folder.path("served/two-features/model.toml")).unwrap();
+    assert!(settings.starts_with("version_labels = { default = { split = { 2 = 90, 3 = 10 } } }\n"), "{settings}");
+    folder.run(&["check", "served"]).ok();
+    let left: Vec<_> = fs::read_dir(folder.path("served")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["two-features"], "nothing temporary is left");
+}
+
+#[test]
+fn deploy_refuses_what_is_wrong_or_worse() {
+    let folder = Folder::new();
+    let two = model("two-features");
+    copy(&models().join("two-features"), &folder.path("two-features"));
+    // Its golden output is its input: not what it answers.
+    fs::copy(folder.path("two-features/golden/input_0.pb"), folder.path("two-features/golden/output_0.pb")).unwrap();
+    folder.run(&["deploy", "two-features", "--to", "served"]).fails(1, &["the golden samples are not reproduced"]);
+    assert!(!folder.path("served/two-features").exists());
+    folder.run(&["deploy", &two, "--to", "served", "--canary", "10"]).fails(1, &["there is none in"]);
+    folder.run(&["deploy", &two, "--to", "served"]).ok();
+    folder.run(&["deploy", &model("digits"), "--to", "served", "--name", "two-features"]).fails(1, &["are not those of the model"]);
+    folder.write("rows.csv", ROWS);
+    let judged = ["deploy", &two, "--to", "served", "--data", "rows.csv", "--target", "class", "--features", "a,b"];
+    let out = folder.run(&judged).ok().out;
+    assert!(out.contains("accuracy: 1.000000 there, 1.000000 now"), "{out}");
+    folder.run(&["deploy", &two, "--to", "http://127.0.0.1:1"]).fails(1, &["http://127.0.0.1:1: "]);
+    folder.run(&["deploy", &two, "--to", "https://127.0.0.1:1"]).fails(1, &["only http:// can be asked"]);
+}
