@@ -10,8 +10,8 @@
 //! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
 //!
 //! This is the only folder of the crate that may contain `unsafe`, and only for four things: loads and stores through
-//! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`), calls into code compiled for instructions that
-//! were detected beforehand, and one into the allocator (`allocator.rs`).
+//! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`, `int8/amx.rs`), calls into code compiled for instructions
+//! that were detected beforehand, and one into the allocator (`allocator.rs`).
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
 pub mod allocator;
@@ -19,6 +19,7 @@ pub mod bf16;
 pub mod conv;
 pub mod epilogue;
 pub mod gemm;
+pub mod int8;
 pub mod integer;
 pub mod isa;
 mod rows;
