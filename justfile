@@ -85,7 +85,7 @@ full-size *NAMES:
 bench-kernels *ARGS:
     cargo bench --locked --bench kernels -- {{ARGS}}
 
-# a JSON tensor read, beside a copy of its text
+# a tensor read from JSON and from bytes, beside a copy of the same
 bench-json:
     cargo bench --locked --bench json
 

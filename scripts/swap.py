@@ -2,11 +2,12 @@
 """Reload a model again and again under load, and see that nobody notices.
 
     cargo build --release
-    scripts/swap.py [--binary target/release/ndserve] [--model digits] [--reloads 200] [--connections 64] [--rounds 3]
+    scripts/swap.py [--binary target/release/ndserve] [--model digits] [--reloads 200] [--connections 64] [--seconds 10]
 
-Each round loads the server once without and once with reloads, for as long as the reloads take. Fails if a request fails, if
-the 99th percentile during reloads is more than 1.3 times that without (medians over the rounds), or if resident memory after
-everything is more than 5 % above that before the first reload. Needs wrk (Debian's package); the load stays on this machine.
+A round loads the server once without and once with reloads, one after the other as fast as they come from the first to the last
+moment of the load. Rounds follow until there were so many reloads, three at least. Fails if a request fails, if the 99th
+percentile during reloads is more than 1.3 times that without (medians over the rounds), or if resident memory after everything
+is more than 5 % above that before the first reload. Needs wrk (Debian's package); the load stays on this machine.
 """
 import argparse, http.client, json, os, pathlib, re, shutil, socket, statistics, subprocess, sys, tempfile, threading, time
 
@@ -18,8 +19,7 @@ parser.add_argument("--binary", default=str(ROOT / "target/release/ndserve"))
 parser.add_argument("--model", default="digits")
 parser.add_argument("--reloads", type=int, default=200)
 parser.add_argument("--connections", type=int, default=64)
-parser.add_argument("--rounds", type=int, default=3)
-parser.add_argument("--seconds", type=int, default=10, help="load without reloads per round")
+parser.add_argument("--seconds", type=int, default=10, help="load without, and load with reloads, in each round")
 args = parser.parse_args()
 
 
@@ -66,12 +66,26 @@ def result(load):
     return float(number) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit], int(re.search(r"(\d+) requests in", out)[1])
 
 
-def reload(count):
-    start = time.monotonic()
-    for _ in range(count):
+def reload(stop):
+    """Reloads one after the other; how many, and the longest in seconds."""
+    took = []
+    while not stop.is_set():
+        start = time.monotonic()
         status, text = ask(port, "POST", f"/v2/repository/models/{args.model}/load")
         assert status == 200, text
-    return time.monotonic() - start
+        took.append(time.monotonic() - start)
+    return len(took), max(took)
+
+
+def load_with_reloads(script):
+    """The result of the load, and that of the reloads meanwhile."""
+    stop, reloads = threading.Event(), []
+    thread = threading.Thread(target=lambda: reloads.append(reload(stop)))
+    thread.start()
+    loaded = result(start_load(args.seconds, script))
+    stop.set()
+    thread.join()
+    return loaded, reloads[0]
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +93,7 @@ with tempfile.TemporaryDirectory() as folder:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    server = subprocess.Popen([args.binary, "serve", "--models", folder, "--listen", f"127.0.0.1:{port}"], stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([args.binary, "serve", "--models", folder, "--listen", f"127.0.0.1:{port}", "--log-filter", "warn"])
     try:
         while True:
             try:
@@ -91,22 +105,13 @@ with tempfile.TemporaryDirectory() as folder:
         script.write_text(f"wrk.method = 'POST'\nwrk.body = '{body()}'\nwrk.headers['Content-Type'] = 'application/json'\n")
         result(start_load(args.seconds, script))
         before = resident_mib(server.pid)
-        quiet, busy = [], []
-        per_round = -(-args.reloads // args.rounds)
-        for turn in range(args.rounds):
+        quiet, busy, reloads = [], [], 0
+        while reloads < args.reloads or len(busy) < 3:
             quiet.append(result(start_load(args.seconds, script)))
-            # Long enough for the reloads; what is left of the load after them is cut off.
-            took = []
-            thread = threading.Thread(target=lambda: took.append(reload(per_round)))
-            thread.start()
-            during = []
-            while thread.is_alive():
-                during.append(result(start_load(args.seconds, script)))
-            thread.join()
-            # The last piece ran on after the last reload.
-            during = during[:-1] or during
-            busy.append((statistics.median(p99 for p99, _ in during), sum(count for _, count in during)))
-            print(f"round {turn + 1}: p99 {quiet[-1][0]:.2f} ms without, {busy[-1][0]:.2f} ms with {per_round} reloads in {took[0]:.1f} s")
+            loaded, (count, longest) = load_with_reloads(script)
+            busy.append(loaded)
+            reloads += count
+            print(f"p99 {quiet[-1][0]:.2f} ms without, {loaded[0]:.2f} ms with {count} reloads, {longest:.2f} s at most", flush=True)
         after = resident_mib(server.pid)
     finally:
         server.terminate()
@@ -114,7 +119,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 ratio = statistics.median(p99 for p99, _ in busy) / statistics.median(p99 for p99, _ in quiet)
 answers = sum(count for _, count in quiet + busy)
-print(f"{per_round * args.rounds} reloads of {args.model}, {args.connections} connections: 0 of {answers} requests failed; "
+print(f"{reloads} reloads of {args.model}, {args.connections} connections: 0 of {answers} requests failed; "
       f"p99 {ratio:.2f} times that without; resident memory {before:.1f} MiB before, {after:.1f} MiB after ({after / before:.2f})")
 if ratio > RATIO_MAX or after > before * GROWTH_MAX:
     sys.exit("the bound is 1.3 times the p99 and 1.05 times the memory")

@@ -15,14 +15,19 @@ pub fn usable_cpus() -> usize {
     cores.min(quota).max(1)
 }
 
-/// From now on this thread, and those that it starts, only get the CPU time that others leave. Cannot be undone.
+/// From now on this thread, and those that it starts, only get the CPU time that others leave: whoever wakes up takes the
+/// processor from it at once. Cannot be undone.
 pub fn lower_priority() {
     #[cfg(target_os = "linux")]
     {
+        use thread_priority::ThreadPriority;
+        use thread_priority::unix::{NormalThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id};
         /// The least weight of the ordinary scheduling class: about one seventieth of a normal thread's.
         const NICE: i32 = 19;
         // On Linux this is the calling thread's. A system that refuses leaves it as it is, which costs latency only.
         let _ = rustix::process::setpriority_process(None, NICE);
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
     }
 }
 

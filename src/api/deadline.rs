@@ -52,7 +52,7 @@ mod tests {
             ([Some("250"), Some("15000")], Some(250)),
             ([Some("0"), Some("15000")], Some(15000)),
             ([Some("0"), None], None),
-            ([Some("18446744073709551615"), None], None),
+            ([Some("18446744073709551615"), None], Some(u128::from(u64::MAX))),
         ] {
             assert_eq!(millis(values).unwrap(), want, "{values:?}");
         }

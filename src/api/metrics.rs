@@ -18,7 +18,7 @@ use super::Shared;
 use super::route::Route;
 use crate::error::Kind;
 use crate::resources;
-use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, ShadowSnapshot, StatsSnapshot};
+use crate::serve::{FailReason, Handle, ROWS_BUCKETS, Reason, Repository, SECONDS_BUCKETS, ShadowSnapshot, StatsSnapshot, Times};
 
 /// One family of metrics.
 #[derive(Debug)]
@@ -70,17 +70,11 @@ metrics! {
     SHADOW_ROWS = "counter" "ndserve_shadow_rows_total" ["model", "label"] "Rows of which both versions named a class";
     SHADOW_DISAGREEMENTS = "counter" "ndserve_shadow_disagreements_total" ["model", "label"] "Rows for which the mirror names another class first";
     SHADOW_DIFFERENCE = "gauge" "ndserve_shadow_difference_max" ["model", "label"] "Largest absolute difference so far between an answer and its mirror's";
-    SHADOW_SECONDS = "counter" "ndserve_shadow_seconds_total" ["model", "label", "side"] "Time of the compared requests, in what answered (primary) and in the mirror (shadow)";
+    SHADOW_SECONDS = "histogram" "ndserve_shadow_seconds" ["model", "label", "side"] "Time of the compared requests, in what answered (primary) and in the mirror (shadow)";
     INFO = "gauge" "ndserve_build_info" ["version"] "1; the label is the server's version";
     START = "gauge" "process_start_time_seconds" [] "When the process started, in seconds since 1970";
     RESIDENT = "gauge" "process_resident_memory_bytes" [] "Resident memory of the process";
 }
-
-/// Upper bounds in seconds: from parsing a few numbers to a large model on one core.
-const SECONDS: &[f64] = &[
-    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-    2.5, 5.0, 10.0,
-];
 
 /// The phases of an answered inference.
 #[derive(Clone, Copy, Debug, Default)]
@@ -129,7 +123,7 @@ pub(super) struct Metrics {
 }
 
 fn histogram(registry: &Registry, metric: &Metric) -> HistogramVec {
-    let options = HistogramOpts::new(metric.name, metric.help).buckets(SECONDS.to_vec());
+    let options = HistogramOpts::new(metric.name, metric.help).buckets(SECONDS_BUCKETS.to_vec());
     let family = HistogramVec::new(options, metric.labels).expect("METRICS has valid names");
     registry.register(Box::new(family.clone())).expect("METRICS has each name once");
     family
@@ -401,8 +395,8 @@ fn shadow_metrics(page: &mut Page, repository: &Repository) {
     }
     page.family(&SHADOW_SECONDS);
     for (model, label, shadow) in &shadows {
-        page.sample(&SHADOW_SECONDS, "", &[model, label, "primary"], shadow.primary.as_secs_f64());
-        page.sample(&SHADOW_SECONDS, "", &[model, label, "shadow"], shadow.shadow.as_secs_f64());
+        page.times(&SHADOW_SECONDS, &[model, label, "primary"], &shadow.primary);
+        page.times(&SHADOW_SECONDS, &[model, label, "shadow"], &shadow.shadow);
     }
 }
 
@@ -423,6 +417,18 @@ impl Page {
 
     fn bucket(&mut self, metric: &Metric, values: &[&str], bound: &str, count: u64) {
         self.labelled(metric, "_bucket", values, Some(bound), count as f64);
+    }
+
+    /// A histogram of times.
+    fn times(&mut self, metric: &Metric, values: &[&str], times: &Times) {
+        let mut below = 0;
+        for (bound, count) in SECONDS_BUCKETS.iter().zip(times.counts) {
+            below += count;
+            self.bucket(metric, values, &bound.to_string(), below);
+        }
+        let all: u64 = times.counts.iter().sum();
+        self.bucket(metric, values, "+Inf", all);
+        self.sample(metric, "_sum", values, times.total.as_secs_f64()).sample(metric, "_count", values, all as f64);
     }
 
     fn labelled(&mut self, metric: &Metric, suffix: &str, values: &[&str], bound: Option<&str>, value: f64) {

@@ -8,6 +8,9 @@
 //! | `compute` | its forward pass began | it ended; links `batch` |
 //! | `batch` | the same | the same; a trace of its own, links the requests |
 //! | `serialize` | the outputs are there | the answer is written |
+//!
+//! A call that is a stream has a span until its answer begins. Each of its requests has one below it, `stream_request`, with the
+//! same parts.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,9 +18,12 @@ use std::time::Instant;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
+use super::error::codes;
+use super::layers::Measured;
 use super::metrics::Phases;
 use super::profile;
 use super::route::Route;
+use crate::error::Error;
 use crate::trace::{Attribute, Context, Pass, Probe, Span, SpanKind, Tracer, WallClock};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -102,6 +108,39 @@ pub(super) async fn finish(traced: &Traced, route: Route, started: Instant, phas
     response
 }
 
+/// A call whose requests come by a stream, if its trace is kept.
+#[derive(Clone, Debug)]
+pub(super) struct StreamTrace {
+    tracer: Arc<Tracer>,
+    call: Context,
+}
+
+impl StreamTrace {
+    /// That of the call that this task works on.
+    pub(super) fn current() -> Option<Self> {
+        let probe = Probe::current()?;
+        let (tracer, call) = probe.trace()?;
+        Some(Self { tracer: Arc::clone(tracer), call })
+    }
+
+    /// Runs the work on one request, and records its spans.
+    pub(super) async fn watch<T>(&self, work: impl Future<Output = Result<(T, Measured), Error>>) -> Result<(T, Measured), Error> {
+        let (context, started) = (self.call.child(), Instant::now());
+        let probe = Probe::new(Some((Arc::clone(&self.tracer), context)), false);
+        let outcome = probe.watch(work).await;
+        let ended = Instant::now();
+        let clock = WallClock::now();
+        let failed = |error: &&Error| codes(error.kind()).http.is_server_error();
+        self.tracer.record(Span {
+            error: outcome.as_ref().err().filter(failed).map(|error| error.kind().name().to_owned()),
+            ..Span::internal("stream_request", context, Some(self.call.span), (clock.at(started), clock.at(ended)))
+        });
+        let phases = outcome.as_ref().ok().map(|(_, measured)| measured.phases);
+        record_parts(&self.tracer, context, (started, ended), (phases, &probe.take_passes()));
+        outcome
+    }
+}
+
 fn record(
     tracer: &Tracer,
     (context, traced): (Context, &Traced),
@@ -111,7 +150,6 @@ fn record(
     response: &Response,
 ) {
     let clock = WallClock::now();
-    let child = |name, from, to| Span::internal(name, context.child(), Some(context.span), (clock.at(from), clock.at(to)));
     let status = response.status();
     tracer.record(Span {
         parent: traced.parent,
@@ -125,6 +163,13 @@ fn record(
         error: status.is_server_error().then(|| status.canonical_reason().unwrap_or_default().to_owned()),
         ..Span::internal(route.name(), context, None, (clock.at(started), clock.at(ended)))
     });
+    record_parts(tracer, context, (started, ended), (phases, passes));
+}
+
+/// Records what a request was made of, as children of its span.
+fn record_parts(tracer: &Tracer, context: Context, (started, ended): (Instant, Instant), (phases, passes): (Option<Phases>, &[Pass])) {
+    let clock = WallClock::now();
+    let child = |name, from, to| Span::internal(name, context.child(), Some(context.span), (clock.at(from), clock.at(to)));
     if let (Some(phases), Some(first)) = (phases, passes.first()) {
         tracer.record(child("parse", first.queued.checked_sub(phases.parse).unwrap_or(started).max(started), first.queued));
     }

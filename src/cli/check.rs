@@ -15,7 +15,7 @@ use super::target::Target;
 use super::{Outcome, print, progress};
 use crate::config::{Bytes, Flags, Inspection, Settings};
 use crate::engine::{Kind, LoadError, Metadata, Model, Port, Session, Shape, Signature, Threads, Unsupported, describe};
-use crate::serve::{Golden, ModelSettings, Options, load_version};
+use crate::serve::{Golden, ModelSettings, Options, Repository, load_version};
 use crate::telemetry;
 
 /// Tell what is in a model, what it needs, and whether it can be served.
@@ -40,9 +40,10 @@ pub(super) fn command(args: Args) -> Outcome {
     let threads = Arc::new(Threads::new(settings.engine_threads())?);
     let bar = progress::bar("checking", targets.len());
     let mut reports = Vec::with_capacity(targets.len());
+    let mut repository = None;
     for target in &targets {
         bar.set_message(target.name.clone());
-        reports.push(inspect(target, &settings, &threads));
+        reports.push(inspect(target, &settings, &threads, &mut repository));
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -145,11 +146,14 @@ struct Memory {
     complete: bool,
 }
 
-fn inspect(target: &Target, settings: &Settings, threads: &Arc<Threads>) -> Report {
+/// The repository around pipelines, once one was looked at.
+type Around = Option<Result<Repository, String>>;
+
+fn inspect(target: &Target, settings: &Settings, threads: &Arc<Threads>, around: &mut Around) -> Report {
     let path = target.file.as_ref().ok().or(target.folder.as_ref()).map(|path| path.display().to_string()).unwrap_or_default();
     let mut report = Report { name: target.name.clone(), path, ..Report::default() };
     match &target.folder {
-        Some(folder) => inspect_folder(&mut report, target, folder, settings, threads),
+        Some(folder) => inspect_folder(&mut report, target, folder, settings, (threads, around)),
         None => match target.load(&settings.load_options()) {
             Ok((model, _)) => {
                 report.servable = true;
@@ -161,7 +165,13 @@ fn inspect(target: &Target, settings: &Settings, threads: &Arc<Threads>) -> Repo
     report
 }
 
-fn inspect_folder(report: &mut Report, target: &Target, folder: &Path, settings: &Settings, threads: &Arc<Threads>) {
+fn inspect_folder(
+    report: &mut Report,
+    target: &Target,
+    folder: &Path,
+    settings: &Settings,
+    (threads, around): (&Arc<Threads>, &mut Around),
+) {
     let model_settings = match ModelSettings::read(folder, &super::serve::defaults(settings)) {
         Ok(model_settings) => model_settings,
         Err(error) => {
@@ -169,18 +179,28 @@ fn inspect_folder(report: &mut Report, target: &Target, folder: &Path, settings:
             return;
         }
     };
+    let options = |folder: &Path| {
+        let mut options = Options::new(folder);
+        options.load = settings.load_options();
+        options.threads = Arc::clone(threads);
+        options.defaults = super::serve::defaults(settings);
+        // Nobody sends requests here.
+        options.inline_sessions = 0;
+        options
+    };
     if !model_settings.steps.is_empty() {
-        // Whether its steps fit each other, the repository tells that has them.
-        report.servable = true;
+        report.path = folder.display().to_string();
+        let around = around.get_or_insert_with(|| {
+            let repository = Repository::open(options(folder.parent().unwrap_or(folder)))?;
+            repository.load(|_, _, _, _| {});
+            Ok(repository)
+        });
+        report.tell_pipeline(around.as_ref());
         return;
     }
     let max_rows = model_settings.max_batch_rows;
     let golden = Golden::read(&folder.join("golden"));
-    let mut options = Options::new(folder);
-    options.load = settings.load_options();
-    options.threads = Arc::clone(threads);
-    // Nobody sends requests here.
-    options.inline_sessions = 0;
+    let options = options(folder);
     let version = target.file.as_ref().ok().and_then(|file| file.parent()?.strip_prefix(folder).ok()?.to_str());
     // A folder that holds its model itself is its own version 1.
     let version = version.filter(|version| !version.is_empty()).unwrap_or("1");
@@ -212,6 +232,24 @@ fn difference(model: &Arc<Model>, threads: &Arc<Threads>, golden: &Golden) -> Op
 }
 
 impl Report {
+    /// Whether the pipeline's steps serve and fit each other, and reproduce its golden samples: the repository that has them tells.
+    fn tell_pipeline(&mut self, around: Result<&Repository, &String>) {
+        let repository = match around {
+            Ok(repository) => repository,
+            Err(reason) => {
+                self.error = Some(reason.clone());
+                return;
+            }
+        };
+        match repository.get(&self.name, None) {
+            Ok(pipeline) => {
+                self.about = Some(About::new(pipeline.metadata(), pipeline.signature()));
+                self.servable = true;
+            }
+            Err(error) => self.error = Some(error.message().to_owned()),
+        }
+    }
+
     /// What is known of a model that was loaded.
     fn tell(&mut self, model: &Model, max_rows: usize, golden: Option<&Golden>) -> &mut Details {
         self.about = Some(About::new(model.metadata(), model.signature()));
@@ -276,7 +314,8 @@ impl About {
         let opsets: Vec<String> = self.opsets.iter().map(|opset| format!("{} {}", opset.domain, opset.version)).collect();
         let producer = if self.producer.is_empty() { String::new() } else { format!(", made by {}", self.producer) };
         let version = if self.format_version == 0 { String::new() } else { format!(" {}", self.format_version) };
-        line(text, "format", &format!("{}{version}, opset {}{producer}", self.format, opsets.join(", ")));
+        let opsets = if opsets.is_empty() { String::new() } else { format!(", opset {}", opsets.join(", ")) };
+        line(text, "format", &format!("{}{version}{opsets}{producer}", self.format));
         // The file's own words may have several lines, which would look like lines of this report.
         let one_line = |words: &str| words.split_whitespace().collect::<Vec<_>>().join(" ");
         if !self.description.trim().is_empty() {

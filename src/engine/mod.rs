@@ -40,6 +40,7 @@ pub use differentiate::{extend as append_gradients, gradient};
 pub use dtype::{DType, Element};
 pub use error::{LoadError, RunError, Unsupported};
 pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};
+pub use kernels::allocator::release_memory;
 pub use kernels::isa::Isa;
 pub use kernels::weights::Precision;
 pub use load::{FORMATS, Format, Loaded, Metadata, describe, find_model_file, open as read_graph};

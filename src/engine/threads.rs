@@ -25,21 +25,40 @@ impl Threads {
     /// # Errors
     /// If the system cannot start the threads.
     pub fn new(count: usize) -> Result<Self, std::io::Error> {
-        Self::starting(count, || {})
-    }
-
-    /// As [`Threads::new`]; each thread of the pool first calls `start`.
-    ///
-    /// # Errors
-    /// If the system cannot start the threads.
-    pub fn starting(count: usize, start: impl Fn() + Send + Sync + 'static) -> Result<Self, std::io::Error> {
         if count <= 1 {
             return Ok(Self::single());
         }
         let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("engine-{i}"));
-        let builder = builder.start_handler(move |_| start());
         let pool = builder.build().map_err(std::io::Error::other)?;
         Ok(Self { pool: Some(pool), count })
+    }
+
+    /// A pool of `count` threads, at least one, for whole tasks that the calling thread is not to do itself; each thread first
+    /// calls `start`.
+    ///
+    /// # Errors
+    /// If the system cannot start the threads.
+    pub fn background(count: usize, start: impl Fn() + Send + Sync + 'static) -> Result<Self, std::io::Error> {
+        let count = count.max(1);
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("load-{i}"));
+        let pool = builder.start_handler(move |_| start()).build().map_err(std::io::Error::other)?;
+        Ok(Self { pool: Some(pool), count })
+    }
+
+    /// Does `work` on a thread of the pool, or here if there is none.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    /// Does `work` once on each thread of the pool, or here if there is none.
+    pub fn on_each(&self, work: impl Fn() + Send + Sync) {
+        match &self.pool {
+            Some(pool) => drop(pool.broadcast(|_| work())),
+            None => work(),
+        }
     }
 
     /// How many parts may run at once.
@@ -102,6 +121,20 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 5050);
         }
+    }
+
+    #[test]
+    fn a_task_runs_on_a_thread_of_its_pool_that_has_started() {
+        let started = std::sync::Arc::new(AtomicUsize::new(0));
+        let counting = std::sync::Arc::clone(&started);
+        let threads = Threads::background(1, move || _ = counting.fetch_add(1, Ordering::Relaxed)).unwrap();
+        let caller = std::thread::current().id();
+        assert_ne!(threads.run(|| std::thread::current().id()), caller);
+        assert_eq!(started.load(Ordering::Relaxed), 1);
+        let turns = AtomicUsize::new(0);
+        threads.on_each(|| _ = turns.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(turns.into_inner(), 1);
+        assert_eq!(Threads::single().run(|| std::thread::current().id()), caller);
     }
 
     #[test]

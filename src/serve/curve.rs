@@ -78,6 +78,23 @@ impl Curve {
         Some(Duration::from_secs_f64(seconds.max(0.0)))
     }
 
+    /// The curve of a model that is much like this one's, up to `rows_max`, of which one row takes `time`: in proportion. `None` if
+    /// they are not alike, or this curve does not reach so far.
+    pub(super) fn scaled(&self, rows_max: usize, time: Duration) -> Option<Self> {
+        let mut curve = Self::new(rows_max);
+        let alike = self.points.iter().map(|point| point.rows).eq(curve.points.iter().map(|point| point.rows));
+        let ratio = time.as_secs_f64() / self.points[0].time?.as_secs_f64();
+        // Beyond that it is another model. A pass of some microseconds may seem twice as long.
+        if !alike || !(0.4..=2.5).contains(&ratio) {
+            return None;
+        }
+        for (point, known) in curve.points.iter_mut().zip(&self.points) {
+            point.time = known.time.map(|time| time.mul_f64(ratio));
+        }
+        curve.best_rows = best_rows(&curve.points);
+        Some(curve)
+    }
+
     /// Takes a pass into account that was run for requests.
     pub fn observe(&mut self, rows: usize, time: Duration) {
         self.passes = self.passes.wrapping_add(1);
@@ -247,6 +264,20 @@ mod tests {
         };
         near(4, 4000);
         near(1, 500);
+    }
+
+    #[test]
+    fn a_model_that_is_alike_has_the_curve_in_proportion() {
+        let known = curve(8, &[1000, 1100, 1300]);
+        let scaled = known.scaled(8, 500 * US).unwrap();
+        assert_eq!(
+            scaled.points.iter().map(|point| point.time).collect::<Vec<_>>(),
+            [Some(500 * US), Some(550 * US), Some(650 * US), None]
+        );
+        assert_eq!(scaled.best_rows(), known.best_rows());
+        assert_eq!(known.scaled(8, 100 * US), None, "another model");
+        assert_eq!(known.scaled(16, 1000 * US), None, "larger batches");
+        assert_eq!(Curve::new(8).scaled(8, 1000 * US), None, "nothing is known");
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(super) struct Task<'a> {
     pub(super) options: &'a Options,
     /// The threads for loading; those of `options` are for requests.
     pub(super) threads: Arc<Threads>,
+    /// What serves meanwhile: it tells how time grows with rows.
+    pub(super) before: Option<&'a Handle>,
 }
 
 /// Loads `folder/<version>` of the model `name`.
@@ -35,7 +37,7 @@ pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSet
     let file = version_file(folder, version, &settings)?;
     let golden = folder.join("golden");
     let threads = Arc::clone(&options.threads);
-    let parts = prepare(Task { name, version, file: &file, golden: Some(&golden), settings, options, threads })?;
+    let parts = prepare(Task { name, version, file: &file, golden: Some(&golden), settings, options, threads, before: None })?;
     Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))
 }
 
@@ -44,7 +46,7 @@ pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSet
 /// # Errors
 /// What went wrong with which file.
 pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
-    let Task { name, version, file, golden, mut settings, options, threads } = task;
+    let Task { name, version, file, golden, mut settings, options, threads, before } = task;
     let begun = Instant::now();
     let model = Model::load(file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
     let model = Arc::new(model);
@@ -56,19 +58,23 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         declared.check(model.signature()).map_err(|error| format!("the configuration does not fit the model: {error}"))?;
     }
     let golden = golden.map(Golden::read).transpose()?.flatten();
+    let before = before.filter(|before| before.model().signature() == model.signature()).and_then(Handle::curve);
+    let measure = |session: &mut Session, inputs: &[Tensor], settings: &ModelSettings| {
+        warm_up(session, inputs, settings, (budget(begun), before.as_ref()))
+    };
     let mut session = Session::new(Arc::clone(&model), threads);
     let (measured, sample) = match golden {
         Some(golden) => {
             let answer = reproduce(&mut session, &golden, &settings)?;
             settings.batching &= rows_are_independent(&mut session, &golden.inputs, &answer, (name, version))?;
-            (Some(warm_up(&mut session, &golden.inputs, &settings, budget(begun))?), Some(golden.inputs))
+            (Some(measure(&mut session, &golden.inputs, &settings)?), Some(golden.inputs))
         }
         // Without a recorded sample an input is made up, which the model need not take: then its first request tells.
         None => {
             let measured = made_up(&model).and_then(|inputs| {
                 let answer = session.run(&inputs).ok()?;
                 settings.batching &= rows_are_independent(&mut session, &inputs, &answer, (name, version)).ok()?;
-                warm_up(&mut session, &inputs, &settings, budget(begun)).ok()
+                measure(&mut session, &inputs, &settings).ok()
             });
             (measured, None)
         }
@@ -237,14 +243,32 @@ pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> bool {
 
 /// Times batches of 1, 2, 4 … rows for about as long as `budget`; each run also makes the plan of its size and touches its memory.
 /// `inputs` are of one row or more, of which the first is returned. What the budget leaves out is learnt from the passes that
-/// are run for requests.
-fn warm_up(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings, budget: Duration) -> Result<(Vec<Tensor>, Curve), String> {
+/// are run for requests. A model that is much like the one `before` it is timed with one row alone, and run once at the sizes
+/// that its batches will have.
+fn warm_up(
+    session: &mut Session,
+    inputs: &[Tensor],
+    settings: &ModelSettings,
+    (budget, before): (Duration, Option<&Curve>),
+) -> Result<(Vec<Tensor>, Curve), String> {
     let batchable = session.model().signature().batchable;
     let row = if batchable { one_row(inputs, 0) } else { inputs.to_vec() };
     let rows_max = if settings.batching && batchable { settings.max_batch_rows } else { 1 };
     let mut curve = Curve::new(rows_max);
     let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
     let end = Instant::now() + budget;
+    if let Some(before) = before {
+        let one = least_time(session, &row, 1, end)?;
+        if let Some(scaled) = before.scaled(rows_max, one) {
+            for rows in sizes.into_iter().filter(|rows| (2..=scaled.best_rows()).contains(rows)) {
+                run(session, &row, rows)?;
+                if Instant::now() > end {
+                    break;
+                }
+            }
+            return Ok((row, scaled));
+        }
+    }
     for rows in sizes {
         // A first pass of a size costs more than the others; to measure a size takes two at least.
         let expected = curve.time(rows).unwrap_or_default();
@@ -268,14 +292,10 @@ fn budget(begun: Instant) -> Duration {
 fn least_time(session: &mut Session, row: &[Tensor], rows: usize, end: Instant) -> Result<Duration, String> {
     // The time of one row also decides where it runs; passes for requests correct the others.
     let runs = if rows == 1 { 5 } else { 2 };
-    let together: Vec<&[Tensor]> = vec![row; rows];
     let mut least = Duration::MAX;
     for _ in 0..runs {
         let (start, busy) = (Instant::now(), thread_time());
-        session.run_rows(&together).map_err(|error| match rows {
-            1 => format!("the model does not run on a warm-up input: {error}"),
-            _ => format!("the model does not run on {rows} rows: {error}"),
-        })?;
+        run(session, row, rows)?;
         let worked = thread_time().zip(busy).map(|(now, before)| now.saturating_sub(before));
         least = least.min(worked.map_or(start.elapsed(), |worked| worked.min(start.elapsed())));
         if Instant::now() + least > end {
@@ -283,6 +303,16 @@ fn least_time(session: &mut Session, row: &[Tensor], rows: usize, end: Instant) 
         }
     }
     Ok(least)
+}
+
+/// One pass of `rows` equal rows.
+fn run(session: &mut Session, row: &[Tensor], rows: usize) -> Result<(), String> {
+    let together: Vec<&[Tensor]> = vec![row; rows];
+    let ran = session.run_rows(&together).map_err(|error| match rows {
+        1 => format!("the model does not run on a warm-up input: {error}"),
+        _ => format!("the model does not run on {rows} rows: {error}"),
+    });
+    ran.map(drop)
 }
 
 #[cfg(test)]
@@ -305,13 +335,14 @@ mod tests {
         let model = model(&Probe::default());
         let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::single()));
         let inputs = made_up(&model).unwrap();
-        let curve =
-            |session: &mut Session, settings: &ModelSettings| warm_up(session, &inputs, settings, Duration::from_secs(60)).unwrap().1;
+        let curve = |session: &mut Session, settings: &ModelSettings| {
+            warm_up(session, &inputs, settings, (Duration::from_secs(60), None)).unwrap().1
+        };
         let mut settings = ModelSettings { max_batch_rows: 6, ..ModelSettings::new(&Defaults::default()) };
         let measured = curve(&mut session, &settings);
         assert_eq!(measured.points().iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 2, 4, 6]);
         assert!(measured.points().iter().all(|point| point.time.is_some()), "{measured}");
-        let hurried = warm_up(&mut session, &inputs, &settings, Duration::ZERO).unwrap().1;
+        let hurried = warm_up(&mut session, &inputs, &settings, (Duration::ZERO, None)).unwrap().1;
         let known: Vec<bool> = hurried.points().iter().map(|point| point.time.is_some()).collect();
         assert_eq!(known, [true, false, false, false], "a row is measured whatever it takes");
         settings.batching = false;

@@ -41,4 +41,4 @@ pub use sequence::SequenceSettings;
 pub use servable::Servable;
 pub use settings::{Declared, DeclaredPort, Defaults, LevelPolicy, ModelSettings, Versions, Warmup, WarmupData};
 pub use shadow::ShadowSnapshot;
-pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, Stats, StatsSnapshot, Tally};
+pub use stats::{ComputeTally, FailReason, ROWS_BUCKETS, SECONDS_BUCKETS, Stats, StatsSnapshot, Tally, Times};

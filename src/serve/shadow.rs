@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::request::InferRequest;
 use super::servable::Servable;
+use super::stats::Times;
 use crate::engine::{Slice, Tensor, Value};
 
 /// Copies under way for one label; a further request is not copied. A version that is slower than what it shadows must not
@@ -24,10 +25,16 @@ pub(super) struct ShadowStats {
     skipped: AtomicU64,
     rows: AtomicU64,
     disagreements: AtomicU64,
-    /// The largest difference so far. A lock, because there is no maximum of atomic floats.
-    difference: Mutex<f64>,
-    primary_ns: AtomicU64,
-    shadow_ns: AtomicU64,
+    found: Mutex<Found>,
+}
+
+/// What is behind a lock, because there is no maximum of atomic floats; one copy in a while takes it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    /// The largest difference so far.
+    difference: f64,
+    primary: Times,
+    shadow: Times,
 }
 
 impl Default for ShadowStats {
@@ -39,9 +46,7 @@ impl Default for ShadowStats {
             skipped: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             disagreements: AtomicU64::new(0),
-            difference: Mutex::new(0.0),
-            primary_ns: AtomicU64::new(0),
-            shadow_ns: AtomicU64::new(0),
+            found: Mutex::default(),
         }
     }
 }
@@ -62,34 +67,34 @@ pub struct ShadowSnapshot {
     /// The largest absolute difference between two floats so far; infinite if only one of them is finite.
     pub difference_max: f64,
     /// Time of the compared requests in what they asked for.
-    pub primary: Duration,
+    pub primary: Times,
     /// Time of the same requests in the shadow.
-    pub shadow: Duration,
+    pub shadow: Times,
 }
 
 impl ShadowStats {
     pub(super) fn snapshot(&self) -> ShadowSnapshot {
+        let Found { difference, primary, shadow } = *self.found.lock().unwrap_or_else(PoisonError::into_inner);
         ShadowSnapshot {
             compared: self.compared.load(Relaxed),
             failed: self.failed.load(Relaxed),
             skipped: self.skipped.load(Relaxed),
             rows: self.rows.load(Relaxed),
             disagreements: self.disagreements.load(Relaxed),
-            difference_max: *self.difference.lock().unwrap_or_else(PoisonError::into_inner),
-            primary: Duration::from_nanos(self.primary_ns.load(Relaxed)),
-            shadow: Duration::from_nanos(self.shadow_ns.load(Relaxed)),
+            difference_max: difference,
+            primary,
+            shadow,
         }
     }
 
     fn add(&self, difference: &Difference, primary: Duration, shadow: Duration) {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.compared.fetch_add(1, Relaxed);
         self.rows.fetch_add(difference.rows, Relaxed);
         self.disagreements.fetch_add(difference.disagreements, Relaxed);
-        self.primary_ns.fetch_add(nanos(primary), Relaxed);
-        self.shadow_ns.fetch_add(nanos(shadow), Relaxed);
-        let mut most = self.difference.lock().unwrap_or_else(PoisonError::into_inner);
-        *most = most.max(difference.most);
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.difference = found.difference.max(difference.most);
+        found.primary.add(primary);
+        found.shadow.add(shadow);
     }
 }
 
@@ -246,15 +251,14 @@ mod tests {
         let ms = Duration::from_millis;
         stats.add(&Difference { most: 0.5, rows: 2, disagreements: 1 }, ms(1), ms(2));
         stats.add(&Difference { most: 0.25, rows: 1, disagreements: 0 }, ms(1), ms(3));
-        let want = ShadowSnapshot {
-            compared: 2,
-            rows: 3,
-            disagreements: 1,
-            difference_max: 0.5,
-            primary: ms(2),
-            shadow: ms(5),
-            ..ShadowSnapshot::default()
-        };
+        let mut times = [Times::default(); 2];
+        for (side, spent) in [(0, 1), (0, 1), (1, 2), (1, 3)] {
+            times[side].add(ms(spent));
+        }
+        let [primary, shadow] = times;
+        assert_eq!((primary.total, shadow.total, shadow.counts.iter().sum::<u64>()), (ms(2), ms(5), 2));
+        let want =
+            ShadowSnapshot { compared: 2, rows: 3, disagreements: 1, difference_max: 0.5, primary, shadow, ..ShadowSnapshot::default() };
         assert_eq!(stats.snapshot(), want);
     }
 }

@@ -13,6 +13,28 @@ use crate::engine::RunTime;
 /// Upper bounds of the histogram of rows per forward pass.
 pub const ROWS_BUCKETS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
+/// Upper bounds of histograms of time in seconds: from parsing a few numbers to a large model on one core.
+pub const SECONDS_BUCKETS: [f64; 20] = [
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0,
+];
+
+/// A histogram of times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Times of at most [`SECONDS_BUCKETS`]`[i]` seconds and more than the bucket before; the last entry counts the rest.
+    pub counts: [u64; SECONDS_BUCKETS.len() + 1],
+    /// All of them together.
+    pub total: Duration,
+}
+
+impl Times {
+    pub(super) fn add(&mut self, time: Duration) {
+        self.counts[SECONDS_BUCKETS.partition_point(|&bound| bound < time.as_secs_f64())] += 1;
+        self.total += time;
+    }
+}
+
 /// How often something happened and how long it took together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

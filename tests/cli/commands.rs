@@ -178,6 +178,28 @@ fn check_tells_what_is_in_a_model() {
 }
 
 #[test]
+fn check_joins_the_steps_of_a_pipeline() {
+    let folder = Folder::new();
+    folder.write("models/relu/1/model.onnx", onnx(&[Node("Relu", &["x"], &["y"])], &["x"], &["y"]));
+    folder.write("models/right/model.toml", "[[step]]\nmodel = 'relu'\n");
+    folder.write("models/wrong/model.toml", "[[step]]\nmodel = 'relu'\ninputs = { z = 'a' }\n");
+    folder.write("models/golden/model.toml", "[[step]]\nmodel = 'relu'\n");
+    for name in ["input_0", "output_0"] {
+        folder.write_tensor(&format!("models/golden/golden/{name}.pb"), Tensor::new(&[1, 2], vec![-1.0_f32, 1.0]).unwrap());
+    }
+    let ran = folder.run(&["check", "models", "--json"]);
+    assert_eq!(ran.code, Some(1));
+    let reports: Value = serde_json::from_str(&ran.out).unwrap();
+    let report = |name: &str| reports.as_array().unwrap().iter().find(|report| report["name"] == name).unwrap().clone();
+    let right = report("right");
+    assert_eq!((&right["servable"], &right["inputs"][0]["name"], &right["format"]), (&true.into(), &"x".into(), &"pipeline".into()));
+    for (name, want) in [("wrong", "the model has no input `z`"), ("golden", "the golden samples are not reproduced")] {
+        let report = report(name);
+        assert!(report["servable"] == false && report["error"].as_str().unwrap().contains(want), "{report}");
+    }
+}
+
+#[test]
 fn check_names_every_unsupported_node() {
     let folder = Folder::new();
     let nodes = [Node("Flux", &["x"], &["y"]), Node("Relu", &["y"], &["z"]), Node("Teleport", &["z"], &["out"])];

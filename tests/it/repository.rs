@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use ndserve::api::{Limits, ServerOptions};
+use ndserve::engine::onnx::write_value;
+use ndserve::engine::{Tensor, Value};
 use ndserve::serve::{Label, Mirror, Options, Overrides, Repository, State, Unload, Watch};
 
 use crate::client::{Answer, Client, get, post, request};
@@ -176,7 +178,7 @@ fn a_label_splits_and_mirrors_requests() {
     let value = |name: &str| metric(&server, &format!("ndserve_shadow_{name}{{model=\"m\",label=\"default\"}}"));
     assert_eq!(value("difference_max"), 2.0, "[1, 2] and [2, 4] are 2 apart");
     assert_eq!((value("rows_total"), value("disagreements_total")), (answered("compared"), 0.0), "both name the second class");
-    assert!(metric(&server, "ndserve_shadow_seconds_total{model=\"m\",label=\"default\",side=\"shadow\"}") > 0.0);
+    assert!(metric(&server, "ndserve_shadow_seconds_sum{model=\"m\",label=\"default\",side=\"shadow\"}") > 0.0);
     // A mirror that is gone costs nobody an answer.
     write(
         &model.join("model.toml"),
@@ -224,6 +226,49 @@ fn a_pipeline_runs_its_steps_as_one_request() {
     assert_eq!(factor(&predict(&server, "six")), "60.0");
     change(server.repository.unload_model("six", Unload { dependents: true })).unwrap();
     assert_eq!((predict(&server, "six").status, predict(&server, "two").status), (404, 404));
+}
+
+#[test]
+fn a_pipeline_that_does_not_reproduce_its_golden_samples_does_not_come() {
+    let folder = models::new_folder();
+    scaled(&folder.join("two"), "1", 2.0);
+    scaled(&folder.join("three"), "1", 3.0);
+    let record = |pipeline: &str, output: f32| {
+        for (file, values) in [("input_0.pb", [1.0, 2.0]), ("output_0.pb", [output, 2.0 * output])] {
+            let value = Value::Tensor(Tensor::new(&[1, 2], values.to_vec()).unwrap());
+            let path = folder.join(pipeline).join("golden").join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, write_value("", &value)).unwrap();
+        }
+    };
+    let steps = |first: &str| {
+        format!(
+            "[[step]]\nmodel = '{first}'\noutputs = {{ y = 'a' }}\n[[step]]\nmodel = 'three'\ninputs = {{ x = 'a' }}\noutputs = {{ y = 'b' }}\n"
+        )
+    };
+    for pipeline in ["right", "wrong"] {
+        write(&folder.join(pipeline).join("model.toml"), &steps("two"));
+    }
+    record("right", 6.0);
+    record("wrong", 7.0);
+    // At the start.
+    let server = serve(Options::new(&*folder));
+    assert_eq!(factor(&predict(&server, "right")), "6.0");
+    let (name, reason) = state(&server, "wrong", "1");
+    assert!(name == "failed" && reason.contains("the golden samples are not reproduced"), "{name} {reason}");
+    assert_eq!(predict(&server, "wrong").status, 503);
+    // A change of a step does not bring it back; loading it anew with samples that are right does.
+    load(&server, "two").unwrap();
+    assert_eq!(state(&server, "wrong", "1").0, "failed");
+    record("wrong", 6.0);
+    load(&server, "wrong").unwrap();
+    assert_eq!(factor(&predict(&server, "wrong")), "6.0");
+    // While it serves, what does not reproduce them changes nothing.
+    write(&folder.join("right/model.toml"), &steps("three"));
+    let error = load(&server, "right").unwrap_err();
+    assert!(error.contains("the golden samples are not reproduced"), "{error}");
+    assert_eq!(factor(&predict(&server, "right")), "6.0");
+    assert!(state(&server, "right", "1").1.contains("the golden samples are not reproduced"));
 }
 
 #[test]

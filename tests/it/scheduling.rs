@@ -152,9 +152,8 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once_unless_it_goes_befor
     let urgent = Client::connect(server.address).send(&images(ROWS, &format!(r#""priority":1,{timeout}"#)));
     assert!([200, 504].contains(&urgent.status), "{urgent:?}");
     assert_eq!(metric(&server, r#"ndserve_requests_refused_total{model="digits",version="1",reason="late"}"#), 1.0);
-    // Whether or not it went along, what waited can be filled up.
-    if urgent.status == 504 {
-        assert_eq!(Client::connect(server.address).send(&images(ROWS, "")).status, 200);
+    // Whether the pass was too slow for it, or it expired before, is not to be seen: then what waits may still wait.
+    if urgent.status == 200 {
+        assert_eq!(first.read().unwrap().status, 200, "it rode along");
     }
-    assert_eq!(first.read().unwrap().status, 200);
 }

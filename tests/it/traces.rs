@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use ndserve::api::grpc::proto::inference::ModelInferRequest;
 use ndserve::api::otlp_proto::collector::trace::v1::ExportTraceServiceRequest;
 use ndserve::api::otlp_proto::common::v1::any_value::Value;
 use ndserve::api::otlp_proto::trace::v1::Span;
@@ -15,6 +16,7 @@ use ndserve::trace::Tracer;
 use prost::Message;
 
 use crate::client::{Client, get, request};
+use crate::grpc;
 use crate::models;
 use crate::server::Server;
 
@@ -135,6 +137,40 @@ fn requests_that_share_a_pass_are_linked_by_its_span() {
             }
         }
         assert!(before <= request.end_time_unix_nano);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_of_a_stream_has_its_spans() {
+    use futures_util::{StreamExt as _, stream};
+    let (address, messages) = collector(&[200]);
+    let (server, _) = start(address, 0.0, 1000);
+    let row = ModelInferRequest {
+        model_name: "two-features".into(),
+        inputs: vec![grpc::input("x", "FP32", &[1, 2])],
+        raw_input_contents: vec![vec![0; 8].into()],
+        ..Default::default()
+    };
+    let mut call = tonic::Request::new(stream::iter([row.clone(), row]));
+    call.metadata_mut().insert("traceparent", PARENT.parse().unwrap());
+    let mut client = grpc::client(server.address).await;
+    let mut answers = client.model_stream_infer(call).await.unwrap().into_inner();
+    while let Some(answer) = answers.next().await {
+        assert_eq!(answer.unwrap().error_message, "");
+    }
+    // That of the call, for each request its own and its four parts, and one or two passes.
+    let all = tokio::task::spawn_blocking(move || spans(&messages, 12)).await.unwrap();
+    let [call] = all.iter().filter(|span| span.name == "grpc_infer").collect::<Vec<_>>()[..] else { panic!("one call: {all:#?}") };
+    assert_eq!((hex(&call.trace_id), hex(&call.parent_span_id)), (TRACE.to_owned(), PARENT[36..52].to_owned()));
+    let requests: Vec<&Span> = all.iter().filter(|span| span.name == "stream_request").collect();
+    assert_eq!(requests.len(), 2, "{all:#?}");
+    let linked: HashSet<_> =
+        all.iter().filter(|span| span.name == "batch").flat_map(|span| &span.links).map(|link| &link.span_id).collect();
+    for request in requests {
+        assert_eq!((&request.trace_id, &request.parent_span_id), (&call.trace_id, &call.span_id));
+        assert!(linked.contains(&request.span_id), "a pass links it: {all:#?}");
+        let parts: HashSet<&str> = all.iter().filter(|span| span.parent_span_id == request.span_id).map(|span| &*span.name).collect();
+        assert_eq!(parts, HashSet::from(["parse", "queue", "compute", "serialize"]));
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::{Stream, StreamExt as _};
 use tonic::{Status, Streaming};
 
 use super::super::Shared;
+use super::super::spans::StreamTrace;
 use super::infer::infer;
 use super::proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 
@@ -20,9 +21,10 @@ pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ModelStreamInferRespo
 /// Answers every request until the client has sent its last, or the server stops; then those under way are still answered.
 pub(super) fn answers(shared: Arc<Shared>, requests: Streaming<ModelInferRequest>, deadline: Option<Instant>) -> Answers {
     let stopping = shared.stopping();
+    let trace = StreamTrace::current();
     let answered = requests.take_until(stopping).map(move |request| {
-        let shared = Arc::clone(&shared);
-        async move { answer(&shared, request?, deadline).await }
+        let (shared, trace) = (Arc::clone(&shared), trace.clone());
+        async move { answer(&shared, request?, (deadline, trace.as_ref())).await }
     });
     // A message that cannot be read ends the call: what comes behind it cannot be read either.
     let until_broken = answered.buffered(UNDER_WAY).scan(false, |broken, answer| {
@@ -33,11 +35,19 @@ pub(super) fn answers(shared: Arc<Shared>, requests: Streaming<ModelInferRequest
 }
 
 /// A request's failure is an answer too: the call goes on.
-async fn answer(shared: &Shared, request: ModelInferRequest, deadline: Option<Instant>) -> Result<ModelStreamInferResponse, Status> {
+async fn answer(
+    shared: &Shared,
+    request: ModelInferRequest,
+    (deadline, trace): (Option<Instant>, Option<&StreamTrace>),
+) -> Result<ModelStreamInferResponse, Status> {
     let (model_name, model_version, id) = (request.model_name.clone(), request.model_version.clone(), request.id.clone());
     let answer = match shared.admit() {
         Ok(under_way) => {
-            let answer = infer(shared, request, deadline).await;
+            let answer = infer(shared, request, deadline);
+            let answer = match trace {
+                Some(trace) => trace.watch(answer).await,
+                None => answer.await,
+            };
             under_way.answered();
             answer
         }

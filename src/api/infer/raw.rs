@@ -22,7 +22,7 @@ pub(in crate::api) fn has_form(dtype: DType) -> bool {
 ///
 /// # Errors
 /// If the number of bytes is not that of the shape, or an element has no value of the type.
-pub(in crate::api) fn decode(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
+pub fn decode(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
     let count = elements(shape)?;
     let expected = |count: usize| {
         let wanted = count * dtype.size();

@@ -9,15 +9,17 @@
 //!   one chain of multiply-adds over ascending `k`, whatever the number of rows, their position or the split of the work.
 //! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
 //!
-//! This is the only folder of the crate that may contain `unsafe`, and only for three things: loads and stores through
-//! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`), and calls into code compiled for instructions that
-//! were detected beforehand.
+//! This is the only folder of the crate that may contain `unsafe`, and only for four things: loads and stores through
+//! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`, `int8/amx.rs`), calls into code compiled for instructions
+//! that were detected beforehand, and one into the allocator (`allocator.rs`).
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
+pub mod allocator;
 pub mod bf16;
 pub mod conv;
 pub mod epilogue;
 pub mod gemm;
+pub mod int8;
 pub mod integer;
 pub mod isa;
 mod rows;

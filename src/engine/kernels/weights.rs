@@ -7,6 +7,7 @@ use std::str::FromStr;
 use super::bf16::{PackedBf16, gemm_bf16_columns};
 use super::epilogue::Epilogue;
 use super::gemm::{PackedB, gemm_packed_b_columns};
+use super::int8::{self, DynamicInt8};
 use super::isa::Isa;
 
 /// In which arithmetic products with constant weights are taken; everything else is computed in f32.
@@ -17,11 +18,14 @@ pub enum Precision {
     F32,
     /// Both operands rounded to bf16 (8 bits of mantissa), sums in f32.
     Bf16,
+    /// Both operands of matrix products rounded to 8-bit integers with a scale for each row of activations and each column of
+    /// weights, sums exact; convolutions as they are.
+    Int8,
 }
 
 impl Precision {
     /// Every precision.
-    pub const ALL: [Precision; 2] = [Precision::F32, Precision::Bf16];
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
 }
 
 impl fmt::Display for Precision {
@@ -29,17 +33,18 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
         })
     }
 }
 
-/// A name that is none of `f32`, `bf16`.
+/// A name that is none of `f32`, `bf16`, `int8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPrecision(String);
 
 impl fmt::Display for UnknownPrecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "precision `{}` is not supported; supported are f32 and bf16", self.0)
+        write!(f, "precision `{}` is not supported; supported are f32, bf16 and int8", self.0)
     }
 }
 
@@ -60,6 +65,8 @@ pub enum Weights {
     F32(PackedB),
     /// Rounded.
     Bf16(PackedBf16),
+    /// As 8-bit codes.
+    Int8(DynamicInt8),
 }
 
 impl Weights {
@@ -69,6 +76,7 @@ impl Weights {
         match precision {
             Precision::F32 => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
             Precision::Bf16 => Weights::Bf16(PackedBf16::pack(isa, b, k, n, transposed)),
+            Precision::Int8 => Weights::Int8(DynamicInt8::pack(isa, b, k, n, transposed)),
         }
     }
 
@@ -77,6 +85,7 @@ impl Weights {
         match self {
             Weights::F32(b) => b.k(),
             Weights::Bf16(b) => b.k(),
+            Weights::Int8(b) => b.k(),
         }
     }
 
@@ -85,6 +94,7 @@ impl Weights {
         match self {
             Weights::F32(b) => b.n(),
             Weights::Bf16(b) => b.n(),
+            Weights::Int8(b) => b.n(),
         }
     }
 
@@ -93,6 +103,7 @@ impl Weights {
         match self {
             Weights::F32(b) => b.bytes(),
             Weights::Bf16(b) => b.bytes(),
+            Weights::Int8(b) => b.bytes(),
         }
     }
 
@@ -101,6 +112,7 @@ impl Weights {
         match self {
             Weights::F32(b) => b.panel_width(),
             Weights::Bf16(b) => b.panel_width(),
+            Weights::Int8(_) => int8::PANEL,
         }
     }
 
@@ -115,6 +127,7 @@ impl Weights {
         match self {
             Weights::F32(b) => gemm_packed_b_columns(a, b.k(), m, b, columns, c, ldc, epilogue),
             Weights::Bf16(b) => gemm_bf16_columns(a, b.k(), m, b, columns, c, ldc, epilogue),
+            Weights::Int8(b) => b.multiply_columns(a, b.k(), m, columns, c, ldc, epilogue),
         }
     }
 }

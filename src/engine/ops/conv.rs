@@ -110,7 +110,7 @@ impl Conv {
 }
 
 /// The sizes for the kernel, if there are one or two dimensions, and the elements of an image with its padding.
-fn flat(sizes: &Geometry) -> Option<(ConvShape, Option<usize>)> {
+pub(crate) fn flat(sizes: &Geometry) -> Option<(ConvShape, Option<usize>)> {
     let one = Axis { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, pad_begin: 0, pad_end: 0 };
     let (row, column) = match sizes.axes[..] {
         [column] => (one, column),

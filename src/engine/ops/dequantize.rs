@@ -2,11 +2,13 @@
 
 use super::ANY;
 use super::axes::require;
+use super::integer_product::{flip_of, shift_of};
 use super::number::{Number as _, with_float};
 use super::qlinear::{Run, Sharing, expect_same, expect_type};
 use super::quantize::{block_size, dtype_of, exact, same_shape, zero_points};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_narrow};
+use crate::engine::kernels::int8::quantize::dequantize;
 use crate::engine::narrow::Narrow as _;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::Kind;
@@ -100,7 +102,7 @@ impl Op for DequantizeLinear {
         Ok(vec![x.into()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (x, scale, y): (View<'_>, _, _) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let sharing = Sharing::new(x.shape(), scale.shape(), self.axis, self.block)?;
         let scale: Vec<f32> = exact(scale)?.into_iter().map(|v| v as f32).collect();
@@ -110,6 +112,12 @@ impl Op for DequantizeLinear {
             return fill(y, &sharing, |i, s| (i64::from(x[i]) - zeros.map_or(0, |z| i64::from(z[s]))) as f32 * scale[s]);
         }
         let zeros = zero_points(inputs.get(2))?;
+        if let ([scale], true, DType::F32) = (&scale[..], matches!(x.dtype(), DType::U8 | DType::I8), y.dtype()) {
+            let (zero, dtype) = (zeros.first().map_or(0, |&zero| zero as i32), x.dtype());
+            let codes = if dtype == DType::I8 { bytemuck::cast_slice(x.slice::<i8>()?) } else { x.slice::<u8>()? };
+            dequantize(ctx.isa, codes, zero + shift_of(dtype), flip_of(dtype), *scale, y.slice()?);
+            return Ok(());
+        }
         match x.dtype() {
             DType::U8 => codes(x.slice::<u8>()?, f32::from, &zeros, &scale, &sharing, y),
             DType::I8 => codes(x.slice::<i8>()?, f32::from, &zeros, &scale, &sharing, y),

@@ -13,6 +13,7 @@ use super::number::{Number, with_float};
 use super::window::{Axis, AxisList, Meeting, Window, output_shape, planes, windows};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_number};
+use crate::engine::kernels::int8::{FLIP, quantize::greatest};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::vector;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
@@ -94,11 +95,11 @@ fn each_plane<T: Sync, Y: Send>(threads: &Threads, axes: &[Axis], x: &[T], y: &m
 
 /// The greatest element of each window, and where it is.
 #[derive(Debug)]
-struct MaxPool {
-    window: Window,
+pub(crate) struct MaxPool {
+    pub(crate) window: Window,
     /// Whether the indices count the spatial dimensions with the first one innermost.
     column_major: bool,
-    indices: bool,
+    pub(crate) indices: bool,
 }
 
 impl MaxPool {
@@ -229,10 +230,11 @@ impl Op for NhwcMaxPool {
         Ok(vec![[shape[0]].into_iter().chain(axes.iter().map(|axis| axis.output)).chain([channels]).collect()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?;
         let (axes, channels) = self.axes(x.shape())?;
         let (from, to) = planes(&axes);
+        let (isa, dtype) = (ctx.isa, x.dtype());
         with_number!(x.dtype(), T => {
             let (x, y) = (x.slice::<T>()?, outputs.at(0)?.slice::<T>()?);
             y.fill(T::LOWEST);
@@ -243,7 +245,12 @@ impl Op for NhwcMaxPool {
                 windows(&axes, |position, _, list| {
                     let y = &mut y[position * channels..][..channels];
                     for &(_, element) in list {
-                        y.iter_mut().zip(&x[element * channels..][..channels]).for_each(|(y, x)| *y = Number::greater(*x, *y));
+                        let x = &x[element * channels..][..channels];
+                        match dtype {
+                            DType::U8 => greatest(isa, bytemuck::cast_slice(x), 0, bytemuck::cast_slice_mut(y)),
+                            DType::I8 => greatest(isa, bytemuck::cast_slice(x), FLIP, bytemuck::cast_slice_mut(y)),
+                            _ => y.iter_mut().zip(x).for_each(|(y, x)| *y = Number::greater(*x, *y)),
+                        }
                     }
                 });
             }

@@ -146,6 +146,11 @@ impl<T: Copy> Levels<T> {
         self.values[matrix * self.matrix + line * self.element]
     }
 
+    /// The value that is the same everywhere.
+    pub(crate) fn only(&self) -> Option<T> {
+        (self.matrix == 0 && self.element == 0).then(|| self.values[0])
+    }
+
     /// Whether all matrices have the same values.
     pub(crate) fn shared(&self) -> bool {
         self.matrix == 0

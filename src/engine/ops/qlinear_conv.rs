@@ -8,14 +8,17 @@ use smallvec::{SmallVec, smallvec};
 
 use super::ANY;
 use super::axes::require;
+use super::columns::Geometry;
 use super::product::flops;
 use super::qlinear::{CODES, Code, Levels, Rows, codes, encode, expect_same, expect_type, multiply, scale, with_code, zero_point};
+use super::qlinear_conv_packed::{Constants, PackedQConv};
 use super::window::{Axis, AxisList, Window};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, Element};
 use crate::engine::kernels::integer::padded;
-use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
-use crate::engine::tensor::Kind;
+use crate::engine::kernels::isa::Isa;
+use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
+use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::View;
 
 const fn def(name: &'static str, build: fn(&Attrs) -> Result<Box<dyn Op>, OpError>) -> OpDef {
@@ -28,40 +31,51 @@ pub(crate) const DEFS: &[OpDef] = &[
     OpDef { domain: "com.microsoft", opsets: 1..=ANY, ..def("QLinearConv", |a| build(a, true, a.bool_or("channels_last", false)?)) },
 ];
 
-#[derive(Debug)]
-struct QConv {
+#[derive(Clone, Debug)]
+pub(crate) struct QConv {
     window: Window,
-    groups: usize,
+    pub(crate) groups: usize,
     /// Whether the result is quantised, the operands having scales; otherwise it is the sums.
-    linear: bool,
-    channels_last: bool,
+    pub(crate) linear: bool,
+    /// Whether the channels of the input come last, and those of the output.
+    pub(crate) input_last: bool,
+    pub(crate) output_last: bool,
 }
 
 fn build(attrs: &Attrs, linear: bool, channels_last: bool) -> Result<Box<dyn Op>, OpError> {
     let groups = attrs.int_or("group", 1)?;
     match usize::try_from(groups) {
-        Ok(groups) if groups >= 1 => Ok(Box::new(QConv { window: Window::read(attrs)?, groups, linear, channels_last })),
+        Ok(groups) if groups >= 1 => {
+            let (input_last, output_last) = (channels_last, channels_last);
+            Ok(Box::new(QConv { window: Window::read(attrs)?, groups, linear, input_last, output_last }))
+        }
         _ => Err(OpError::Attribute(format!("attribute `group` is {groups}"))),
     }
 }
 
 /// A convolution of given sizes.
-struct Sizes {
+pub(crate) struct Sizes {
     batch: usize,
     c_in: usize,
     c_out: usize,
     axes: AxisList,
-    channels_last: bool,
+    input_last: bool,
+    output_last: bool,
     groups: usize,
 }
 
 impl QConv {
-    fn sizes(&self, x: &[usize], w: &[usize]) -> Result<Sizes, OpError> {
+    /// The same with the channels of its input last, or those of its output.
+    pub(crate) fn in_layouts(self, input_last: bool, output_last: bool) -> Self {
+        Self { input_last, output_last, ..self }
+    }
+
+    pub(crate) fn sizes(&self, x: &[usize], w: &[usize]) -> Result<Sizes, OpError> {
         if x.len() < 3 || w.len() != x.len() {
             return Err(OpError::shape(format!("an input of shape {x:?} and weights of shape {w:?}")));
         }
         let last = x.len() - 1;
-        let (c_in, spatial) = if self.channels_last { (x[last], &x[1..last]) } else { (x[1], &x[2..]) };
+        let (c_in, spatial) = if self.input_last { (x[last], &x[1..last]) } else { (x[1], &x[2..]) };
         if w[1].checked_mul(self.groups) != Some(c_in) || !w[0].is_multiple_of(self.groups) {
             return Err(OpError::shape(format!("an input of shape {x:?}, weights of shape {w:?} and {} groups", self.groups)));
         }
@@ -69,7 +83,7 @@ impl QConv {
         if self.window.kernel().is_some_and(|kernel| kernel != &w[2..]) {
             return Err(OpError::shape(format!("attribute `kernel_shape` is {:?}, the weights have shape {w:?}", self.window.kernel())));
         }
-        Ok(Sizes { batch: x[0], c_in, c_out: w[0], axes, channels_last: self.channels_last, groups: self.groups })
+        Ok(Sizes { batch: x[0], c_in, c_out: w[0], axes, input_last: self.input_last, output_last: self.output_last, groups: self.groups })
     }
 
     fn weights(&self) -> usize {
@@ -78,8 +92,8 @@ impl QConv {
 }
 
 impl Sizes {
-    fn shape(&self) -> Shape {
-        let (first, last) = if self.channels_last { (None, Some(self.c_out)) } else { (Some(self.c_out), None) };
+    pub(crate) fn shape(&self) -> Shape {
+        let (first, last) = if self.output_last { (None, Some(self.c_out)) } else { (Some(self.c_out), None) };
         let spatial = self.axes.iter().map(|axis| axis.output);
         [self.batch].into_iter().chain(first).chain(spatial).chain(last).collect()
     }
@@ -91,9 +105,22 @@ impl Sizes {
         (product(|a| a.input), product(|a| a.output), product(|a| a.kernel))
     }
 
+    /// Operations of the whole convolution.
+    pub(crate) fn flops(&self) -> u64 {
+        let taps = self.axes.iter().fold(1_usize, |taps, axis| taps.saturating_mul(axis.kernel));
+        let outputs = self.shape().iter().fold(1_usize, |len, &n| len.saturating_mul(n));
+        flops(outputs, taps, self.c_in / self.groups)
+    }
+
+    /// The same as a convolution of floats has it.
+    pub(crate) fn geometry(&self) -> Geometry {
+        let (c_in, c_out) = (self.c_in / self.groups, self.c_out / self.groups);
+        Geometry { samples: self.batch, groups: self.groups, c_in, c_out, axes: self.axes.clone() }
+    }
+
     /// The first element of a channel of a sample and the distance to the next, among `channels` of `positions`.
-    fn channel(&self, channel: usize, channels: usize, positions: usize) -> (usize, usize) {
-        if self.channels_last { (channel, channels) } else { (channel * positions, 1) }
+    fn channel(last: bool, channel: usize, channels: usize, positions: usize) -> (usize, usize) {
+        if last { (channel, channels) } else { (channel * positions, 1) }
     }
 }
 
@@ -144,7 +171,7 @@ fn convolve<T: Code>(s: &Sizes, (x, x_zero): (&[T], i32), filters: &[Rows], ctx:
             for (group, filters) in filters.iter().enumerate() {
                 for (met, row) in met.chunks_exact(kernel).zip(rows.data.chunks_exact_mut(padded(k).max(1))) {
                     for (channel, row) in (group * c_in..).zip(row[..k].chunks_exact_mut(kernel)) {
-                        let (first, step) = s.channel(channel, s.c_in, inputs);
+                        let (first, step) = Sizes::channel(s.input_last, channel, s.c_in, inputs);
                         for (value, &position) in row.iter_mut().zip(met) {
                             *value = if position == PADDING { 0 } else { x[first + position * step].get() as i16 - x_zero };
                         }
@@ -152,7 +179,7 @@ fn convolve<T: Code>(s: &Sizes, (x, x_zero): (&[T], i32), filters: &[Rows], ctx:
                 }
                 let sums = multiply(filters, &rows, ctx);
                 for (channel, sums) in (group * c_out..).zip(sums.chunks_exact(end - start)) {
-                    let (first, step) = s.channel(channel, s.c_out, outputs);
+                    let (first, step) = Sizes::channel(s.output_last, channel, s.c_out, outputs);
                     let first = n * s.c_out * outputs + first;
                     for (at, &sum) in (start..end).zip(sums) {
                         finish(channel, first + at * step, sum);
@@ -244,11 +271,39 @@ impl Op for QConv {
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         let sizes = inputs.shape(0).and_then(|x| self.sizes(x, inputs.shape(self.weights())?));
-        sizes.map_or(0, |s| {
-            let taps = s.axes.iter().fold(1_usize, |taps, axis| taps.saturating_mul(axis.kernel));
-            let outputs = s.shape().iter().fold(1_usize, |len, &n| len.saturating_mul(n));
-            flops(outputs, taps, s.c_in / s.groups)
-        })
+        sizes.map_or(0, |sizes| sizes.flops())
+    }
+
+    fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
+        let constant = |i: usize| constants.get(i).copied().flatten();
+        let all = (1..constants.len()).filter(|&i| constants[i].is_some()).collect();
+        if !self.linear || (1..8).any(|i| constant(i).is_none()) {
+            return None;
+        }
+        let weights = constant(3)?;
+        let c_out = *weights.shape().first()?;
+        let level = |scale_at: usize, zero_at: usize| {
+            let zero = constant(zero_at)?;
+            Some((scale(constant(scale_at)?.view()).ok()?, (zero.dtype(), zero_point(Some(zero.view())).ok()?)))
+        };
+        let ((x_scale, input), (y_scale, output)) = (level(1, 2)?, level(6, 7)?);
+        let zeros = Levels::new(codes(constant(5)?.view()).ok()?, constant(5)?.shape(), &[c_out], 1).ok()?;
+        let w_scale = Levels::new(constant(4)?.slice::<f32>()?.to_vec(), constant(4)?.shape(), &[c_out], 1).ok()?;
+        let bias = match (constants.get(8), constant(8)) {
+            (_, Some(bias)) if bias.shape() == [c_out] => Some(bias.slice::<i32>()?),
+            (_, Some(_)) => return None,
+            _ if constants.len() > 8 => return None,
+            _ => None,
+        };
+        let with = Constants {
+            weights,
+            weight_zeros: (0..c_out).map(|channel| zeros.at(0, channel)).collect(),
+            input,
+            output,
+            factors: (0..c_out).map(|channel| x_scale * w_scale.at(0, channel) / y_scale).collect(),
+            bias,
+        };
+        Some(Prepacked { op: Box::new(PackedQConv::new(self, isa, with)?), consumed: all })
     }
 }
 
@@ -256,7 +311,6 @@ impl Op for QConv {
 mod tests {
     use super::super::testing::{op, tensor};
     use super::*;
-    use crate::engine::tensor::Tensor;
 
     /// The same convolution of f64 numbers.
     fn exact(x: &Tensor, w: &Tensor, zeros: (i32, &[i32]), attrs: &[(&str, &[i64])], group: i64) -> Vec<i32> {

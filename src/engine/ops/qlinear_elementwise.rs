@@ -6,9 +6,11 @@
 use super::ANY;
 use super::axes::{around, axis, product, require};
 use super::broadcast::{self, Broadcast, zip};
+use super::integer_product::flip_of;
 use super::qlinear::{CODES, Code, encode, expect_same, expect_type, scale, with_code, zero_point};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, Element};
+use crate::engine::kernels::int8::quantize;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -37,8 +39,8 @@ fn expect(inputs: &[Option<Kind>], like: usize, scales: &[usize], zeros: &[usize
 
 /// A sum or a product of two operands, each with its scale and zero point, as are those of the result.
 #[derive(Debug)]
-struct Combine {
-    multiply: bool,
+pub(crate) struct Combine {
+    pub(crate) multiply: bool,
 }
 
 impl Op for Combine {
@@ -54,10 +56,15 @@ impl Op for Combine {
         Ok(vec![broadcast::shape([inputs.shape(0)?, inputs.shape(3)?])?])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (a, b, y) = (inputs.at(0)?, inputs.at(3)?, outputs.at(0)?);
         let (a_scale, b_scale, y_scale) = (scale(inputs.at(1)?)?, scale(inputs.at(4)?)?, scale(inputs.at(6)?)?);
         let (a_zero, b_zero, y_zero) = (zero_point(inputs.get(2))?, zero_point(inputs.get(5))?, zero_point(inputs.get(7))?);
+        if !self.multiply && a.shape() == b.shape() && a.shape() == y.shape() {
+            let (a_ratio, b_ratio) = (a_scale / y_scale, b_scale / y_scale);
+            let fixed = y_zero as f32 - (a_ratio * a_zero as f32 + b_ratio * b_zero as f32);
+            return add_all((a, b), (a_ratio, b_ratio, fixed), y, ctx);
+        }
         let plan = Broadcast::new(y.shape(), [a.shape(), b.shape()]);
         with_code!(a.dtype(), T => {
             let (a, b, y) = (a.slice::<T>()?, b.slice::<T>()?, y.slice::<T>()?);
@@ -72,6 +79,19 @@ impl Op for Combine {
             Ok(())
         })
     }
+}
+
+/// The sum of tensors of one shape, on as many threads as it is worth.
+fn add_all((a, b): (View<'_>, View<'_>), ratios: (f32, f32, f32), y: &mut ViewMut<'_>, ctx: &Context<'_>) -> Result<(), OpError> {
+    let (flip, isa) = (flip_of(a.dtype()), ctx.isa);
+    let (a, b, y): (&[u8], &[u8], &mut [u8]) = match a.dtype() {
+        DType::I8 => (bytemuck::cast_slice(a.slice::<i8>()?), bytemuck::cast_slice(b.slice::<i8>()?), bytemuck::cast_slice_mut(y.slice::<i8>()?)),
+        _ => (a.slice::<u8>()?, b.slice::<u8>()?, y.slice::<u8>()?),
+    };
+    let part = y.len().div_ceil(ctx.threads.parts(4 * y.len() as u64)).max(1);
+    let items: Vec<_> = a.chunks(part).zip(b.chunks(part)).zip(y.chunks_mut(part)).collect();
+    ctx.threads.for_each(items, |((a, b), y)| quantize::add(isa, a, b, ratios, flip, y));
+    Ok(())
 }
 
 /// The product of two operands less their zero points, in 32 bits.

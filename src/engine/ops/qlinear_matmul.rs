@@ -2,15 +2,18 @@
 //! DynamicQuantizeMatMul and QGemm.
 //!
 //! The sums are exact integers, so that their order does not matter. They are scaled in f32, as onnxruntime does it. A
-//! constant right matrix is widened and transposed once.
+//! constant right matrix is packed once for the kernel, which also scales and rounds the sums where each operand has one scale, or
+//! one per row or column.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use smallvec::smallvec;
 
 use super::ANY;
 use super::axes::require;
 use super::cast::convert;
+use super::integer_product::{Operands, ToFloats};
 use super::matmul::{Sizes, narrow, sizes, starts};
 use super::product::flops;
 use super::qlinear::{CODES, Levels, Rows, encode, expect_same, expect_type, multiply, scale, with_code, zero_levels, zero_point};
@@ -18,8 +21,9 @@ use super::qlinear_scaling::{Bias, Block, Scales, Scaling, wide, wide_levels};
 use super::quantize_dynamic::{Range8, quantize_dynamically};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
-use crate::engine::kernels::epilogue::Epilogue;
+use crate::engine::kernels::epilogue::{Activation, Epilogue};
 use crate::engine::kernels::gemm::gemm;
+use crate::engine::kernels::int8::{PackedInt8, RightCodes};
 use crate::engine::kernels::integer::padded;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
@@ -78,15 +82,17 @@ struct Places {
 }
 
 #[derive(Clone, Debug)]
-struct QMatMul {
+pub(crate) struct QMatMul {
     form: Form,
     given: Vec<bool>,
-    /// The right matrix less its zero points, if it is constant.
-    packed: Option<Rows>,
+    /// The right matrix with its zero points, if it is constant.
+    packed: Option<Arc<PackedInt8>>,
+    /// What follows a result of floats.
+    pub(crate) activation: Activation,
 }
 
 fn build(attrs: &Attrs, form: Form) -> Result<Box<dyn Op>, OpError> {
-    Ok(Box::new(QMatMul { form, given: attrs.inputs.clone(), packed: None }))
+    Ok(Box::new(QMatMul { form, given: attrs.inputs.clone(), packed: None, activation: Activation::None }))
 }
 
 /// Sums of the result that are held at once.
@@ -112,7 +118,7 @@ impl QMatMul {
 
     /// The sizes for operands of these shapes, `b` as given or as packed.
     fn sizes(&self, a: &[usize], b: Option<&[usize]>) -> Result<Sizes, OpError> {
-        let packed = self.packed.as_ref().map(|rows| [rows.k, rows.count]);
+        let packed = self.packed.as_ref().map(|packed| [packed.k(), packed.n()]);
         let Form::Gemm(gemm) = self.form else {
             let b = packed.as_ref().map(|b| &b[..]).or(b).ok_or_else(|| OpError::missing_input(self.places().b))?;
             return sizes(a, b);
@@ -156,24 +162,24 @@ impl QMatMul {
             return Ok(());
         }
         let b_zeros = zero_levels(b_zero, &if b_across { vec![k, n] } else { shape.unwrap_or(&[k, n]).to_vec() }, 1)?;
-        let width = if self.packed.is_some() { n } else { n.min(BLOCK) };
+        if let Some(packed) = &self.packed {
+            let operands = Operands::new(a, a_across, packed, zeros, m, ctx.threads)?;
+            let mut sums = vec![0; rows * n];
+            operands.to_sums(&mut sums);
+            return finish(&Block { a: 0, b: 0, rows: 0..rows, columns: 0..n, start: 0, sums: &sums });
+        }
+        let width = n.min(BLOCK);
         let height = (BLOCK / width.max(padded(k))).clamp(1, rows).next_multiple_of(4).min(rows);
         for (i, (a_matrix, b_matrix)) in pairs.into_iter().enumerate() {
             for first in (0..n).step_by(width) {
                 let columns = first..n.min(first + width);
-                let unpacked = match b {
-                    Some(b) if self.packed.is_none() => {
-                        let zero = |j: usize| b_zeros.at(b_matrix, j);
-                        Some(right(b, b_matrix, (k, n), b_across, columns.clone(), zero)?)
-                    }
-                    _ => None,
-                };
-                let Some(right) = unpacked.as_ref().or(self.packed.as_ref()) else { return Err(OpError::missing_input(self.places().b)) };
+                let Some(b) = b else { return Err(OpError::missing_input(self.places().b)) };
+                let right = right(b, b_matrix, (k, n), b_across, columns.clone(), |j| b_zeros.at(b_matrix, j))?;
                 for start in (0..rows).step_by(height) {
                     let range = start..rows.min(start + height);
                     let zero = |r: usize| zeros.at(a_matrix + (start + r) / m, (start + r) % m);
                     let left = left(a, a_matrix, (m, k), a_across, range.clone(), zero)?;
-                    let sums = multiply(&left, right, ctx);
+                    let sums = multiply(&left, &right, ctx);
                     finish(&Block { a: a_matrix, b: b_matrix, rows: range, columns: columns.clone(), start: i * rows * n, sums: &sums })?;
                 }
             }
@@ -186,6 +192,11 @@ impl QMatMul {
         let n = y_columns(self, inputs)?;
         let zeros = zero_levels(inputs.get(2), a.shape(), 2)?;
         let y = y.slice::<i32>()?;
+        if let Some(packed) = &self.packed {
+            let m = self.sizes(a.shape(), None)?.m;
+            Operands::new(a, false, packed, &zeros, m, ctx.threads)?.to_sums(y);
+            return Ok(());
+        }
         self.blocks(a, &zeros, (inputs.get(places.b), inputs.get(places.b_zero)), ctx, |block| {
             block.write(n, y, |_, sums, y| y.copy_from_slice(sums));
             Ok(())
@@ -220,6 +231,11 @@ impl QMatMul {
         let bias = places.bias.and_then(|i| inputs.get(i));
         let alpha = if let Form::Gemm(gemm) = self.form { gemm.alpha } else { 1.0 };
         let scaling = Scaling { alpha, a: a_scale, b: b_scale, y: y_scale };
+        if let Some(packed) = &self.packed
+            && self.run_fused(Operands::new(a, self.across(), packed, &zeros, m, ctx.threads)?, &scaling, bias, y_zero, (m, y))?
+        {
+            return Ok(());
+        }
         let operands = (inputs.get(places.b), inputs.get(places.b_zero));
         if y.dtype().is_float() {
             let bias = Bias::of(bias, m, n)?;
@@ -233,6 +249,7 @@ impl QMatMul {
                 });
                 Ok(())
             })?;
+            crate::engine::kernels::vector::activation_in_place(ctx.isa, self.activation, out);
             return if wide.is_empty() { Ok(()) } else { narrow(&wide, y) };
         }
         let zero = zero_point(y_zero)?;
@@ -251,6 +268,72 @@ impl QMatMul {
                 Ok(())
             })
         })
+    }
+
+    /// Whether the result is of floats.
+    pub(crate) fn gives_floats(&self) -> bool {
+        match self.form {
+            Form::ToFloat | Form::Dynamic => true,
+            Form::Gemm(_) => self.given.get(7) != Some(&true),
+            Form::Integer | Form::Linear => false,
+        }
+    }
+
+    /// Whether the left operand is transposed.
+    fn across(&self) -> bool {
+        matches!(self.form, Form::Gemm(gemm) if gemm.a_across)
+    }
+
+    /// Lets the kernel scale the sums. False if it has no form for the scales or the bias.
+    fn run_fused(
+        &self,
+        operands: Operands<'_>,
+        scaling: &Scaling,
+        bias: Option<View<'_>>,
+        y_zero: Option<View<'_>>,
+        (m, y): (usize, &mut ViewMut<'_>),
+    ) -> Result<bool, OpError> {
+        let n = operands.columns();
+        let wide = [Some(&scaling.a), Some(&scaling.b), scaling.y.as_ref()].into_iter().flatten().all(|s| s.dtype == DType::F32);
+        if !wide || !scaling.b.values.shared() || !scaling.a.values.shared() {
+            return Ok(false);
+        }
+        let (integers, floats) = match Bias::of(bias, m, n)? {
+            Bias::None => (None, None),
+            Bias::Floats(values) => (None, Some(values)),
+            Bias::Integers { values, row: 0, column } => (Some((0..n).map(|j| values[j * column]).collect::<Vec<_>>()), None),
+            Bias::Integers { .. } => return Ok(false),
+        };
+        let block = Block { a: 0, b: 0, rows: 0..m, columns: 0..n, start: 0, sums: &[] };
+        let mut factors = vec![];
+        let dtype = y.dtype();
+        if dtype == DType::F32 {
+            let of_rows = if scaling.a.uniform { None } else { Some((0..operands.rows()).map(|r| scaling.alpha * scaling.a.values.at(0, r % m.max(1))).collect::<Vec<_>>()) };
+            match of_rows {
+                None => scaling.factors(&block, 0, m, &mut factors),
+                Some(_) => factors.extend((0..n).map(|j| scaling.b.values.at(0, j))),
+            }
+            let with = ToFloats {
+                bias: integers.as_deref(),
+                scales: of_rows.as_deref(),
+                factors: &factors,
+                added: floats.as_deref(),
+                activation: self.activation,
+            };
+            operands.to_floats(y.slice()?, &with);
+            return Ok(true);
+        }
+        if !scaling.a.uniform || floats.is_some() {
+            return Ok(false);
+        }
+        scaling.factors(&block, 0, m, &mut factors);
+        let level = (dtype, zero_point(y_zero)?);
+        match dtype {
+            DType::U8 => operands.to_codes(y.slice::<u8>()?, integers.as_deref(), &factors, level),
+            DType::I8 => operands.to_codes(bytemuck::cast_slice_mut(y.slice::<i8>()?), integers.as_deref(), &factors, level),
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// QLinearMatMul with floats of 8 bits among the operands: the product of what the codes stand for.
@@ -411,7 +494,7 @@ impl Op for QMatMul {
         self.run_scaled(inputs, y, ctx)
     }
 
-    fn prepack(&self, constants: &[Option<&Tensor>], _: Isa) -> Option<Prepacked> {
+    fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
         let places = self.places();
         let constant = |i: usize| constants.get(i).copied().flatten();
         let b = constant(places.b).filter(|b| CODES.contains(&b.dtype()))?;
@@ -422,13 +505,19 @@ impl Op for QMatMul {
             [k, n] => (k, n),
             _ => return None,
         };
-        // Short rows are padded to many times their length: not worth keeping.
+        // Short rows are padded to many times their length: not worth packing.
         const SHORT: usize = 16;
         if self.packed.is_some() || k < SHORT || n == 0 || (zero.is_none() && self.given.get(places.b_zero) == Some(&true)) {
             return None;
         }
         let zeros = zero_levels(zero.map(Tensor::view), &[k, n], 1).ok().filter(Levels::shared)?;
-        let packed = right(b.view(), 0, (k, n), across, 0..n, |j| zeros.at(0, j)).ok()?;
+        let codes = match (b.slice::<i8>(), b.slice::<u8>()) {
+            (Some(codes), _) => RightCodes::Signed(codes),
+            (_, Some(codes)) => RightCodes::Unsigned(codes),
+            _ => return None,
+        };
+        let each: Vec<i32> = (0..n).map(|j| zeros.at(0, j)).collect();
+        let packed = Arc::new(PackedInt8::pack(isa, codes, (k, n), across, &each));
         let mut consumed = smallvec![places.b];
         consumed.extend(zero.map(|_| places.b_zero));
         // Floats of 8 bits on the left are multiplied as floats, for which the right operand stays as it is.
@@ -448,7 +537,7 @@ impl Op for QMatMul {
     }
 
     fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, Rows::bytes)
+        self.packed.as_ref().map_or(0, |packed| packed.bytes())
     }
 }
 

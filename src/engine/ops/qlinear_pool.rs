@@ -20,7 +20,10 @@ pub(crate) const DEFS: &[OpDef] = &[
         let include_pad = a.bool_or("count_include_pad", false)?;
         Ok(Box::new(AveragePool { window, include_pad, channels_last: a.bool_or("channels_last", false)? }))
     }),
-    def("QLinearGlobalAveragePool", |a| Ok(Box::new(GlobalAveragePool { channels_last: a.bool_or("channels_last", false)? }))),
+    def("QLinearGlobalAveragePool", |a| {
+        let channels_last = a.bool_or("channels_last", false)?;
+        Ok(Box::new(GlobalAveragePool { channels_last, output_last: channels_last }))
+    }),
     def("ReduceSumInteger", |a| {
         Ok(Box::new(ReduceSum { axes: a.required("axes", a.ints("axes")?)?, keep: a.bool_or("keepdims", true)? }))
     }),
@@ -117,8 +120,10 @@ impl Op for AveragePool {
 
 /// The mean of each channel.
 #[derive(Debug)]
-struct GlobalAveragePool {
-    channels_last: bool,
+pub(crate) struct GlobalAveragePool {
+    pub(crate) channels_last: bool,
+    /// Of the result.
+    pub(crate) output_last: bool,
 }
 
 impl Op for GlobalAveragePool {
@@ -128,7 +133,7 @@ impl Op for GlobalAveragePool {
 
     fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
         let (n, c, spatial) = split(inputs.shape(0)?, self.channels_last)?;
-        Ok(vec![join(n, c, spatial.iter().map(|_| 1), self.channels_last)])
+        Ok(vec![join(n, c, spatial.iter().map(|_| 1), self.output_last)])
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
@@ -142,6 +147,15 @@ impl Op for GlobalAveragePool {
         let factor = scale(inputs.at(1)?)? / (scale(inputs.at(3)?)? * size as f32);
         with_code!(x.dtype(), T => {
             let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
+            if self.channels_last {
+                // Sums of all channels beside each other: neighbours in memory.
+                for (x, y) in x.chunks_exact((size * c).max(1)).zip(y.chunks_exact_mut(c)) {
+                    let mut sums = vec![0_i64; c];
+                    x.chunks_exact(c).for_each(|x| sums.iter_mut().zip(x).for_each(|(sum, v)| *sum += i64::from(v.get() - x_zero)));
+                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y = encode::<T>(sum as f32 * factor, y_zero));
+                }
+                return Ok(());
+            }
             for (i, y) in y.iter_mut().enumerate().take(n * c) {
                 let (start, step) = if self.channels_last { (i / c * size * c + i % c, c) } else { (i * size, 1) };
                 let codes = x.get(start..).unwrap_or_default().iter().step_by(step).take(size);

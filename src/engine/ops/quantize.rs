@@ -5,9 +5,11 @@
 use super::ANY;
 use super::axes::require;
 use super::number::{Number, with_float};
+use super::integer_product::{flip_of, shift_of};
 use super::qlinear::{Run, Sharing, codes, expect_type};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, Element};
+use crate::engine::kernels::int8::quantize::quantize;
 use crate::engine::narrow::{F4E2M1, F6E2M3, F6E3M2, F8E4M3Fn, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, I2, I4, Narrow as _, U2, U4};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::Kind;
@@ -239,13 +241,19 @@ impl Op for QuantizeLinear {
         Ok(vec![x.into()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (x, scale, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let sharing = Sharing::new(x.shape(), scale.shape(), self.axis, self.block)?;
         let zeros = zero_points(inputs.get(2))?;
         let divides = self.divides(x.dtype(), scale.dtype());
         if (x.dtype(), scale.dtype(), divides) == (DType::F32, DType::F32, DType::F32) {
             let (x, scale) = (x.slice::<f32>()?, scale.slice::<f32>()?);
+            if let ([scale], true) = (scale, matches!(y.dtype(), DType::U8 | DType::I8)) {
+                let (zero, dtype) = (at(&zeros, 0) as i32, y.dtype());
+                let codes = if dtype == DType::I8 { bytemuck::cast_slice_mut(y.slice::<i8>()?) } else { y.slice::<u8>()? };
+                quantize(ctx.isa, x, *scale, zero + shift_of(dtype), flip_of(dtype), codes);
+                return Ok(());
+            }
             return self.write(y, &sharing, &zeros, |i, s| x[i] / scale[s]);
         }
         let (x, scale) = (exact(x)?, exact(scale)?);

@@ -4,8 +4,9 @@ use smallvec::smallvec;
 
 use super::ANY;
 use super::axes::require;
-use super::qlinear::encode;
 use crate::engine::dtype::DType;
+use crate::engine::kernels::int8::quantize;
+use crate::engine::kernels::isa::Isa;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::Kind;
 
@@ -30,8 +31,7 @@ impl Range8 {
 
     /// What takes the smallest and the greatest of the values and zero to 0 and 255. NaN is passed over.
     pub(crate) fn of(values: &[f32], scale_of_zeros: f32) -> Self {
-        let least = values.iter().fold(0.0_f32, |least, &v| if v < least { v } else { least });
-        let greatest = values.iter().fold(0.0_f32, |greatest, &v| if v > greatest { v } else { greatest });
+        let (least, greatest) = quantize::range(Isa::best(), values);
         if least == greatest {
             return Self { scale: scale_of_zeros, zero: 0 };
         }
@@ -43,8 +43,7 @@ impl Range8 {
 
 /// Writes the code of every value.
 pub(crate) fn quantize_dynamically(values: &[f32], range: Range8, codes: &mut [u8]) {
-    let zero = i32::from(range.zero);
-    codes.iter_mut().zip(values).for_each(|(code, &v)| *code = encode(v / range.scale, zero));
+    quantize::quantize(Isa::best(), values, range.scale, i32::from(range.zero), 0, codes);
 }
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use crate::engine::ops::arithmetic::Arithmetic;
 use crate::engine::ops::conv::Conv;
 use crate::engine::ops::gemm::Gemm;
 use crate::engine::ops::matmul::MatMul;
+use crate::engine::ops::qlinear_matmul::QMatMul;
 use crate::engine::tensor::Kind;
 
 pub(super) fn run(graph: &mut Graph, _: &LoadOptions) {
@@ -119,6 +120,9 @@ fn with_activation(op: &dyn Op, activation: Activation) -> Option<Arc<dyn Op>> {
         return set(op, |op| &mut op.activation, activation);
     }
     if let Some(op) = op.downcast::<Gemm>() {
+        return set(op, |op| &mut op.activation, activation);
+    }
+    if let Some(op) = op.downcast::<QMatMul>().filter(|op| op.gives_floats()) {
         return set(op, |op| &mut op.activation, activation);
     }
     set(op.downcast::<MatMul>()?, |op| &mut op.activation, activation)

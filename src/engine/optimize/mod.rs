@@ -8,6 +8,12 @@ mod fold_constants;
 mod fuse_activation;
 mod fuse_gelu;
 mod identity;
+mod integer;
+mod integer_dynamic;
+mod integer_layout;
+#[cfg(test)]
+mod integer_tests;
+mod pattern;
 mod reduce_precision;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -32,7 +38,14 @@ pub struct Pass {
 pub const PASSES: &[Pass] = &[
     Pass { name: "dead-code", run: dead_code::run, why_here: "first: nothing else should work on what nobody reads" },
     Pass { name: "identity", run: identity::run, why_here: "before folding: it joins what Identity and Dropout keep apart" },
+    Pass { name: "integer-operators", run: integer::run, why_here: "before folding, which would make floats of the weights' codes" },
+    Pass { name: "integer-layout", run: integer_layout::run, why_here: "after the operators on codes are there, while all is as declared" },
     Pass { name: "fold-constants", run: fold_constants::run, why_here: "before the patterns: they look for constant operands" },
+    Pass {
+        name: "fuse-dynamic-quantisation",
+        run: integer_dynamic::run,
+        why_here: "after folding: scales of weights and biases are constants",
+    },
     Pass { name: "fold-batch-norm", run: fold_batch_norm::run, why_here: "after folding: scale and shift must be constants" },
     Pass { name: "fuse-gelu", run: fuse_gelu::run, why_here: "before activations are fused: this is one" },
     Pass { name: "fuse-activation", run: fuse_activation::run, why_here: "after batch norm: the activation then follows the convolution" },

@@ -59,20 +59,21 @@ impl Builder {
     pub(crate) fn node_with(mut self, op: &str, attrs: &[(&str, Attr)], inputs: &[&str], output: &str) -> Self {
         let def = ops::find("", op, self.opset).unwrap_or_else(|reason| panic!("{op}: {reason}"));
         let values: BTreeMap<String, Attr> = attrs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let attributes = Arc::new(values.clone());
         let attrs = Attrs::new(values, self.opset, vec![true; inputs.len()], vec![true]);
         let op = (def.build)(&attrs).unwrap_or_else(|error| panic!("{op}: {error}"));
         let inputs = inputs.iter().map(|name| Some(self.id(name))).collect();
         let outputs = vec![Some(self.id(output))];
-        self.graph.nodes.push(Node {
-            name: format!("{output}_node"),
-            def,
-            opset: self.opset,
-            op: op.into(),
-            attributes: Arc::default(),
-            inputs,
-            outputs,
-        });
+        self.graph.nodes.push(Node { name: format!("{output}_node"), def, opset: self.opset, op: op.into(), attributes, inputs, outputs });
         self
+    }
+
+    /// `outputs = DynamicQuantizeLinear(input)`.
+    pub(crate) fn dynamic(self, input: &str, outputs: [&str; 3]) -> Self {
+        let mut builder = self.node("DynamicQuantizeLinear", &[input], outputs[0]);
+        let ids = outputs.map(|name| Some(builder.id(name)));
+        builder.graph.nodes.last_mut().expect("the node").outputs = ids.to_vec();
+        builder
     }
 
     /// The finished graph with its outputs.

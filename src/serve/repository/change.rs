@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::overrides::Scratch;
 use super::source::{self, Found, Source};
 use super::{Entry, Label, Overrides, Repository, State, VersionStatus, find, pipelines, unknown};
-use crate::engine::Threads;
+use crate::engine::{Threads, release_memory};
 use crate::error::{Error, Kind};
 use crate::resources;
 use crate::serve::Servable;
@@ -239,16 +239,10 @@ impl Repository {
 
     fn load_one(&self, name: &str, version: &str, found: &Found, pace: Pace) -> Result<Servable, String> {
         let prepared = match pace {
-            Pace::Startup => self.prepare(name, version, found, Arc::clone(&self.options.threads)),
-            Pace::Background => std::thread::scope(|scope| {
-                let thread = std::thread::Builder::new().name("load".to_owned()).spawn_scoped(scope, || {
-                    resources::lower_priority();
-                    let threads = Threads::starting(self.options.threads.count(), resources::lower_priority);
-                    let threads = threads.map_err(|error| format!("the system cannot start threads: {error}"))?;
-                    self.prepare(name, version, found, Arc::new(threads))
-                });
-                let thread = thread.map_err(|error| format!("the system cannot start a thread: {error}"))?;
-                thread.join().unwrap_or_else(|panic| Err(panic_text(&*panic)))
+            Pace::Startup => self.prepare((name, version), found, Arc::clone(&self.options.threads), None),
+            Pace::Background => self.background().and_then(|threads| {
+                let (own, before) = (Arc::clone(&threads), self.serving(name, version));
+                threads.run(|| self.prepare((name, version), found, own, before.as_deref()))
             }),
         };
         // The workers inherit this thread's priority, not that of the one that loaded.
@@ -264,6 +258,27 @@ impl Repository {
         started
     }
 
+    /// What serves as this version now, else as the newest.
+    fn serving(&self, name: &str, version: &str) -> Option<Arc<Handle>> {
+        let entries = self.read();
+        let entry = entries.get(name)?;
+        let same = entry.slot(version).and_then(|slot| slot.state.servable());
+        same.or(entry.newest()).and_then(Servable::handle).cloned()
+    }
+
+    /// The threads that only get the CPU time that requests leave. They stay: threads that come and go would each leave behind
+    /// what their part of the allocator kept.
+    fn background(&self) -> Result<Arc<Threads>, String> {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(threads) = &*background {
+            return Ok(Arc::clone(threads));
+        }
+        let threads = Threads::background(self.options.threads.count(), resources::lower_priority);
+        let threads = Arc::new(threads.map_err(|error| format!("the system cannot start threads: {error}"))?);
+        *background = Some(Arc::clone(&threads));
+        Ok(threads)
+    }
+
     pub(super) fn count(&self, name: &str, ok: bool) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = counts.entry(name.to_owned()).or_default();
@@ -271,13 +286,19 @@ impl Repository {
     }
 
     /// Loads, warms and verifies. A bug that one model brings out must not keep others from serving.
-    fn prepare(&self, name: &str, version: &str, found: &Found, threads: Arc<Threads>) -> Result<Parts, String> {
+    fn prepare(
+        &self,
+        (name, version): (&str, &str),
+        found: &Found,
+        threads: Arc<Threads>,
+        before: Option<&Handle>,
+    ) -> Result<Parts, String> {
         let Found { source, settings, .. } = found;
         let golden = source.golden();
         let load = || {
             let file = source.file(version, settings)?;
             let golden = golden.as_deref().map(Path::new);
-            prepare(Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads })
+            prepare(Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before })
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
     }
@@ -329,9 +350,20 @@ impl Repository {
     /// Puts a pipeline into service, if its steps are.
     fn exchange_pipeline(&self, name: &str, found: Found, terms: &Terms<'_>) -> Changed {
         let mut changed = Changed::default();
+        let golden = found.source.golden();
+        // While the server starts its steps are not there yet; then this is done when they are.
+        let candidate = pipelines::candidate(&self.read(), name, &found.settings);
+        if let (Pace::Background, Some(candidate), Some(golden)) = (terms.pace, candidate, &golden)
+            && let Err(reason) = pipelines::reproduce(&candidate, golden)
+        {
+            self.fail(name, &reason);
+            changed.failures.push((pipelines::VERSION.to_owned(), reason));
+            return changed;
+        }
         let status = {
             let mut entries = self.write();
             let entry = entries.get_mut(name).expect("the gate made it");
+            entry.golden = golden;
             entry.settings = found.settings;
             entry.prepare_shadows();
             entry.versions.retain(|slot| slot.version == pipelines::VERSION);
@@ -454,7 +486,14 @@ impl Repository {
                 std::thread::sleep(LOOK);
             }
             servable.close();
-            drop(servable);
+            // Freeing is work too. Where the system has no threads for it, there is this one.
+            match self.background() {
+                Ok(threads) => {
+                    threads.run(|| drop(servable));
+                    threads.on_each(release_memory);
+                }
+                Err(_) => drop(servable),
+            }
             let mut entries = self.write();
             let Some(entry) = entries.get_mut(name) else { continue };
             let unloaded = entry.newest().is_none();

@@ -100,6 +100,8 @@ struct Entry {
     /// What copies of requests showed, by label.
     shadows: BTreeMap<String, Arc<ShadowStats>>,
     turn: Turn,
+    /// The golden samples of a pipeline.
+    golden: Option<PathBuf>,
     /// Held while the model is changed: one change at a time.
     gate: Arc<Mutex<()>>,
 }
@@ -107,7 +109,7 @@ struct Entry {
 impl Entry {
     fn new(settings: ModelSettings, versions: Vec<VersionStatus>) -> Self {
         let (labels, shadows) = (BTreeMap::new(), BTreeMap::new());
-        let mut entry = Self { settings, versions, labels, shadows, turn: Turn::default(), gate: Arc::default() };
+        let mut entry = Self { settings, versions, labels, shadows, turn: Turn::default(), golden: None, gate: Arc::default() };
         entry.prepare_shadows();
         entry
     }
@@ -214,6 +216,8 @@ pub struct Repository {
     counts: Mutex<BTreeMap<String, LoadCounts>>,
     /// Changes that may be under way at once, over all models.
     changes: Semaphore,
+    /// The threads that load and free while the server serves; made by the first change.
+    background: Mutex<Option<Arc<Threads>>>,
     started: AtomicBool,
     draining: AtomicBool,
 }
@@ -248,6 +252,7 @@ impl Repository {
             entries: RwLock::new(entries),
             counts: Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
+            background: Mutex::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -276,10 +281,16 @@ impl Repository {
             }
             work();
         });
+        let pipelines: Vec<String> = {
+            let mut entries = self.write();
+            pipelines::rebuild(&mut entries);
+            entries.iter().filter(|(_, entry)| !entry.settings.steps.is_empty()).map(|(name, _)| name.clone()).collect()
+        };
+        self.verify_pipelines();
         let ended: Vec<(String, VersionStatus)> = {
             let mut entries = self.write();
             pipelines::rebuild(&mut entries);
-            let pipelines = entries.iter().filter(|(_, entry)| !entry.settings.steps.is_empty());
+            let pipelines = entries.iter().filter(|(name, _)| pipelines.contains(name));
             pipelines.flat_map(|(name, entry)| entry.versions.iter().map(|status| (name.clone(), status.clone()))).collect()
         };
         for (name, status) in ended {
@@ -288,6 +299,24 @@ impl Repository {
             progress(&name, &status, done, total.max(done));
         }
         self.started.store(true, Relaxed);
+    }
+
+    /// Takes pipelines out again that do not reproduce their golden samples.
+    fn verify_pipelines(&self) {
+        let made: Vec<(String, Servable, PathBuf)> = {
+            let entries = self.read();
+            let made = |(name, entry): (&String, &Entry)| Some((name.clone(), entry.newest()?.clone(), entry.golden.clone()?));
+            entries.iter().filter(|(_, entry)| !entry.settings.steps.is_empty()).filter_map(made).collect()
+        };
+        for (name, pipeline, golden) in made {
+            let Err(reason) = pipelines::reproduce(&pipeline, &golden) else { continue };
+            tracing::warn!(model = name, %reason, "a pipeline failed to load");
+            if let Some(entry) = self.write().get_mut(&name) {
+                // Without its steps it is not made again before it is loaded anew.
+                entry.settings.steps.clear();
+                entry.slot_mut(pipelines::VERSION).state = State::Failed(reason);
+            }
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Entry>> {

@@ -1,14 +1,16 @@
 //! Pipelines of the repository: made anew, under the lock of the change, whenever what they are made of changes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::label::Turn;
 use super::state::ModelState;
 use super::{Choice, DEFAULT_LABEL, Entry, Label, ModelStatus, State, unavailable, unknown};
 use crate::error::Error;
-use crate::serve::Servable;
 use crate::serve::pipeline::{Choose, Pipeline, Step, Target, Wrong};
+use crate::serve::settings::ModelSettings;
+use crate::serve::{Golden, InferRequest, Servable};
 
 /// The version of every pipeline.
 pub(super) const VERSION: &str = "1";
@@ -60,6 +62,27 @@ pub(super) fn rebuild(entries: &mut BTreeMap<String, Entry>) {
             Err(wrong) => slot.state = State::Failed(wrong.reason().to_owned()),
         }
     }
+}
+
+/// The pipeline of `settings`, if what it needs serves and fits; it is not put into service.
+pub(super) fn candidate(entries: &BTreeMap<String, Entry>, name: &str, settings: &ModelSettings) -> Option<Servable> {
+    if order(entries).cycles.contains_key(name) {
+        return None;
+    }
+    Pipeline::new(name, VERSION, settings, &|step: &Step| resolve(entries, step)).ok().map(Servable::from)
+}
+
+/// Runs a pipeline on its golden samples, if it has any in `folder`. Its steps run in their models' queues.
+///
+/// # Errors
+/// What is wrong with the samples, or how the answer differs.
+pub(super) fn reproduce(pipeline: &Servable, folder: &Path) -> Result<(), String> {
+    let Some(golden) = Golden::read(folder)? else { return Ok(()) };
+    let failed = |error: String| format!("the golden samples are not reproduced: {error}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
+    let request = InferRequest::new(golden.inputs.clone());
+    let response = runtime.block_on(pipeline.infer(request)).map_err(|error| failed(error.message().to_owned()))?;
+    golden.compare(&response.outputs, pipeline.settings().tolerance).map_err(failed)
 }
 
 fn model_state(entries: &BTreeMap<String, Entry>, name: &str) -> Option<ModelState> {

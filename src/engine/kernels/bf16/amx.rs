@@ -71,7 +71,7 @@ struct Configuration {
 
 impl Configured {
     /// Panics where the unit may not be used.
-    pub(super) fn new() -> Configured {
+    pub(crate) fn new() -> Configured {
         assert!(permitted(), "the tile unit is not available on this machine");
         let mut configuration = Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         configuration.row_bytes[..8].fill(64);

@@ -4,6 +4,7 @@
 mod bf16;
 mod conv;
 mod gemm;
+mod int8;
 mod integer;
 mod vector;
 
