@@ -131,8 +131,15 @@ macro_rules! floats {
 floats! {
     f32: 0.0, 1.0, f32::abs, f64::from, |v| v as f32;
     f64: 0.0, 1.0, f64::abs, std::convert::identity, std::convert::identity;
-    f16: f16::ZERO, f16::ONE, |v: f16| f16::from_bits(v.to_bits() & 0x7fff), f16::to_f64, f16::from_f64;
-    bf16: bf16::ZERO, bf16::ONE, |v: bf16| bf16::from_bits(v.to_bits() & 0x7fff), bf16::to_f64, bf16::from_f64;
+    f16: f16::ZERO, f16::ONE, |v: f16| f16::from_bits(v.to_bits() & 0x7fff), f16::to_f64, |v| f16::from_f64(sticky(v));
+    bf16: bf16::ZERO, bf16::ONE, |v: bf16| bf16::from_bits(v.to_bits() & 0x7fff), bf16::to_f64, |v| bf16::from_f64(sticky(v));
+}
+
+/// The number with 20 bits of mantissa, the last of which is set if there was more behind it: it rounds to f16 and bf16 as the
+/// number itself. `half` looks at no more bits than these, and so takes what is a little above a tie for the tie.
+fn sticky(value: f64) -> f64 {
+    let bits = value.to_bits();
+    if bits as u32 == 0 || value.is_nan() { value } else { f64::from_bits((bits >> 32 | 1) << 32) }
 }
 
 /// Runs `$body` with the alias `$t` bound to a floating-point element type; `$other` is the value for the others.
@@ -220,6 +227,30 @@ mod tests {
         check(&[0, 1, u64::MAX]);
         assert_eq!((-0.0_f32).key(), 0.0_f32.key());
         assert_eq!((-f32::NAN).key(), f32::NAN.key());
+    }
+
+    #[test]
+    fn what_is_a_little_above_a_tie_rounds_up() {
+        let tie = 1.0 + 1.0 / 256.0;
+        for (value, want) in
+            [(tie, 0x3f80), (f64::from((tie as f32).next_up()), 0x3f81), (tie.next_up(), 0x3f81), (tie.next_down(), 0x3f80)]
+        {
+            assert_eq!(<bf16 as Number>::from_f64(value).to_bits(), want, "{value}");
+            assert_eq!(<bf16 as Number>::from_f64(-value).to_bits(), want | 0x8000, "{value}");
+        }
+        let tie = 1.0 + 1.0 / 2048.0;
+        for (value, want) in
+            [(tie, 0x3c00), (f64::from((tie as f32).next_up()), 0x3c01), (tie.next_up(), 0x3c01), (tie.next_down(), 0x3c00)]
+        {
+            assert_eq!(<f16 as Number>::from_f64(value).to_bits(), want, "{value}");
+        }
+        assert_eq!(<f16 as Number>::from_f64(65519.999).to_bits(), 0x7bff);
+        assert_eq!(<f16 as Number>::from_f64(65520.0), f16::INFINITY);
+        assert_eq!(<bf16 as Number>::from_f64(f64::INFINITY), bf16::INFINITY);
+        assert!(<bf16 as Number>::from_f64(f64::from_bits(0x7ff0_0000_0000_0001)).is_nan());
+        // Half of the smallest, and a little more.
+        assert_eq!(<f16 as Number>::from_f64(2.0_f64.powi(-25)).to_bits(), 0);
+        assert_eq!(<f16 as Number>::from_f64(2.0_f64.powi(-25).next_up()).to_bits(), 1);
     }
 
     #[test]

@@ -229,8 +229,8 @@ impl Rounding {
     pub(crate) fn apply<R: Real>(self, x: &mut [R]) {
         match self {
             Self::None => {}
-            Self::F16 => x.iter_mut().for_each(|x| *x = R::from_f64(f16::from_f64(x.to_f64()).to_f64())),
-            Self::BF16 => x.iter_mut().for_each(|x| *x = R::from_f64(bf16::from_f64(x.to_f64()).to_f64())),
+            Self::F16 => x.iter_mut().for_each(|x| *x = R::from_f64(<f16 as Number>::from_f64(x.to_f64()).to_f64())),
+            Self::BF16 => x.iter_mut().for_each(|x| *x = R::from_f64(<bf16 as Number>::from_f64(x.to_f64()).to_f64())),
         }
     }
 
