@@ -233,7 +233,8 @@ fn what_cannot_be_explained_is_refused_by_name() {
         change(&mut question);
         message(&network, question)
     };
-    let cases: &[(&dyn Fn(&mut Question), &str)] = &[
+    type Change<'a> = &'a dyn Fn(&mut Question);
+    let cases: &[(Change<'_>, &str)] = &[
         (&|q| q.target = Some(Class::Index(3)), "target is 3; the output has 3 elements in a row"),
         (&|q| q.output = Some("z".into()), "output `z` is not known; the outputs are `y`"),
         (&|q| q.background = Some(vec![Tensor::zeros(ndserve::engine::DType::F32, &[2, 5])]), "background: input `x` wants shape"),
