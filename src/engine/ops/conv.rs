@@ -57,6 +57,9 @@ pub(crate) fn groups(attrs: &Attrs) -> Result<usize, OpError> {
 /// Elements of one padded image that a convolution may copy: 2^31 are 8 GiB.
 const PADDED_ELEMENTS: usize = 1 << 31;
 
+/// The elements of an input, of weights with their shape, and of a bias.
+type Operands<'a> = (&'a [f32], (&'a [usize], &'a [f32]), Option<&'a [f32]>);
+
 impl Conv {
     /// The same followed by an activation.
     pub(crate) fn with(self, activation: Activation) -> Self {
@@ -105,7 +108,8 @@ impl Conv {
         }
     }
 
-    fn run_f32(&self, sizes: &Geometry, x: &[f32], w: (&[usize], &[f32]), bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
+    /// `x`, weights with their shape, and a bias; `end` says what becomes of the sums.
+    fn run_f32(&self, sizes: &Geometry, (x, w, bias): Operands<'_>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
         match flat(sizes) {
             Some((shape, _)) => run_packed(&shape, &self.pack(ctx.isa, w.0, w.1), x, bias, end, y, ctx),
             None if end.adds => {
@@ -129,7 +133,7 @@ impl Conv {
         let (x, w) = (x.slice()?, (w.shape(), w.slice()?));
         let shape = output_shape(sizes.samples, w.0[0], &sizes.axes);
         residual::finish(residual, &shape, self.activation, outputs, ctx, |y, end, ctx| {
-            self.run_f32(&sizes, x, w, bias, end, y, ctx);
+            self.run_f32(&sizes, (x, w, bias), end, y, ctx);
             Ok(())
         })
     }
@@ -235,7 +239,7 @@ impl Op for Conv {
                 let bias = inputs.get(2).map(widened).transpose()?;
                 let mut wide = vec![0.0; sizes.output_len()];
                 let end = End { adds: false, activation: self.activation };
-                self.run_f32(&sizes, &widened(x)?, (w.shape(), &widened(w)?), bias.as_deref(), end, &mut wide, ctx);
+                self.run_f32(&sizes, (&widened(x)?, (w.shape(), &widened(w)?), bias.as_deref()), end, &mut wide, ctx);
                 narrow(&wide, y)
             }
         }

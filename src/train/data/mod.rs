@@ -12,6 +12,7 @@ use std::path::Path;
 use super::error::{Error, Result};
 use crate::engine::Tensor;
 
+pub use read_csv::read_csv;
 pub use source::{Source, Wanted};
 
 /// One column of a table.

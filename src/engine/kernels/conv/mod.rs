@@ -170,7 +170,6 @@ pub fn conv2d(shape: &ConvShape, w: &PackedConv, x: &[f32], epilogue: &Epilogue<
 
 /// Some output channels of [`conv2d`]: `y` is `[n, channels.len(), h_out, w_out]`. The range starts at a multiple of
 /// [`PackedConv::channel_step`] and ends at one or at `c_out`; `bias` still has length `c_out`.
-#[expect(clippy::too_many_arguments, reason = "the operands of a convolution")]
 pub fn conv2d_channels(
     shape: &ConvShape,
     w: &PackedConv,

@@ -289,7 +289,7 @@ fn rows_of_floats_are_rounded_by_themselves() {
     a[7 * k + 3] = f32::NAN;
     a[8 * k + 3] = f32::INFINITY;
     let across: Vec<f32> = (0..n * k).map(|i| b[i % k * n + i / k]).collect();
-    let epilogue = Epilogue { alpha: 0.5, bias: Bias::PerColumn(&bias), activation: Activation::None };
+    let epilogue = Epilogue { alpha: 0.5, bias: Bias::PerColumn(&bias), ..Epilogue::default() };
     for isa in Isa::available() {
         let packed = DynamicInt8::pack(isa, &b, k, n, false);
         let mut all = vec![0.0; m * n];
