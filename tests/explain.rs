@@ -152,6 +152,10 @@ const TREES: &[(&str, usize)] = &[
     ("lightgbm-regressor", 1),
 ];
 
+/// The scores that the trees of `xgboost-classes` begin with. shap 0.51 takes the first for every class: its values then do not sum
+/// to the booster's own margins.
+const BASE_SCORES: [f64; 3] = [-0.32285213470458984, -0.4529045820236206, 0.7757569551467896];
+
 #[test]
 fn trees_have_the_values_of_treeshap() {
     for &(name, classes) in TREES {
@@ -170,6 +174,7 @@ fn trees_have_the_values_of_treeshap() {
             }
             let base = wide(&case.arrays["base_value"]);
             let base = base.get(class).unwrap_or(&base[0]);
+            let base = base + if name == "xgboost-classes" { BASE_SCORES[class] - BASE_SCORES[0] } else { 0.0 };
             let found = explained.explanations[0].base_value.unwrap();
             assert!((found - base).abs() <= BOUND * base.abs().max(1.0), "{name}: base value {found}, not {base}");
         }

@@ -82,6 +82,12 @@ pub fn tree_model(loaded: Loaded, served: &Signature, output: usize, options: &L
     let op = shapley(&*node.op).map_err(|error| LoadError::Unsupported(vec![unsupported(&node, error.to_string())]))?;
     let features = node.inputs[0].ok_or_else(|| LoadError::format("the trees have no input"))?;
     let between = between(&graph, input, features)?;
+    // Two names: the rows and the sample are not parts of one batch.
+    if let Some([Dim::Free(name), ..]) = graph.values[input.index()].dims.as_deref_mut()
+        && name.is_empty()
+    {
+        *name = "ndserve.rows".into();
+    }
     let info = graph.values[input.index()].clone();
     let sample_dims = info.dims.map(|mut dims| {
         if let Some(first) = dims.first_mut() {

@@ -231,6 +231,7 @@ impl Explainer {
         if rows == 0 || layout.is_empty() {
             return Err(Error::invalid("there is no row to explain"));
         }
+        let output = scores::output(signature, subject.labels, output.as_deref().or(settings.output.as_deref()))?;
         let (background, source) = match (background, subject.background) {
             (Some(rows), _) => (rows, SampleSource::Request),
             (None, Some(rows)) => (rows.to_vec(), SampleSource::Model),
@@ -245,7 +246,6 @@ impl Explainer {
         if samples == 0 {
             return Err(Error::invalid("the background has no row"));
         }
-        let output = scores::output(signature, subject.labels, output.as_deref().or(settings.output.as_deref()))?;
         let method = method.or(settings.method).unwrap_or_else(|| fitting(subject, &inputs));
         let given = Given {
             method,

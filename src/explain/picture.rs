@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(picture.get_pixel(223, 0).0, [128, 128, 255]);
         assert_eq!(picture.get_pixel(0, 223).0, [255, 255, 255]);
         assert_eq!(picture.get_pixel(112, 112).0, [255, 191, 191]);
-        let channels = heat_map(&[0.5, 0.5, 0.0, 0.0, 0.0, 1.0], &[1, 2, 3]).unwrap().unwrap();
+        let channels = heat_map(&[0.5, 0.5, 0.0, 0.0, 0.0, 1.0], &[2, 1, 3]).unwrap().unwrap();
         assert_eq!(image::load_from_memory(&channels).unwrap().to_rgb8().get_pixel(0, 0).0, [255, 0, 0]);
         assert_eq!(heat_map(&[0.0; 8], &[8]).unwrap(), None);
         assert!(heat_map(&[0.0; 4], &[1, 2, 2]).unwrap().is_some());

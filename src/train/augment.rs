@@ -150,7 +150,7 @@ mod tests {
     fn images_turn_about_their_middle() {
         let mut plane = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
         rotate(&mut plane, [3, 3], std::f64::consts::FRAC_PI_2, 0.0, &mut Vec::new());
-        let want = [3.0, 6.0, 9.0, 2.0, 5.0, 8.0, 1.0, 4.0, 7.0];
+        let want = [7.0, 4.0, 1.0, 8.0, 5.0, 2.0, 9.0, 6.0, 3.0];
         assert!(plane.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{plane:?}");
         let turned = changed(Augment { rotate: 30.0, ..Augment::default() }, &[1, 5, 5], 2, 1.0);
         assert_eq!((turned[12], turned[37]), (1.0, 1.0), "the middle stays");

@@ -32,7 +32,7 @@ fn a_table_is_told_as_contributions_the_greatest_first() {
     let server = Server::start(models::only(&["two-features", "breast-cancer"]), Limits::default(), ServerOptions::default());
     let predicted = post(server.address, "/v1/models/two-features:predict", r#"{"instances": [[1, 2], [5, 6]]}"#).json();
     for method in ["shapley", "integrated_gradients", "gradient_input"] {
-        let body = json!({"instances": [[1, 2], [5, 6]], "method": method, "background": [[3, 4], [0, 0]]});
+        let body = json!({"instances": [[1, 2], [5, 6]], "method": method, "steps": 1000, "background": [[3, 4], [0, 0]]});
         let answer = ask(&server, "two-features", &body);
         assert_eq!(answer["background"], json!({"source": "request", "rows": 2}));
         let explanations = answer["explanations"].as_array().unwrap();

@@ -21,17 +21,20 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) repository: Arc<Repository>,
+    folder: Option<Folder>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Stats>>,
 }
 
 impl Server {
-    /// Serves the models of `folder`, which is removed once they are loaded.
+    /// Serves the models of `folder`, which is removed with the server.
     pub(crate) fn start(folder: Folder, limits: Limits, options: ServerOptions) -> Self {
         let repository = Arc::new(Repository::open(Options::new(&*folder)).unwrap());
         repository.load(|_, _, _, _| {});
-        drop(folder);
-        Self::over(repository, limits, options)
+        // Explanations read the model's file again.
+        let mut server = Self::over(repository, limits, options);
+        server.folder = Some(folder);
+        server
     }
 
     /// Serves a repository as it is.
@@ -67,7 +70,7 @@ impl Server {
         });
         let endpoints = bound.recv().unwrap();
         let address = endpoints.iter().find_map(Endpoint::address).unwrap_or_else(|| "0.0.0.0:0".parse().unwrap());
-        Self { address, endpoints, repository, stop: Some(stop), thread: Some(thread) }
+        Self { address, endpoints, repository, folder: None, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Begins the shutdown.
