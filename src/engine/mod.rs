@@ -49,6 +49,7 @@ pub use load::{FORMATS, Format, Loaded, Metadata, describe, find_model_file, ope
 pub use model::{LoadOptions, Model, Summary};
 pub use op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Scratch, Shape};
 pub use ops::dropout::mask::drop_out;
+pub use ops::image_decoder::{Picture, decode_picture};
 pub use ops::{LATEST_OPSET, all as operators, rules as gradient_rules};
 pub use optimize::{PASSES, Pass};
 pub use plan::Plan;

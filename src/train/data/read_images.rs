@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use image::{DynamicImage, ImageReader, imageops::FilterType};
+use image::{DynamicImage, GrayImage, RgbImage, imageops::FilterType};
 
 use super::source::{Reader, part_rows};
 use super::{Column, Inputs};
+use crate::engine::{Picture, decode_picture};
 use crate::train::error::{Error, Result, in_file};
 
 /// What is read of a file.
@@ -107,6 +108,28 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn decode(path: &Path) -> Result<DynamicImage> {
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|error| in_file(path, error))?;
-    reader.decode().map_err(|error| in_file(path, error))
+    let bytes = std::fs::read(path).map_err(|error| in_file(path, error))?;
+    let Picture { width, height, channels, pixels } = decode_picture(&bytes).map_err(|error| in_file(path, error))?;
+    let (width, height) = (width as u32, height as u32);
+    let picture = match channels {
+        1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+    };
+    picture.ok_or_else(|| in_file(path, "it is a broken picture"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jpeg_and_others_are_read() {
+        let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures");
+        for (name, grey) in
+            [("420.jpg", false), ("progressive.jpg", false), ("gray.jpg", true), ("lossless.png", false), ("lossless.bmp", false)]
+        {
+            let picture = decode(&pictures.join(name)).unwrap();
+            assert_eq!((picture.width(), picture.height(), picture.color().has_color()), (21, 19, !grey), "{name}");
+        }
+    }
 }

@@ -50,11 +50,27 @@ fn image_decoder(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
 
 /// Rows of pixels of one channel, or of red, green and blue.
 #[derive(Debug)]
-struct Picture {
-    width: usize,
-    height: usize,
-    channels: usize,
-    pixels: Vec<u8>,
+pub struct Picture {
+    /// Pixels of a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// 1 or 3.
+    pub channels: usize,
+    /// `[height, width, channels]`.
+    pub pixels: Vec<u8>,
+}
+
+/// A picture of any format of the ImageDecoder operator.
+///
+/// # Errors
+/// That it is broken, too large, or of a variant that is not read.
+pub fn decode_picture(data: &[u8]) -> Result<Picture, &'static str> {
+    decode(data, MOST_BYTES).map_err(|fault| match fault {
+        Fault::Broken => "it is no picture, or a broken one",
+        Fault::TooLarge => "the picture takes more than 512 MiB",
+        Fault::Unsupported(what) => what,
+    })
 }
 
 /// The picture, decoded in at most `limit` bytes.
