@@ -32,10 +32,11 @@ done
 # Its notes between runs stay out of the tree.
 export HYPOTHESIS_STORAGE_DIRECTORY=$PWD/target/hypothesis
 checks=not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method
-# A fixed seed: what fails here fails again. What unloads models comes last, so that the others meet models that answer.
+# A fixed seed: what fails here fails again. One worker: parsing Python on two threads at once fails at random in CPython 3.11
+# ("AST constructor recursion depth mismatch"), and Hypothesis parses. What unloads models comes last, so that the others meet models that answer.
 run() {
     "$venv/bin/schemathesis" run "$address/openapi.json" --checks "$checks" \
-        --max-examples "$examples" --seed 1 --request-timeout 20 --workers 2 --no-color "$@"
+        --max-examples "$examples" --seed 1 --request-timeout 20 --workers 1 --no-color "$@"
 }
 run --exclude-path-regex '/unload$'
 run --include-path-regex '/(un)?load$'
