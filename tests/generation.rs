@@ -1,33 +1,16 @@
 //! Text generators of `com.microsoft` against ONNX Runtime: every case of `tests/fixtures/generation/cases.zip`, which `make.py`
 //! beside it writes. Tokens are the same, sums of logarithms are close.
 
-use std::collections::BTreeMap;
-use std::io::Read;
+mod archive;
+
 use std::sync::Arc;
 
+use archive::{Files, cases};
 use ndserve::engine::{Isa, LoadOptions, Port, Session, Threads, Value, onnx};
 
 const LIMIT: usize = 1 << 28;
 /// Sums over a dozen steps, computed in f32 by both.
 const BOUND: f32 = 1e-3;
-
-type Files = BTreeMap<String, Vec<u8>>;
-
-/// The files of each case.
-fn cases() -> BTreeMap<String, Files> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/generation/cases.zip");
-    let mut archive = zip::ZipArchive::new(std::fs::File::open(path).unwrap()).unwrap();
-    let mut cases: BTreeMap<String, Files> = BTreeMap::new();
-    for i in 0..archive.len() {
-        let mut file = archive.by_index(i).unwrap();
-        let path = file.name().unwrap().into_owned();
-        let (case, name) = path.split_once('/').unwrap();
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).unwrap();
-        cases.entry(case.to_owned()).or_default().insert(name.to_owned(), bytes);
-    }
-    cases
-}
 
 fn read(files: &Files, prefix: &str, ports: &[Port]) -> Vec<Value> {
     let one = |(i, port): (usize, &Port)| onnx::read_value(&files[&format!("{prefix}_{i}.pb")], &port.kind, LIMIT).unwrap().1;
@@ -58,7 +41,7 @@ fn check(files: &Files, isa: Isa) -> Result<(), String> {
 
 #[test]
 fn generators_give_the_tokens_that_onnxruntime_gives_for_each_row() {
-    let cases = cases();
+    let cases = cases("generation");
     for kind in ["beam-gpt", "greedy-gpt", "beam-t5", "beam-t5-new"] {
         let count = cases.keys().filter(|name| name.rsplit_once('-').is_some_and(|(k, _)| k == kind)).count();
         assert!(count >= 10, "{count} cases of {kind}");

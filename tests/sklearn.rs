@@ -4,10 +4,11 @@
 //! Every case runs with every instruction set of the machine on one thread and on two, whole, and row by row with the
 //! same bits where the model is batchable.
 
-use std::collections::BTreeMap;
-use std::io::Read;
+mod archive;
+
 use std::sync::Arc;
 
+use archive::{Files, cases};
 use ndserve::engine::{DType, Isa, Kind, LoadOptions, Session, Tensor, Threads, Value, onnx};
 
 const LIMIT: usize = 1 << 28;
@@ -15,23 +16,7 @@ const LIMIT: usize = 1 << 28;
 const RELATIVE: f64 = 1e-4;
 const ABSOLUTE: f64 = 1e-5;
 
-/// The files of each case.
-fn cases() -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sklearn/cases.zip");
-    let mut archive = zip::ZipArchive::new(std::fs::File::open(path).unwrap()).unwrap();
-    let mut cases: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
-    for i in 0..archive.len() {
-        let mut file = archive.by_index(i).unwrap();
-        let path = file.name().unwrap().into_owned();
-        let (case, name) = path.split_once('/').unwrap();
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).unwrap();
-        cases.entry(case.to_owned()).or_default().insert(name.to_owned(), bytes);
-    }
-    cases
-}
-
-fn values<'a>(files: &BTreeMap<String, Vec<u8>>, prefix: &str, kinds: impl Iterator<Item = &'a Kind>) -> Vec<Value> {
+fn values<'a>(files: &Files, prefix: &str, kinds: impl Iterator<Item = &'a Kind>) -> Vec<Value> {
     let read = |(i, kind)| onnx::read_value(&files[&format!("{prefix}_{i}.pb")], kind, LIMIT).unwrap().1;
     kinds.enumerate().map(read).collect()
 }
@@ -74,7 +59,7 @@ fn row(value: &Value, r: usize) -> Value {
 }
 
 /// Runs a case; the error names what differs.
-fn check(files: &BTreeMap<String, Vec<u8>>, isa: Isa) -> Result<(), String> {
+fn check(files: &Files, isa: Isa) -> Result<(), String> {
     let options = LoadOptions { isa, memory_limit: LIMIT, ..LoadOptions::default() };
     let model = Arc::new(onnx::read_model(&files["model.onnx"], &options).map_err(|e| format!("does not load: {e}"))?);
     let signature = model.signature();
@@ -104,7 +89,7 @@ fn check(files: &BTreeMap<String, Vec<u8>>, isa: Isa) -> Result<(), String> {
 
 #[test]
 fn answers_are_those_of_the_estimators() {
-    let cases = cases();
+    let cases = cases("sklearn");
     let boosted = cases.keys().filter(|name| name.starts_with("xgboost-") || name.starts_with("lightgbm-")).count();
     assert!(boosted >= 20 && cases.len() - boosted >= 80, "{boosted} boosted models of {} cases", cases.len());
     let mut failures = Vec::new();
