@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::product::{flops, transpose};
+use super::product::{flops, join, transpose};
 use super::qlinear::Levels;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias};
@@ -67,20 +67,7 @@ impl<'a> Operands<'a> {
             transpose(&left, k, m, &mut turned);
             left = Cow::Owned(turned);
         }
-        Ok(Self::of(left, shift_of(a.dtype()), m, right, zeros, rows_per_matrix, threads))
-    }
-
-    /// Unsigned codes, which are `shift` greater than those that the zero points are of.
-    pub(crate) fn of(
-        left: Cow<'a, [u8]>,
-        shift: i32,
-        m: usize,
-        right: &'a PackedInt8,
-        zeros: &Levels<i32>,
-        rows_per_matrix: usize,
-        threads: &'a Threads,
-    ) -> Self {
-        let per_matrix = rows_per_matrix.max(1);
+        let (shift, per_matrix) = (shift_of(a.dtype()), rows_per_matrix.max(1));
         let (zero, zeros) = match zeros.only() {
             Some(zero) => (zero + shift, None),
             None => (shift, Some((0..m).map(|row| zeros.at(row / per_matrix, row % per_matrix)).collect())),
@@ -90,7 +77,7 @@ impl<'a> Operands<'a> {
             row_sums(right.isa(), &left, right.k(), right.k(), &mut sums);
             sums
         });
-        Self { left, m, right, zero, zeros, sums, threads }
+        Ok(Self { left, m, right, zero, zeros, sums, threads })
     }
 
     /// Rows of the result.
@@ -121,7 +108,7 @@ impl<'a> Operands<'a> {
     pub(crate) fn to_floats(&self, y: &mut [f32], with: &ToFloats<'_>) {
         self.split(y, with.bias, with.scales, |y, then| {
             let added = with.added.map_or(Bias::None, Bias::PerColumn);
-            then(Output::Floats(Floats { y, factors: with.factors, bias: added, activation: with.activation }));
+            then(Output::Floats(Floats { y, factors: with.factors, bias: added, adds: false, activation: with.activation }));
         });
     }
 
@@ -148,10 +135,10 @@ impl<'a> Operands<'a> {
         let (shift, offsets) = (self.shift(bias), dense(k));
         let left = Left { data: &self.left, stride: k, offsets: &offsets };
         let work = |rows: Range<usize>, columns: Range<usize>, y: &mut [T]| {
-            let of = |values: &'_ Option<Vec<i32>>| values.as_ref().map(|values| values[rows.clone()].to_vec());
-            let (zeros, sums) = (of(&self.zeros), of(&self.sums));
+            let zeros = self.zeros.as_deref().map(|zeros| &zeros[rows.clone()]);
+            let sums = self.sums.as_deref().map(|sums| &sums[rows.clone()]);
             let scales = scales.map(|scales| &scales[rows.clone()]);
-            let terms = RowTerms { zeros: zeros.as_deref(), sums: sums.as_deref(), scales };
+            let terms = RowTerms { zeros, sums, scales };
             let any = zeros.is_some() || sums.is_some() || scales.is_some();
             let ldc = columns.len();
             output(y, &mut |output| {
@@ -172,12 +159,7 @@ impl<'a> Operands<'a> {
         let mut strips = vec![T::default(); m * n];
         let items: Vec<_> = strips.chunks_mut(m * width).enumerate().collect();
         self.threads.for_each(items, |(part, strip)| work(0..m, part * width..n.min((part + 1) * width), strip));
-        for (part, strip) in strips.chunks(m * width).enumerate() {
-            let count = strip.len() / m;
-            for (row, values) in strip.chunks_exact(count).enumerate() {
-                y[row * n + part * width..][..count].copy_from_slice(values);
-            }
-        }
+        join(&strips, (m, n, width), y);
     }
 }
 

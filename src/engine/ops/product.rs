@@ -113,10 +113,15 @@ fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32
         let columns = part * width..n.min((part + 1) * width);
         b.multiply_columns(a, m, columns.clone(), strip, columns.len(), epilogue);
     });
+    join(&strips, (m, n, width), c);
+}
+
+/// Puts strips of `width` columns, the last of fewer, each of `m` rows, side by side into rows of `n`.
+pub(crate) fn join<T: Copy>(strips: &[T], (m, n, width): (usize, usize, usize), y: &mut [T]) {
     for (part, strip) in strips.chunks(m * width).enumerate() {
         let count = strip.len() / m;
         for (row, values) in strip.chunks_exact(count).enumerate() {
-            c[row * n + part * width..][..count].copy_from_slice(values);
+            y[row * n + part * width..][..count].copy_from_slice(values);
         }
     }
 }
@@ -134,14 +139,17 @@ mod tests {
         for (m, precision) in [1, 2, 7, 64, 65, 100].into_iter().flat_map(|m| Precision::ALL.map(|precision| (m, precision))) {
             let (a, b, columns, rows) = (noise(m * k, 1), noise(k * n, 2), noise(n, 3), noise(m, 4));
             let packed = Weights::pack(precision, Isa::best(), &b, k, n, false);
-            for bias in [Bias::None, Bias::PerColumn(&columns), Bias::PerRow(&rows)] {
-                let epilogue = Epilogue { bias, ..Epilogue::default() };
-                let mut want = vec![0.0; m * n];
+            let biases = [Bias::None, Bias::PerColumn(&columns), Bias::PerRow(&rows)];
+            for (bias, adds) in biases.into_iter().flat_map(|bias| [(bias, false), (bias, true)]) {
+                let epilogue = Epilogue { bias, adds, ..Epilogue::default() };
+                // What is not added must not be read.
+                let held = if adds { noise(m * n, 5) } else { vec![f32::NAN; m * n] };
+                let mut want = held.clone();
                 packed.multiply(&a, m, &mut want, &epilogue);
                 for parts in [1, 2, 3] {
-                    let mut found = vec![f32::NAN; m * n];
+                    let mut found = held.clone();
                     split(&a, m, &packed, &epilogue, &mut found, (&Threads::new(2).unwrap(), parts));
-                    assert_eq!(found, want, "m {m}, parts {parts}, {precision}");
+                    assert_eq!(found, want, "m {m}, parts {parts}, {precision}, adds {adds}");
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use super::conv::flat;
 use super::integer_product::{OPERATIONS_PER_FLOP, flip_of, shift_of};
+use super::product::join;
 use super::qlinear_conv::{QConv, Sizes};
 use crate::engine::dtype::DType;
 use crate::engine::kernels::conv::ConvShape;
@@ -11,7 +12,6 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Shape};
 use crate::engine::tensor::Tensor;
 use crate::engine::threads::Threads;
-use crate::engine::view::View;
 
 /// See the module.
 #[derive(Debug)]
@@ -100,19 +100,7 @@ impl PackedQConv {
             let ldc = channels.len();
             run(prepared, &self.weights, 0..lines, channels, &mut self.finish(strip, ldc));
         });
-        for (part, strip) in strips.chunks(pixels * width).enumerate() {
-            let count = strip.len() / pixels;
-            for (pixel, values) in strip.chunks_exact(count).enumerate() {
-                y[pixel * n + part * width..][..count].copy_from_slice(values);
-            }
-        }
-    }
-}
-
-fn codes(view: View<'_>) -> Result<&[u8], OpError> {
-    match view.dtype() {
-        DType::I8 => Ok(bytemuck::cast_slice(view.slice::<i8>()?)),
-        _ => view.slice::<u8>(),
+        join(&strips, (pixels, n, width), y);
     }
 }
 
@@ -128,13 +116,11 @@ impl Op for PackedQConv {
         }
         let sizes = self.conv.sizes(x.shape(), &self.shape)?;
         let shape = shape_of(&sizes)?;
-        let y: &mut [u8] = match self.output {
-            DType::I8 => bytemuck::cast_slice_mut(y.slice::<i8>()?),
-            _ => y.slice::<u8>()?,
-        };
+        let mut y = y.bits();
+        let y = y.slice::<u8>()?;
         let (channels_last, flip) = (self.conv.input_last, flip_of(x.dtype()));
         let mut buffer = vec![];
-        let prepared = prepare(&shape, &Image { data: codes(x)?, channels_last, flip, zero: self.zeros.0 }, &mut buffer);
+        let prepared = prepare(&shape, &Image { data: x.bits().slice()?, channels_last, flip, zero: self.zeros.0 }, &mut buffer);
         if self.conv.output_last {
             self.convolve(&prepared, &shape, y, ctx.threads);
             return Ok(());

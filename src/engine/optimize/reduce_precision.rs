@@ -63,6 +63,27 @@ mod tests {
     }
 
     #[test]
+    fn a_residual_is_added_at_every_precision() {
+        let (k, n) = (40, 24);
+        let graph = graph().input("x", DType::F32, &[-1, k as i64]).input("r", DType::F32, &[-1, n as i64]);
+        let graph = graph.constant("w", tensor(&[k, n], &noise(k * n, 1))).node("MatMul", &["x", "w"], "p");
+        let graph = graph.node("Add", &["p", "r"], "s").node("Relu", &["s"], "y").outputs(&["y"]);
+        for rows in [1, 3, 50] {
+            // A residual that outweighs what rounding does.
+            let residual: Vec<f32> = noise(rows * n, 3).iter().map(|v| v * 100.0).collect();
+            let inputs = [tensor(&[rows, k], &noise(rows * k, 2)), tensor(&[rows, n], &residual)];
+            let answer = |precision| run_with(&graph, &inputs, &LoadOptions { precision, ..LoadOptions::default() }).remove(0);
+            let want = answer(Precision::F32);
+            for precision in Precision::ALL {
+                let found = answer(precision);
+                for (found, want) in found.slice::<f32>().unwrap().iter().zip(want.slice::<f32>().unwrap()) {
+                    assert!((found - want).abs() < 0.5, "{precision}, {rows} rows: {found}, not {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn rows_do_not_depend_on_the_batch_at_bf16_either() {
         let (k, n) = (70, 45);
         let graph = graph().input("x", DType::F32, &[-1, k as i64]).constant("w", tensor(&[k, n], &noise(k * n, 1)));

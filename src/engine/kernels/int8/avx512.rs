@@ -3,9 +3,10 @@
 use std::arch::x86_64::{
     __m512, __m512i, _mm256_mask_storeu_epi8, _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_adds_epi16,
     _mm512_castsi512_si256, _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_min_ps, _mm512_mul_ps,
-    _mm512_mullo_epi32, _mm512_packs_epi32, _mm512_packus_epi16, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_xor_si512,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_packs_epi32, _mm512_packus_epi16, _mm512_permutexvar_epi32, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_xor_si512,
 };
 use std::ops::Range;
 
@@ -164,9 +165,14 @@ pub(super) fn scale(sums: &Sums, strip: &Strip, with: &Scale<'_>, y: &mut [f32],
                     sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_set1_epi32(sums[to]), zeros[half]));
                 }
             }
-            let value = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), factors[half], bias[half]);
-            // SAFETY: the mask leaves out columns beyond the slice's width.
-            unsafe { _mm512_mask_storeu_ps(y.as_mut_ptr().wrapping_add(halves[half]), masks[half], value) };
+            let mut value = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), factors[half], bias[half]);
+            let place = y.as_mut_ptr().wrapping_add(halves[half]);
+            if with.adds {
+                // SAFETY: the mask leaves out columns beyond the slice's width.
+                value = _mm512_add_ps(value, unsafe { _mm512_maskz_loadu_ps(masks[half], place) });
+            }
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_ps(place, masks[half], value) };
         }
         activate::<true>(with.activation, y);
     }

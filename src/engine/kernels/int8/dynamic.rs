@@ -119,7 +119,7 @@ impl DynamicInt8 {
                 let left = Left { data: &rows.codes, stride, offsets: &offsets };
                 let bias = epilogue.bias.tile(first, count, 0, self.n());
                 let y = &mut c[first * ldc..];
-                let output = Output::Floats(Floats { y, factors: &factors, bias, activation: epilogue.activation });
+                let output = Output::Floats(Floats { y, factors: &factors, bias, adds: epilogue.adds, activation: epilogue.activation });
                 let terms = RowTerms { zeros: Some(&rows.zeros), sums: None, scales: Some(&rows.scales) };
                 let mut finish = Finish { shift: &shift, rows: Some(terms), ldc, output };
                 multiply(&left, &Strip::of(0..count), &self.packed, columns.clone(), &mut finish);

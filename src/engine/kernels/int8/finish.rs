@@ -44,7 +44,7 @@ pub enum Output<'a> {
     Codes(Codes<'a>),
 }
 
-/// `activation(sum * factor + bias)`.
+/// `activation(sum * factor + bias)`, or `activation(sum * factor + bias + y)`.
 #[derive(Debug)]
 pub struct Floats<'a> {
     /// The result.
@@ -53,6 +53,8 @@ pub struct Floats<'a> {
     pub factors: &'a [f32],
     /// Added after scaling.
     pub bias: Bias<'a>,
+    /// Whether what `y` holds is added too.
+    pub adds: bool,
     /// Applied last.
     pub activation: Activation,
 }
@@ -123,7 +125,8 @@ impl Finish<'_> {
                 let bias = if let Bias::PerColumn(bias) = floats.bias { padded(&bias[columns]) } else { [0.0; PANEL] };
                 let rows = if let Bias::PerRow(bias) = floats.bias { Some(bias) } else { None };
                 let scales = self.rows.and_then(|terms| terms.scales);
-                let with = &Scale { shift: &shift, factors: &factors, bias: &bias, rows, scales, activation: floats.activation };
+                let (adds, activation) = (floats.adds, floats.activation);
+                let with = &Scale { shift: &shift, factors: &factors, bias: &bias, rows, scales, adds, activation };
                 let y = &mut *floats.y;
                 scale(isa, sums, strip, with, y, place);
             }
@@ -206,6 +209,7 @@ pub(super) struct Scale<'a> {
     pub(super) bias: &'a [f32; PANEL],
     rows: Option<&'a [f32]>,
     pub(super) scales: Option<&'a [f32]>,
+    pub(super) adds: bool,
     pub(super) activation: Activation,
 }
 
@@ -228,8 +232,11 @@ fn floats_body<const FMA: bool>(sums: &Sums, strip: &Strip, with: &Scale<'_>, y:
         for j in 0..PANEL {
             values[j] = math::fma::<FMA>(values[j], with.factors[j], bias[j]);
         }
-        activate::<FMA>(with.activation, &mut values);
         let y = &mut y[to * place.ldc + place.at..][..place.width];
+        if with.adds {
+            values.iter_mut().zip(&*y).for_each(|(value, held)| *value += held);
+        }
+        activate::<FMA>(with.activation, &mut values);
         match y.first_chunk_mut() {
             Some(y) => *y = values,
             None => y.copy_from_slice(&values[..place.width]),

@@ -222,7 +222,7 @@ impl Unit {
             Unit::Tiles(_) => strip.count.next_multiple_of(TILE_LINES),
             _ => strip.count,
         };
-        let last = left.offsets.iter().copied().max().unwrap_or(0);
+        let Some(last) = left.offsets.iter().copied().max() else { return 0 };
         last.saturating_add((strip.start + rows - 1).saturating_mul(left.stride)).saturating_add(STEP)
     }
 
