@@ -114,7 +114,7 @@ pub fn tree_model(loaded: Loaded, served: &Signature, output: usize, options: &L
     }
     graph.nodes.extend(twins);
     let weights = weights(&mut graph, None, served, output);
-    let operands = [features, twin.get(&features).copied().unwrap_or(sample), weights].map(Some);
+    let operands = [features, twin[&features], weights].map(Some);
     let appended = Appender::new(&mut graph, "explained").own(&TREE_SHAPLEY, op, &operands, 2);
     graph.outputs = appended.map_err(|error| LoadError::format(error.to_string()))?;
     Model::build(Loaded { graph, metadata }, options)

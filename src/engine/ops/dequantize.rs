@@ -114,8 +114,7 @@ impl Op for DequantizeLinear {
         let zeros = zero_points(inputs.get(2))?;
         if let ([scale], true, DType::F32) = (&scale[..], matches!(x.dtype(), DType::U8 | DType::I8), y.dtype()) {
             let (zero, dtype) = (zeros.first().map_or(0, |&zero| zero as i32), x.dtype());
-            let codes = if dtype == DType::I8 { bytemuck::cast_slice(x.slice::<i8>()?) } else { x.slice::<u8>()? };
-            dequantize(ctx.isa, codes, zero + shift_of(dtype), flip_of(dtype), *scale, y.slice()?);
+            dequantize(ctx.isa, x.bits().slice()?, zero + shift_of(dtype), flip_of(dtype), *scale, y.slice()?);
             return Ok(());
         }
         match x.dtype() {

@@ -84,10 +84,9 @@ impl Op for Combine {
 /// The sum of tensors of one shape, on as many threads as it is worth.
 fn add_all((a, b): (View<'_>, View<'_>), ratios: (f32, f32, f32), y: &mut ViewMut<'_>, ctx: &Context<'_>) -> Result<(), OpError> {
     let (flip, isa) = (flip_of(a.dtype()), ctx.isa);
-    let (a, b, y): (&[u8], &[u8], &mut [u8]) = match a.dtype() {
-        DType::I8 => (bytemuck::cast_slice(a.slice::<i8>()?), bytemuck::cast_slice(b.slice::<i8>()?), bytemuck::cast_slice_mut(y.slice::<i8>()?)),
-        _ => (a.slice::<u8>()?, b.slice::<u8>()?, y.slice::<u8>()?),
-    };
+    let (a, b) = (a.bits().slice::<u8>()?, b.bits().slice::<u8>()?);
+    let mut y = y.bits();
+    let y = y.slice::<u8>()?;
     let part = y.len().div_ceil(ctx.threads.parts(4 * y.len() as u64)).max(1);
     let items: Vec<_> = a.chunks(part).zip(b.chunks(part)).zip(y.chunks_mut(part)).collect();
     ctx.threads.for_each(items, |((a, b), y)| quantize::add(isa, a, b, ratios, flip, y));

@@ -329,8 +329,7 @@ impl QMatMul {
         scaling.factors(&block, 0, m, &mut factors);
         let level = (dtype, zero_point(y_zero)?);
         match dtype {
-            DType::U8 => operands.to_codes(y.slice::<u8>()?, integers.as_deref(), &factors, level),
-            DType::I8 => operands.to_codes(bytemuck::cast_slice_mut(y.slice::<i8>()?), integers.as_deref(), &factors, level),
+            DType::U8 | DType::I8 => operands.to_codes(y.bits().slice()?, integers.as_deref(), &factors, level),
             _ => return Ok(false),
         }
         Ok(true)

@@ -157,8 +157,7 @@ impl Op for GlobalAveragePool {
                 return Ok(());
             }
             for (i, y) in y.iter_mut().enumerate().take(n * c) {
-                let (start, step) = if self.channels_last { (i / c * size * c + i % c, c) } else { (i * size, 1) };
-                let codes = x.get(start..).unwrap_or_default().iter().step_by(step).take(size);
+                let codes = x.get(i * size..).unwrap_or_default().iter().take(size);
                 let sum: i64 = codes.map(|v| i64::from(v.get() - x_zero)).sum();
                 *y = encode::<T>(sum as f32 * factor, y_zero);
             }

@@ -250,8 +250,7 @@ impl Op for QuantizeLinear {
             let (x, scale) = (x.slice::<f32>()?, scale.slice::<f32>()?);
             if let ([scale], true) = (scale, matches!(y.dtype(), DType::U8 | DType::I8)) {
                 let (zero, dtype) = (at(&zeros, 0) as i32, y.dtype());
-                let codes = if dtype == DType::I8 { bytemuck::cast_slice_mut(y.slice::<i8>()?) } else { y.slice::<u8>()? };
-                quantize(ctx.isa, x, *scale, zero + shift_of(dtype), flip_of(dtype), codes);
+                quantize(ctx.isa, x, *scale, zero + shift_of(dtype), flip_of(dtype), y.bits().slice()?);
                 return Ok(());
             }
             return self.write(y, &sharing, &zeros, |i, s| x[i] / scale[s]);

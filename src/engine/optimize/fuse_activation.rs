@@ -6,8 +6,7 @@
 
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
+use super::pattern::Links;
 use crate::engine::dtype::DType;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::epilogue::Activation;
@@ -24,28 +23,19 @@ use crate::engine::tensor::Kind;
 
 pub(super) fn run(graph: &mut Graph, _: &LoadOptions) {
     // Fusing moves results and never adds a reader, so this holds until the end.
-    let mut readers = vec![Readers::new(); graph.values.len()];
-    for (position, node) in graph.nodes.iter().enumerate() {
-        node.operands().for_each(|id| readers[id.index()].push(position));
-    }
-    for id in &graph.outputs {
-        readers[id.index()].push(usize::MAX);
-    }
+    let links = Links::of(graph);
     let mut gone = vec![false; graph.nodes.len()];
     for position in 0..graph.nodes.len() {
         if gone[position] {
             continue;
         }
         let fuse = [add_bias, add_residual, activate];
-        for fused in fuse.into_iter().filter_map(|fuse| fuse(graph, position, &readers)).flatten() {
+        for fused in fuse.into_iter().filter_map(|fuse| fuse(graph, position, &links)).flatten() {
             gone[fused] = true;
         }
     }
     super::remove(graph, &gone);
 }
-
-/// The nodes that read a value, by position, one that reads it twice listed twice; `usize::MAX` for the graph itself.
-type Readers = SmallVec<[usize; 2]>;
 
 fn is_f32(graph: &Graph, id: ValueId) -> bool {
     graph.values[id.index()].kind == Some(Kind::Tensor(DType::F32))
@@ -59,16 +49,8 @@ fn result(graph: &Graph, node: &Node) -> Option<ValueId> {
     }
 }
 
-/// The only reader of a value; none if the graph itself reads it too.
-fn only_reader(id: ValueId, readers: &[Readers]) -> Option<usize> {
-    match readers[id.index()][..] {
-        [position] if position != usize::MAX => Some(position),
-        _ => None,
-    }
-}
-
 /// Makes the row that an Add brings to the MatMul at `position` its bias. Returns the Add.
-fn add_bias(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<Vec<usize>> {
+fn add_bias(graph: &mut Graph, position: usize, links: &Links) -> Option<Vec<usize>> {
     let node = &graph.nodes[position];
     let matmul = node.op.downcast::<MatMul>()?;
     if node.inputs.len() != 2 || matmul.activation != Activation::None {
@@ -77,7 +59,7 @@ fn add_bias(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<V
     let product = result(graph, node)?;
     let weights = graph.constants.get(&node.inputs[1]?)?;
     let &[_, columns] = weights.shape() else { return None };
-    let reader = only_reader(product, readers)?;
+    let reader = links.only_reader(product)?;
     let add = &graph.nodes[reader];
     if add.op.downcast::<Arithmetic>()?.0 != Binary::Add {
         return None;
@@ -95,7 +77,7 @@ fn add_bias(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<V
 }
 
 /// Makes what an Add brings to the Conv or MatMul at `position` its residual, if it is there by then. Returns the Add.
-fn add_residual(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<Vec<usize>> {
+fn add_residual(graph: &mut Graph, position: usize, links: &Links) -> Option<Vec<usize>> {
     let node = &graph.nodes[position];
     let activation = match (node.op.downcast::<Conv>(), node.op.downcast::<MatMul>()) {
         (Some(conv), _) => conv.activation,
@@ -107,14 +89,14 @@ fn add_residual(graph: &mut Graph, position: usize, readers: &[Readers]) -> Opti
         return None;
     }
     let product = result(graph, node)?;
-    let reader = only_reader(product, readers)?;
+    let reader = links.only_reader(product)?;
     let add = &graph.nodes[reader];
     if add.op.downcast::<Arithmetic>()?.0 != Binary::Add {
         return None;
     }
     // A constant would be copied for every sum; what is computed behind the product can not be there before it.
     let residual = add.operands().find(|&id| id != product)?;
-    let later = graph.nodes[position..].iter().any(|node| node.results().any(|id| id == residual));
+    let later = links.producer(residual).is_some_and(|at| at >= position);
     if later || graph.constants.contains_key(&residual) {
         return None;
     }
@@ -127,13 +109,13 @@ fn add_residual(graph: &mut Graph, position: usize, readers: &[Readers]) -> Opti
 }
 
 /// Makes the activation behind the product at `position` its own. Returns the nodes that this replaces.
-fn activate(graph: &mut Graph, position: usize, readers: &[Readers]) -> Option<Vec<usize>> {
+fn activate(graph: &mut Graph, position: usize, links: &Links) -> Option<Vec<usize>> {
     let node = &graph.nodes[position];
     let product = result(graph, node)?;
     with_activation(&*node.op, Activation::None)?;
-    let (activation, replaced) = match only_reader(product, readers) {
+    let (activation, replaced) = match links.only_reader(product) {
         Some(reader) => (epilogue(graph, &graph.nodes[reader])?, vec![reader]),
-        None => (Activation::Silu, silu(graph, product, readers)?),
+        None => (Activation::Silu, silu(graph, product, links)?),
     };
     let last = &graph.nodes[*replaced.last()?];
     let activated = result(graph, last)?;
@@ -176,8 +158,8 @@ fn epilogue(graph: &Graph, node: &Node) -> Option<Activation> {
 }
 
 /// The nodes Sigmoid and Mul of `x * sigmoid(x)`, if nobody else reads `x`.
-fn silu(graph: &Graph, x: ValueId, readers: &[Readers]) -> Option<Vec<usize>> {
-    let [sigmoid, mul] = readers[x.index()][..] else { return None };
+fn silu(graph: &Graph, x: ValueId, links: &Links) -> Option<Vec<usize>> {
+    let &[sigmoid, mul] = links.readers(x) else { return None };
     if mul == usize::MAX || sigmoid == mul {
         return None;
     }
@@ -187,7 +169,7 @@ fn silu(graph: &Graph, x: ValueId, readers: &[Readers]) -> Option<Vec<usize>> {
     let gate = result(graph, &graph.nodes[sigmoid])?;
     let node = &graph.nodes[mul];
     let multiplies = node.op.downcast::<Arithmetic>()?.0 == Binary::Mul;
-    let reads_gate = only_reader(gate, readers) == Some(mul);
+    let reads_gate = links.only_reader(gate) == Some(mul);
     (multiplies && reads_gate).then(|| vec![sigmoid, mul])
 }
 

@@ -6,21 +6,19 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use crate::engine::attrs::{Attr, Attrs};
+use super::pattern::{self, Links};
+use crate::engine::attrs::Attr;
 use crate::engine::dtype::DType;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::vector::Binary;
 use crate::engine::model::LoadOptions;
-use crate::engine::ops::{self, arithmetic::Arithmetic};
+use crate::engine::ops::arithmetic::Arithmetic;
 use crate::engine::tensor::Kind;
 
 pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
-    let mut producers = vec![None; graph.values.len()];
-    for (position, node) in graph.nodes.iter().enumerate() {
-        node.results().for_each(|id| producers[id.index()] = Some(position));
-    }
+    let links = Links::of(graph);
     for position in 0..graph.nodes.len() {
-        let pattern = Pattern { graph, producers: &producers };
+        let pattern = Pattern { graph, links: &links };
         if let Some((x, approximate)) = pattern.gelu(position) {
             put(&mut graph.nodes[position], x, approximate);
         }
@@ -32,11 +30,8 @@ pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
 /// Makes the node a Gelu of `x`.
 fn put(node: &mut Node, x: ValueId, approximate: &str) {
     // The operator is of opset 20; the pass needs no opset of the model.
-    const OPSET: u16 = 20;
-    let attrs = [("approximate".to_owned(), Attr::String(approximate.into()))].into_iter().collect();
-    let def = ops::find("", "Gelu", OPSET).expect("the table has Gelu");
-    let op = (def.build)(&Attrs::new(attrs, OPSET, vec![true], vec![true])).expect("Gelu has this attribute");
-    *node = Node { def, opset: OPSET, op: op.into(), inputs: vec![Some(x)], ..node.clone() };
+    let attributes = [("approximate".to_owned(), Attr::String(approximate.into()))].into_iter().collect();
+    pattern::put(node, ("", "Gelu", 20), attributes, vec![Some(x)]).expect("the table has Gelu with this attribute");
 }
 
 /// A number times values.
@@ -48,7 +43,7 @@ struct Product {
 
 struct Pattern<'g> {
     graph: &'g Graph,
-    producers: &'g [Option<usize>],
+    links: &'g Links,
 }
 
 /// Whether two numbers are one up to rounding: some exporters write few digits, and those change the function.
@@ -101,7 +96,7 @@ impl Pattern<'_> {
     }
 
     fn node(&self, id: ValueId) -> Option<&Node> {
-        Some(&self.graph.nodes[self.producers[id.index()]?])
+        Some(&self.graph.nodes[self.links.producer(id)?])
     }
 
     /// The operation that gives a value, and its operands.

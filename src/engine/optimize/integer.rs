@@ -6,22 +6,23 @@
 
 use std::collections::BTreeMap;
 
-use super::pattern::{Links, attached, scalar};
-use crate::engine::attrs::{Attr, Attrs};
+use super::pattern::{Links, attached, put, scalar};
+use crate::engine::attrs::Attr;
 use crate::engine::dtype::DType;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::model::LoadOptions;
-use crate::engine::ops;
 use crate::engine::tensor::{Kind, Tensor};
 
 pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
     if !graph.nodes.iter().any(|node| node.def.name == "DequantizeLinear") {
         return;
     }
-    let mut changed = false;
+    let (mut links, mut changed) = (Links::of(graph), false);
     // In topological order: codes that pass through one operator are found by the next.
     for position in 0..graph.nodes.len() {
-        changed |= Rewrite::at(graph, position).is_some();
+        if Rewrite::at(graph, &links, position).is_some() {
+            (links, changed) = (Links::of(graph), true);
+        }
     }
     if changed {
         super::dead_code::run(graph, options);
@@ -40,18 +41,17 @@ struct Quantised {
 /// One operator on floats that may become one on codes.
 struct Rewrite<'g> {
     graph: &'g mut Graph,
-    links: Links,
+    links: &'g Links,
 }
 
 impl Rewrite<'_> {
     /// Rewrites the node at a position, if it is such an operator.
-    fn at(graph: &mut Graph, position: usize) -> Option<()> {
+    fn at(graph: &mut Graph, links: &Links, position: usize) -> Option<()> {
         let node = &graph.nodes[position];
         if !node.def.domain.is_empty() {
             return None;
         }
         let name = node.def.name;
-        let links = Links::of(graph);
         let mut rewrite = Rewrite { graph, links };
         match name {
             "Conv" => rewrite.conv(position),
@@ -123,22 +123,6 @@ impl Rewrite<'_> {
         (!relu || least).then_some((reader, Quantised { codes, scale, zero, dtype }))
     }
 
-    /// Puts an operator where the result is made: at a position, which is at or behind all its operands.
-    fn put(
-        &mut self,
-        position: usize,
-        (domain, name, opset): (&'static str, &'static str, u16),
-        attributes: BTreeMap<String, Attr>,
-        inputs: Vec<Option<ValueId>>,
-    ) -> Option<()> {
-        let def = ops::find(domain, name, opset).ok()?;
-        let attrs = Attrs::new(attributes, opset, inputs.iter().map(Option::is_some).collect(), vec![true]);
-        let op = (def.build)(&attrs).ok()?;
-        let node = &mut self.graph.nodes[position];
-        *node = Node { def, opset, op: op.into(), inputs, ..node.clone() };
-        Some(())
-    }
-
     /// A bias of floats as integers in units of the sums.
     fn bias(&mut self, id: Option<ValueId>, x: Quantised, w: Quantised, channels: usize) -> Option<Option<ValueId>> {
         let Some(id) = id else { return Some(None) };
@@ -193,7 +177,7 @@ impl Rewrite<'_> {
         let bias = self.bias(node.inputs.get(2).copied().flatten(), x, w, channels)?;
         let mut inputs = vec![x.codes, x.scale, x.zero, w.codes, w.scale, w.zero, y.scale, y.zero];
         inputs.extend(bias);
-        self.put(at, ("", "QLinearConv", 10), (*node.attributes).clone(), inputs.into_iter().map(Some).collect())
+        put(&mut self.graph.nodes[at], ("", "QLinearConv", 10), (*node.attributes).clone(), inputs.into_iter().map(Some).collect())
     }
 
     /// Whether the zero points of constant codes lie in the middle.
@@ -226,20 +210,25 @@ impl Rewrite<'_> {
             }
             None => position,
         };
-        self.put(at, ("com.microsoft", "QGemm", 1), attributes, inputs)
+        put(&mut self.graph.nodes[at], ("com.microsoft", "QGemm", 1), attributes, inputs)
     }
 
     fn matmul(&mut self, position: usize) -> Option<()> {
         let node = self.graph.nodes[position].clone();
         let (a, b) = (self.dequantised(node.inputs[0]?, None)?, self.dequantised(node.inputs[1]?, Some(1))?);
+        // Of a batch of matrices axis 1 is that of the rows, along which a scale is no factor of a sum.
+        let shared = self.graph.constants.get(&b.scale)?.len() == 1;
+        if !shared && self.graph.constants.get(&b.codes)?.shape().len() != 2 {
+            return None;
+        }
         match self.quantised(node.outputs[0]?) {
             Some((at, y)) => {
                 let inputs = [a.codes, a.scale, a.zero, b.codes, b.scale, b.zero, y.scale, y.zero].map(Some).to_vec();
-                self.put(at, ("", "QLinearMatMul", 10), BTreeMap::new(), inputs)
+                put(&mut self.graph.nodes[at], ("", "QLinearMatMul", 10), BTreeMap::new(), inputs)
             }
             None => {
                 let inputs = [a.codes, b.codes, a.scale, b.scale, a.zero, b.zero].map(Some).to_vec();
-                self.put(position, ("com.microsoft", "MatMulIntegerToFloat", 1), BTreeMap::new(), inputs)
+                put(&mut self.graph.nodes[position], ("com.microsoft", "MatMulIntegerToFloat", 1), BTreeMap::new(), inputs)
             }
         }
     }
@@ -254,7 +243,7 @@ impl Rewrite<'_> {
         }
         let inputs = [a.codes, a.scale, a.zero, b.codes, b.scale, b.zero, y.scale, y.zero].map(Some).to_vec();
         let name = if node.def.name == "Add" { "QLinearAdd" } else { "QLinearMul" };
-        self.put(at, ("com.microsoft", name, 1), BTreeMap::new(), inputs)
+        put(&mut self.graph.nodes[at], ("com.microsoft", name, 1), BTreeMap::new(), inputs)
     }
 
     fn global_average(&mut self, position: usize) -> Option<()> {
@@ -265,7 +254,7 @@ impl Rewrite<'_> {
             return None;
         }
         let inputs = [x.codes, x.scale, x.zero, y.scale, y.zero].map(Some).to_vec();
-        self.put(at, ("com.microsoft", "QLinearGlobalAveragePool", 1), BTreeMap::new(), inputs)
+        put(&mut self.graph.nodes[at], ("com.microsoft", "QLinearGlobalAveragePool", 1), BTreeMap::new(), inputs)
     }
 
     /// What moves elements, or takes the greatest, gives of codes the codes of the result, if both have one scale.

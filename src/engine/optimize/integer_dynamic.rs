@@ -4,13 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use super::pattern::Links;
-use crate::engine::attrs::Attrs;
+use super::pattern::{Links, put};
 use crate::engine::dtype::DType;
-use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::graph::{Graph, ValueId};
 use crate::engine::kernels::vector::Binary;
 use crate::engine::model::LoadOptions;
-use crate::engine::ops::{self, arithmetic::Arithmetic};
+use crate::engine::ops::arithmetic::Arithmetic;
 use crate::engine::tensor::Kind;
 
 pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
@@ -19,21 +18,12 @@ pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
     for position in 0..graph.nodes.len() {
         let found = Pattern { graph, links: &links }.at(position);
         if let Some((at, inputs)) = found {
-            changed |= put(&mut graph.nodes[at], inputs).is_some();
+            changed |= put(&mut graph.nodes[at], ("com.microsoft", "MatMulIntegerToFloat", 1), BTreeMap::new(), inputs).is_some();
         }
     }
     if changed {
         super::dead_code::run(graph, options);
     }
-}
-
-fn put(node: &mut Node, inputs: Vec<Option<ValueId>>) -> Option<()> {
-    const OPSET: u16 = 1;
-    let def = ops::find("com.microsoft", "MatMulIntegerToFloat", OPSET).ok()?;
-    let given = inputs.iter().map(Option::is_some).collect();
-    let op = (def.build)(&Attrs::new(BTreeMap::new(), OPSET, given, vec![true])).ok()?;
-    *node = Node { def, opset: OPSET, op: op.into(), inputs, ..node.clone() };
-    Some(())
 }
 
 struct Pattern<'g> {

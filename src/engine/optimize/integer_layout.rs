@@ -4,11 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::pattern::Links;
-use crate::engine::attrs::Attrs;
+use super::pattern::{Links, put};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::model::LoadOptions;
-use crate::engine::ops;
 use crate::engine::ops::pool::MaxPool;
 use crate::engine::ops::qlinear_conv::QConv;
 use crate::engine::ops::qlinear_elementwise::Combine;
@@ -36,8 +34,8 @@ pub(super) fn run(graph: &mut Graph, _: &LoadOptions) {
     let last = last(graph, &links, &roles);
     for (position, role) in roles.into_iter().enumerate() {
         let node = &graph.nodes[position];
-        let of = |id: Option<ValueId>| id.is_some_and(|id| last[id.index()]);
-        let (input, output) = (of(node.inputs[0]), of(node.outputs[0]));
+        let of = |ids: &[Option<ValueId>]| ids.first().copied().flatten().is_some_and(|id| last[id.index()]);
+        let (input, output) = (of(&node.inputs), of(&node.outputs));
         match role {
             Role::Turns if input || output => {
                 let conv = node.op.downcast::<QConv>().expect("its role says so").clone();
@@ -81,12 +79,11 @@ fn role(graph: &Graph, node: &Node) -> Role {
 
 /// The same pooling with channels last.
 fn pool_of(node: &Node) -> Option<Node> {
-    const OPSET: u16 = 1;
-    let def = ops::find("com.microsoft", "NhwcMaxPool", OPSET).ok()?;
     let mut attributes: BTreeMap<_, _> = (*node.attributes).clone();
     attributes.remove("storage_order");
-    let op = (def.build)(&Attrs::new(attributes, OPSET, vec![true], vec![true])).ok()?;
-    Some(Node { def, opset: OPSET, op: op.into(), ..node.clone() })
+    let mut pool = node.clone();
+    put(&mut pool, ("com.microsoft", "NhwcMaxPool", 1), attributes, node.inputs.clone())?;
+    Some(pool)
 }
 
 /// For each value whether its channels may come last: it is made by a convolution, or of such values, and nobody minds.

@@ -35,7 +35,7 @@ fn weights(builder: Builder, name: &str, shape: &[usize], axis: usize, x_scale: 
 }
 
 /// Scales that are no multiples of each other: sums would lie in the middle between two codes too often.
-fn network(zero: fn(i32) -> Tensor) -> Graph {
+fn layers(zero: fn(i32) -> Tensor) -> Builder {
     let pads = ("pads", Attr::Ints(vec![1; 4]));
     let kernel = |n: i64| ("kernel_shape", Attr::Ints(vec![n; 2]));
     let b = graph().input("x", DType::F32, &[-1, 3, 10, 10]);
@@ -55,8 +55,11 @@ fn network(zero: fn(i32) -> Tensor) -> Graph {
     let b = b.node_with("Flatten", &[("axis", Attr::Int(1))], &["h5"], "f");
     let b = qdq(b, "f", "h6", 0.0931, zero(60));
     let b = weights(b, "w3", &[10, 64], 0, 0.0931);
-    let b = b.node_with("Gemm", &[("transB", Attr::Int(1))], &["h6", "w3", "w3_b"], "y");
-    b.outputs(&["y"])
+    b.node_with("Gemm", &[("transB", Attr::Int(1))], &["h6", "w3", "w3_b"], "y")
+}
+
+fn network(zero: fn(i32) -> Tensor) -> Graph {
+    layers(zero).outputs(&["y"])
 }
 
 fn unsigned(zero: i32) -> Tensor {
@@ -117,9 +120,35 @@ fn layouts_do_not_change_a_bit() {
     }
 }
 
+/// Exporters write shapes as nodes without operands.
+#[test]
+fn nodes_without_operands_are_passed_over() {
+    let shape = tensor(&[1], &[-1_i64]);
+    let b = layers(unsigned).node_with("Constant", &[("value", Attr::Tensor(shape))], &[], "shape");
+    let graph = b.node("Reshape", &["y", "shape"], "z").outputs(&["z"]);
+    let x = tensor(&[2, 3, 10, 10], &noise(600, 9));
+    assert_eq!(run(&graph, std::slice::from_ref(&x), &[])[0].len(), 2 * 10);
+}
+
+/// Along the rows of matrices in a batch a scale is no factor of a sum.
+#[test]
+fn scales_along_the_sum_of_a_batch_of_matrices_stay() {
+    for n in [4, 5] {
+        let b = qdq(graph().input("x", DType::F32, &[-1, 3, 4]), "x", "x0", 0.01, unsigned(128));
+        let codes: Vec<i8> = (0..8 * n).map(|i: usize| (i * 37 % 200) as u8 as i8).collect();
+        let b = b.constant("w_q", tensor(&[2, 4, n], &codes)).constant("w_s", tensor(&[4], &[0.01_f32, 0.02, 0.04, 0.08]));
+        let b = b.node_with("DequantizeLinear", &[("axis", Attr::Int(1))], &["w_q", "w_s"], "w");
+        let graph = b.node("MatMul", &["x0", "w"], "y").outputs(&["y"]);
+        assert!(after(&graph, PASS).contains("y = MatMul(x0, w)"));
+        let x = tensor(&[2, 3, 4], &noise(24, 5));
+        let plain = run(&graph, std::slice::from_ref(&x), &[PASS]);
+        assert_eq!(run(&graph, std::slice::from_ref(&x), &[]), plain);
+    }
+}
+
 #[test]
 fn what_has_no_form_on_codes_stays() {
-    // A rectifier whose zero is not the least code; a product with weights that are computed; groups.
+    // A rectifier whose zero is not the least code; groups.
     let b = weights(qdq(graph().input("x", DType::F32, &[-1, 4, 5, 5]), "x", "x0", 0.01, unsigned(10)), "w", &[4, 4, 1, 1], 0, 0.01);
     let rectified = qdq(b.node("Conv", &["x0", "w"], "c").node("Relu", &["c"], "r"), "r", "y", 0.1, unsigned(5)).outputs(&["y"]);
     assert!(after(&rectified, PASS).contains("c = Conv(x0, w)"));

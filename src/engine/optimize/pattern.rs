@@ -1,10 +1,14 @@
 //! What passes that look for patterns ask about a graph.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
-use crate::engine::attrs::Attr;
+use crate::engine::attrs::{Attr, Attrs};
 use crate::engine::dtype::Element;
 use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::ops;
 
 /// Who makes and who reads the values of a graph, by position.
 pub(super) struct Links {
@@ -41,6 +45,20 @@ impl Links {
             _ => None,
         }
     }
+}
+
+/// Makes a node another operator with these attributes and operands; its results stay. `None`, and nothing done, if there is no such.
+pub(super) fn put(
+    node: &mut Node,
+    (domain, name, opset): (&str, &str, u16),
+    attributes: BTreeMap<String, Attr>,
+    inputs: Vec<Option<ValueId>>,
+) -> Option<()> {
+    let def = ops::find(domain, name, opset).ok()?;
+    let attrs = Attrs::new(attributes.clone(), opset, inputs.iter().map(Option::is_some).collect(), vec![true]);
+    let op = (def.build)(&attrs).ok()?;
+    *node = Node { def, opset, op: op.into(), inputs, attributes: Arc::new(attributes), ..node.clone() };
+    Some(())
 }
 
 /// An attribute that is a number, as the file has it.

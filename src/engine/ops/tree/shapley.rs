@@ -155,10 +155,11 @@ impl<V: Value> Forest<V> {
 fn share(path: &[(u32, Side)], value: f64, found: &mut [f64]) {
     let rows = path.iter().filter(|(_, side)| *side == Side::Row).count();
     let samples = path.len() - rows;
+    let (gain, loss) = (value * weight(rows, samples), value * weight(samples, rows));
     for &(feature, side) in path {
         found[feature as usize] += match side {
-            Side::Row => value * weight(rows, samples),
-            Side::Sample => -value * weight(samples, rows),
+            Side::Row => gain,
+            Side::Sample => -loss,
         };
     }
 }
