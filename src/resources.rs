@@ -11,7 +11,7 @@ use std::time::Duration;
 pub fn usable_cpus() -> usize {
     // Not the standard library's number alone: it rounds a quota of 1.5 CPUs down, and half a CPU would lie idle.
     let cores = affinity().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let quota = quota(Path::new("/")).map_or(usize::MAX, |cpus| cpus.ceil() as usize);
+    let quota = smallest(Path::new("/"), "cpu", folder_quota).map_or(usize::MAX, |cpus| cpus.ceil() as usize);
     cores.min(quota).max(1)
 }
 
@@ -52,13 +52,12 @@ pub fn resident_bytes_peak() -> usize {
     status_bytes("VmHWM:")
 }
 
-/// Bytes of memory that the process may have, by the machine and its cgroup (version 2 and 1); 4 GiB where the system does not tell.
+/// Bytes of memory that the process may have, by the machine and its cgroups (version 2 and 1, every level above the process);
+/// 4 GiB where the system does not tell.
 pub fn memory_bytes() -> usize {
     const UNKNOWN: usize = 4 << 30;
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_status(&text, "MemTotal:"));
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = |path: &&str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<usize>().ok());
-    limits.iter().filter_map(limit).chain(machine).min().unwrap_or(UNKNOWN)
+    smallest(Path::new("/"), "memory", folder_memory).into_iter().chain(machine).min().unwrap_or(UNKNOWN)
 }
 
 /// CPUs on which the process may run, which are at most the machine's; `None` where the system does not tell.
@@ -72,17 +71,18 @@ fn affinity() -> Option<usize> {
     None
 }
 
-/// The smallest CPU quota on the process's way up its cgroups; `root` stands for `/`.
-fn quota(root: &Path) -> Option<f64> {
+/// The smallest limit on the process's way up its cgroups, those of version 1 for `controller`; `limit` tells that of one. `root`
+/// stands for `/`.
+fn smallest<T: PartialOrd>(root: &Path, controller: &str, limit: impl Fn(&Path) -> Option<T>) -> Option<T> {
     let memberships = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let mut smallest: Option<f64> = None;
+    let mut smallest: Option<T> = None;
     for line in memberships.lines() {
         let mut fields = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
         let mount = if controllers.is_empty() {
             root.join("sys/fs/cgroup")
-        } else if controllers.split(',').any(|name| name == "cpu") {
-            root.join("sys/fs/cgroup/cpu")
+        } else if controllers.split(',').any(|name| name == controller) {
+            root.join("sys/fs/cgroup").join(controller)
         } else {
             continue;
         };
@@ -90,9 +90,8 @@ fn quota(root: &Path) -> Option<f64> {
         // not exist is skipped, and the way up ends at the mount itself.
         let mut folder = mount.join(path.trim_start_matches('/'));
         while folder.starts_with(&mount) {
-            let here = folder_quota(&folder);
-            smallest = match (smallest, here) {
-                (Some(a), Some(b)) => Some(a.min(b)),
+            smallest = match (smallest, limit(&folder)) {
+                (Some(a), Some(b)) => Some(if b < a { b } else { a }),
                 (a, b) => a.or(b),
             };
             if !folder.pop() {
@@ -110,6 +109,12 @@ fn folder_quota(folder: &Path) -> Option<f64> {
         return parse_v2(&text);
     }
     parse_v1(&read("cpu.cfs_quota_us")?, &read("cpu.cfs_period_us")?)
+}
+
+/// The bytes of memory that one cgroup allows; `memory.max` is `max` without a limit.
+fn folder_memory(folder: &Path) -> Option<usize> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    read("memory.max").or_else(|| read("memory.limit_in_bytes"))?.trim().parse().ok()
 }
 
 /// `cpu.max`: `<quota or max> <period>`, both in microseconds.
@@ -202,7 +207,40 @@ mod tests {
         ];
         for (name, files, want) in cases {
             let root = root(name, files);
-            assert_eq!(quota(&root), *want, "{name}");
+            assert_eq!(smallest(&root, "cpu", folder_quota), *want, "{name}");
+            let _ = fs::remove_dir_all(root);
+        }
+    }
+
+    #[test]
+    fn the_smallest_memory_on_the_way_up_counts() {
+        let cases: &[(&str, &Files, Option<usize>)] = &[
+            ("memory-none", &[("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/memory.max", "max\n")], None),
+            (
+                "memory-v2",
+                &[
+                    ("proc/self/cgroup", "0::/a/b\n"),
+                    ("sys/fs/cgroup/memory.max", "max\n"),
+                    ("sys/fs/cgroup/a/memory.max", "1000\n"),
+                    ("sys/fs/cgroup/a/b/memory.max", "4000\n"),
+                ],
+                Some(1000),
+            ),
+            ("memory-container", &[("proc/self/cgroup", "0::/docker/0123\n"), ("sys/fs/cgroup/memory.max", "500\n")], Some(500)),
+            (
+                "memory-v1",
+                &[
+                    ("proc/self/cgroup", "5:memory:/m\n4:cpu,cpuacct:/x\n"),
+                    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+                    ("sys/fs/cgroup/memory/m/memory.limit_in_bytes", "3000\n"),
+                    ("sys/fs/cgroup/cpu/x/memory.limit_in_bytes", "1\n"),
+                ],
+                Some(3000),
+            ),
+        ];
+        for (name, files, want) in cases {
+            let root = root(name, files);
+            assert_eq!(smallest(&root, "memory", folder_memory), *want, "{name}");
             let _ = fs::remove_dir_all(root);
         }
     }

@@ -331,15 +331,7 @@ fn repository_metrics(page: &mut Page, repository: &Repository, handles: &[(Stat
     }
     page.family(&BATCH_ROWS);
     for (stats, handle) in handles {
-        let labels = [handle.name(), handle.version()];
-        let mut below = 0;
-        for (bound, count) in ROWS_BUCKETS.iter().zip(stats.batches_by_rows) {
-            below += count;
-            page.bucket(&BATCH_ROWS, &labels, &bound.to_string(), below);
-        }
-        page.bucket(&BATCH_ROWS, &labels, "+Inf", stats.batches());
-        page.sample(&BATCH_ROWS, "_sum", &labels, stats.rows as f64);
-        page.sample(&BATCH_ROWS, "_count", &labels, stats.batches() as f64);
+        page.histogram(&BATCH_ROWS, &[handle.name(), handle.version()], (&ROWS_BUCKETS, &stats.batches_by_rows), stats.rows as f64);
     }
     for (metric, value) in VERSION_ROWS {
         page.family(metric);
@@ -429,20 +421,20 @@ impl Page {
         self
     }
 
-    fn bucket(&mut self, metric: &Metric, values: &[&str], bound: &str, count: u64) {
-        self.labelled(metric, "_bucket", values, Some(bound), count as f64);
-    }
-
     /// A histogram of times.
     fn times(&mut self, metric: &Metric, values: &[&str], times: &Times) {
+        self.histogram(metric, values, (&SECONDS_BUCKETS, &times.counts), times.total.as_secs_f64());
+    }
+
+    /// A histogram: the buckets' upper bounds, how many there are in each and beyond the last, and the sum of all.
+    fn histogram<B: ToString>(&mut self, metric: &Metric, values: &[&str], (bounds, counts): (&[B], &[u64]), sum: f64) {
+        let bounds = bounds.iter().map(B::to_string).chain(["+Inf".to_owned()]);
         let mut below = 0;
-        for (bound, count) in SECONDS_BUCKETS.iter().zip(times.counts) {
+        for (bound, count) in bounds.zip(counts) {
             below += count;
-            self.bucket(metric, values, &bound.to_string(), below);
+            self.labelled(metric, "_bucket", values, Some(&bound), below as f64);
         }
-        let all: u64 = times.counts.iter().sum();
-        self.bucket(metric, values, "+Inf", all);
-        self.sample(metric, "_sum", values, times.total.as_secs_f64()).sample(metric, "_count", values, all as f64);
+        self.sample(metric, "_sum", values, sum).sample(metric, "_count", values, below as f64);
     }
 
     fn labelled(&mut self, metric: &Metric, suffix: &str, values: &[&str], bound: Option<&str>, value: f64) {

@@ -136,7 +136,7 @@ impl StreamTrace {
             ..Span::internal("stream_request", context, Some(self.call.span), (clock.at(started), clock.at(ended)))
         });
         let phases = outcome.as_ref().ok().map(|(_, measured)| measured.phases);
-        record_parts(&self.tracer, context, (started, ended), (phases, &probe.take_passes()));
+        record_parts(&self.tracer, context, &clock, (started, ended), (phases, &probe.take_passes()));
         outcome
     }
 }
@@ -163,12 +163,18 @@ fn record(
         error: status.is_server_error().then(|| status.canonical_reason().unwrap_or_default().to_owned()),
         ..Span::internal(route.name(), context, None, (clock.at(started), clock.at(ended)))
     });
-    record_parts(tracer, context, (started, ended), (phases, passes));
+    record_parts(tracer, context, &clock, (started, ended), (phases, passes));
 }
 
-/// Records what a request was made of, as children of its span.
-fn record_parts(tracer: &Tracer, context: Context, (started, ended): (Instant, Instant), (phases, passes): (Option<Phases>, &[Pass])) {
-    let clock = WallClock::now();
+/// Records what a request was made of, as children of its span. `clock` is the one that the request's own span was told by: by
+/// another, read a moment later, a part may seem to end after the whole.
+fn record_parts(
+    tracer: &Tracer,
+    context: Context,
+    clock: &WallClock,
+    (started, ended): (Instant, Instant),
+    (phases, passes): (Option<Phases>, &[Pass]),
+) {
     let child = |name, from, to| Span::internal(name, context.child(), Some(context.span), (clock.at(from), clock.at(to)));
     if let (Some(phases), Some(first)) = (phases, passes.first()) {
         tracer.record(child("parse", first.queued.checked_sub(phases.parse).unwrap_or(started).max(started), first.queued));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::evaluate::Rows;
+use super::healthcheck::{parse, split};
 use super::target::Target;
 use super::{Failure, Outcome, print};
 use crate::config::{Engine, Flags, Settings};
@@ -104,31 +105,32 @@ fn files(target: &Target, version: &str) -> Result<Vec<(String, PathBuf)>, Failu
     Ok(found)
 }
 
-/// What belongs to all versions of a model: its settings and what they name.
-fn shared_files(target: &Target) -> Vec<(String, PathBuf)> {
+/// What belongs to all versions of a model: its settings with what they name, and what tells of it. Other archives in its folder are
+/// what it was trained on, or checkpoints, which no server needs.
+fn shared_files(target: &Target, own: &ModelSettings) -> Vec<(String, PathBuf)> {
     let Some(folder) = &target.folder else { return Vec::new() };
-    let kinds = ["toml", "npz", "pbtxt", "md", "svg", "txt"];
+    let kinds = ["toml", "pbtxt", "md", "svg", "txt"];
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let shared = |path: &PathBuf| path.is_file() && path.extension().is_some_and(|extension| kinds.iter().any(|kind| extension == *kind));
     let named = |path: PathBuf| Some((path.file_name()?.to_str()?.to_owned(), path));
     let mut found: Vec<_> = entries.filter(shared).filter_map(named).collect();
+    let background =
+        own.explain.background.as_ref().filter(|name| Path::new(name).components().all(|part| matches!(part, Component::Normal(_))));
+    found.extend(background.map(|name| (name.clone(), folder.join(name))));
     found.sort();
     found
 }
 
 /// Loads the copy and runs its golden samples; tells what was shown.
-fn verify(file: &Path, settings: &ModelSettings, options: &LoadOptions) -> Result<(Model, String), Failure> {
+fn verify(file: &Path, settings: &ModelSettings, options: &LoadOptions) -> Result<&'static str, Failure> {
     let named = |error: String| Failure(format!("{}: {error}", file.display()));
     let model = Model::load(file, options).map_err(|error| named(error.to_string()))?;
     let golden = file.parent().map(|folder| Golden::read(&folder.join("golden"))).transpose()?.flatten();
-    let Some(golden) = golden else { return Ok((model, "there are no golden samples".to_owned())) };
-    let model = Arc::new(model);
-    let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::single()));
+    let Some(golden) = golden else { return Ok("there are no golden samples") };
+    let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
     let answer = session.run(&golden.inputs).map_err(|error| named(format!("the golden samples do not run: {error}")))?;
     golden.compare(&answer, settings.tolerance).map_err(|error| named(format!("the golden samples are not reproduced: {error}")))?;
-    drop(session);
-    let model = Arc::into_inner(model).ok_or("the model is in use")?;
-    Ok((model, "its golden samples are reproduced".to_owned()))
+    Ok("its golden samples are reproduced")
 }
 
 fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> Result<String, Failure> {
@@ -137,25 +139,22 @@ fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
     let defaults = super::serve::defaults(settings);
     let present = if home.is_dir() { Some(ModelSettings::read(&home, &defaults)?) } else { None };
     let known = present.as_ref().map(|settings| versions(&home, settings)).transpose()?.unwrap_or_default();
-    let own = target.folder.as_ref().map(|folder| ModelSettings::read(folder, &defaults)).transpose()?;
-    let own = own.unwrap_or_else(|| ModelSettings::new(&defaults));
+    let own = target.settings(settings)?;
     let next = known.iter().filter_map(|version| version.parse::<u64>().ok()).max().map_or(1, |newest| newest + 1);
     let version = next.to_string();
     let mut said = String::new();
     if let (Some(settings_there), Some(newest)) = (&present, known.last()) {
         let there = version_file(&home, newest, settings_there)?;
-        guard(args, &own, settings_there, &there, settings, &mut said)?;
+        guard(args, (target, &own), (&home, settings_there, &there), settings, &mut said)?;
     } else if args.canary.is_some() {
         return Err(format!("--canary splits requests with the version that is there, and there is none in {}", home.display()).into());
     }
     fs::create_dir_all(&repository).map_err(|error| format!("{}: {error}", repository.display()))?;
     // A name that begins with a dot is no model and no version: nobody reads it before it is whole.
     let temporary = repository.join(format!(".{name}.{}", std::process::id()));
-    let outcome = copy(target, &version, &temporary, present.is_none()).and_then(|()| {
+    let outcome = copy((target, &own), &version, &temporary, present.is_none()).and_then(|()| {
         let file = version_file(&temporary, &version, &own)?;
-        let (model, shown) = verify(&file, &own, &settings.load_options())?;
-        let _ = writeln!(said, "{shown}");
-        drop(model);
+        let _ = writeln!(said, "{}", verify(&file, &own, &settings.load_options())?);
         settle(args, &home, &temporary, (&version, known.last()), present.is_none())
     });
     let _ = fs::remove_dir_all(&temporary);
@@ -165,8 +164,8 @@ fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
 }
 
 /// Copies the version, and what belongs to all versions if the model is new.
-fn copy(target: &Target, version: &str, to: &Path, whole: bool) -> Result<(), Failure> {
-    let shared = if whole { shared_files(target) } else { Vec::new() };
+fn copy((target, own): (&Target, &ModelSettings), version: &str, to: &Path, whole: bool) -> Result<(), Failure> {
+    let shared = if whole { shared_files(target, own) } else { Vec::new() };
     for (path, from) in files(target, version)?.into_iter().chain(shared) {
         let to = to.join(path);
         let written = to.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
@@ -207,14 +206,12 @@ fn settle(args: &Args, home: &Path, copy: &Path, (version, newest): (&str, Optio
 /// Refuses what would be worse, or other, than what is there.
 fn guard(
     args: &Args,
-    own: &ModelSettings,
-    present: &ModelSettings,
-    there: &Path,
+    (target, own): (&Target, &ModelSettings),
+    (home, present, there): (&Path, &ModelSettings, &Path),
     settings: &Settings,
     said: &mut String,
 ) -> Result<(), Failure> {
     let options = settings.load_options();
-    let target = Target::one(&args.model)?;
     let (new, _) = target.load(&options).map_err(|error| target.failed(&error))?;
     let old = Model::load(there, &options).map_err(|error| format!("{}: {error}", there.display()))?;
     let ports = |model: &Model| (model.signature().inputs.clone(), model.signature().outputs.clone());
@@ -232,7 +229,7 @@ fn guard(
     }
     let (Some(data), Some(column)) = (&args.data, &args.target) else { return Ok(()) };
     let rows = Rows { data, target: column, features: &args.features, task: None };
-    let (first, known) = rows.answers(there, settings)?;
+    let (first, known) = rows.answers(home, settings)?;
     let (second, _) = rows.answers(&args.model, settings)?;
     let truth = rows.truth(known, &second)?;
     let judged = |answers| Judged { truth: &truth, answers };
@@ -253,25 +250,23 @@ fn to_server(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
     if args.canary.is_some() || args.data.is_some() {
         return Err("--canary and --data need the folder of the models: a server takes one set of files".into());
     }
-    let defaults = super::serve::defaults(settings);
-    let own = target.folder.as_ref().map(|folder| ModelSettings::read(folder, &defaults)).transpose()?;
-    let own = own.unwrap_or_else(|| ModelSettings::new(&defaults));
+    let own = target.settings(settings)?;
     let version = "1";
     let temporary = std::env::temp_dir().join(format!("ndserve-deploy-{}", std::process::id()));
-    let shown = copy(target, version, &temporary, true)
+    let shown = copy((target, &own), version, &temporary, true)
         .and_then(|()| Ok(version_file(&temporary, version, &own)?))
-        .and_then(|file| Ok(verify(&file, &own, &settings.load_options())?.1));
+        .and_then(|file| verify(&file, &own, &settings.load_options()));
     let _ = fs::remove_dir_all(&temporary);
     let mut said = format!("{}\n", shown?);
     let mut members = serde_json::Map::new();
-    for (path, from) in files(target, version)?.into_iter().chain(shared_files(target)) {
+    for (path, from) in files(target, version)?.into_iter().chain(shared_files(target, &own)) {
         let bytes = fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?;
         members.insert(format!("file:{path}"), STANDARD.encode(bytes).into());
     }
     let body = serde_json::json!({ "parameters": members }).to_string();
     let url = args.to.trim_end_matches('/');
-    let (status, answer) =
-        post(url, &format!("/v2/repository/models/{name}/load"), &body, args.key.as_deref()).map_err(|error| format!("{url}: {error}"))?;
+    let load = format!("{url}/v2/repository/models/{name}/load");
+    let (status, answer) = post(&load, &body, args.key.as_deref()).map_err(|error| format!("{url}: {error}"))?;
     if status != 200 {
         return Err(format!("{url}: {status}: {answer}").into());
     }
@@ -280,25 +275,25 @@ fn to_server(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
 }
 
 /// Status and body of the answer to a POST of JSON.
-fn post(url: &str, path: &str, body: &str, key: Option<&str>) -> Result<(u16, String), String> {
+fn post(url: &str, body: &str, key: Option<&str>) -> Result<(u16, String), String> {
     /// Loading a model, warming it up and verifying it takes as long.
     const TIMEOUT: Duration = Duration::from_secs(600);
-    let rest = url.strip_prefix("http://").ok_or("only http:// can be asked; deploy into the folder of a server behind TLS")?;
-    let (host, base) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let address = if has_port { host.to_owned() } else { format!("{host}:80") };
-    if [host, base, key.unwrap_or_default()].iter().any(|text| text.contains(|c: char| c.is_control() || c == ' ')) {
-        return Err("the address or the key has characters that no header may have".to_owned());
+    if url.starts_with("https://") {
+        return Err("only http:// can be asked; deploy into the folder of a server behind TLS".to_owned());
+    }
+    let (host, path) = split(url)?;
+    if key.is_some_and(|key| key.contains(|c: char| c.is_control() || c == ' ')) {
+        return Err("the key has characters that no header may have".to_owned());
     }
     let key = key.map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
     let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(address).map_err(text)?;
+    let mut stream = TcpStream::connect(&host).map_err(text)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(text)?;
-    let head = format!("POST {base}{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{key}Content-Length: {}\r\n\r\n", body.len());
-    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).map_err(text)?;
+    // One write, for the reason of `healthcheck`'s.
+    let length = body.len();
+    let request = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{key}Content-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).map_err(text)?;
     let mut answer = String::new();
     stream.take(1 << 20).read_to_string(&mut answer).map_err(text)?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.strip_prefix("HTTP/1.").and_then(|head| head.split(' ').nth(1)?.get(..3)?.parse().ok());
-    Ok((status.ok_or("the answer is not HTTP")?, body.to_owned()))
+    parse(&answer).ok_or_else(|| "the answer is not HTTP".to_owned())
 }

@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::files::is_npz;
 use super::predict::labels;
-use super::rows::fitted;
+use super::rows::{all_fitted, chosen};
 use super::target::Target;
 use super::{Failure, Outcome, print, progress};
 use crate::config::{Engine, Flags, Settings};
-use crate::engine::{Dim, Model, Session, Tensor, Threads};
+use crate::engine::{Dim, Model, Session, Threads};
 use crate::explain::{Scores, explained_output};
 use crate::telemetry;
-use crate::train::data::{self, Column, Inputs, Target as Known, read_csv};
+use crate::train::data::{self, Column, Inputs, Target as Known};
 use crate::train::evaluation::{Comparison, Judged, Measures, Slice, Truth, compare, slices};
 use crate::train::metrics::Classification;
 use crate::train::page::{Page, html};
@@ -30,13 +31,14 @@ pub(super) struct Args {
     /// A model file, or a model folder (its newest version is taken)
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// A .csv or .tsv file with a line of names, or an .npz archive; columns in the order of the model's input
+    /// A .csv or .tsv file with a line of names (also .gz), a .parquet file, an .npz archive, or a folder of pictures by class.
+    /// Columns are in the order of the model's input; with an input for each column they may be in any, and more
     #[arg(value_name = "DATA")]
     data: PathBuf,
     /// The column or array that holds the right answers
     #[arg(long, value_name = "NAME")]
     target: String,
-    /// The columns that the model takes, in its order; all others where none are named
+    /// The columns that the model takes, in its order; by default those of its inputs' names, or all but the target
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     features: Vec<String>,
     /// What the answers are; by default classes if the model has labels or several outputs, or the target is text or 0 and 1
@@ -86,11 +88,15 @@ pub(super) fn command(args: Args) -> Outcome {
     let measures = judged.all()?;
     let bootstrap = Bootstrap { samples: args.bootstrap, confidence: args.confidence, seed: args.seed };
     let intervals = judged.intervals(&measures, &bootstrap);
-    let slices = rows.slices(&judged, &args.slice)?;
+    let slices = rows.slices(&judged, &args.slice, settings.load_options().memory_limit)?;
     let comparison = match &args.against {
         None => None,
         Some(other) => {
             let (second, _) = rows.answers(other, &settings)?;
+            if second.labels != answers.labels && !second.labels.is_empty() && !answers.labels.is_empty() {
+                let [second, first] = [second.labels, answers.labels].map(|labels| labels.join(", "));
+                return Err(format!("{}: its labels are {second}; those of the first model are {first}", other.display()).into());
+            }
             Some(compare(&judged, &Judged { truth: &truth, answers: &second.scores.values }, &bootstrap)?)
         }
     };
@@ -153,11 +159,11 @@ impl Rows<'_> {
         let labels = labels(&target, settings, own)?;
         // An array of an archive is named as the model's input, if it has one.
         let input = model.signature().inputs.first().filter(|_| model.signature().inputs.len() == 1).map(|port| port.name.clone());
-        let named = if self.data.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz")) { input.as_deref() } else { None };
+        let named = input.as_deref().filter(|_| is_npz(self.data));
         let (inputs, known) = data::read(self.data, named, self.target, options.memory_limit)?;
         let inputs = match inputs {
-            Inputs::Table(table) if !self.features.is_empty() => Inputs::Table(table.select(self.features)?),
-            other => other,
+            Inputs::Table(table) => Inputs::Table(chosen(table, self.features, model.signature())?),
+            array @ Inputs::Array { .. } => array,
         };
         let mut session = Session::new(Arc::new(model), Arc::new(Threads::new(settings.engine_threads())?));
         let scores = scores(&mut session, &inputs, &labels)?;
@@ -179,18 +185,20 @@ impl Rows<'_> {
         }
     }
 
-    fn slices(&self, judged: &Judged<'_>, names: &[String]) -> Result<Vec<Slice>, Failure> {
+    fn slices(&self, judged: &Judged<'_>, names: &[String], limit: usize) -> Result<Vec<Slice>, Failure> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        if self.data.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz")) {
+        if is_npz(self.data) {
             return Err("--slice takes a column of a table; an .npz archive has none".into());
         }
-        let mut table = read_csv(self.data)?;
+        let (Inputs::Table(table), known) = data::read(self.data, None, self.target, limit)? else {
+            return Err("--slice takes a column of a table; pictures have none".into());
+        };
         let mut all = Vec::new();
         for name in names {
-            let column = table.take(name)?;
-            all.extend(slices(judged, name, &column)?);
+            let column = if name == self.target { &known } else { table.column(name)? };
+            all.extend(slices(judged, name, column)?);
         }
         Ok(all)
     }
@@ -224,11 +232,7 @@ fn scores(session: &mut Session, inputs: &Inputs, labels: &[String]) -> Result<S
     let mut scores = Scores::default();
     for part in all.chunks(pass) {
         let given = inputs.pick(part).tensors();
-        if given.len() != signature.inputs.len() {
-            return Err(format!("the data makes {} inputs, the model has {}", given.len(), signature.inputs.len()).into());
-        }
-        let fit = given.iter().zip(&signature.inputs).map(|(tensor, port)| fitted(tensor, port));
-        let outputs = session.run(&fit.collect::<Result<Vec<Tensor>, Failure>>()?)?;
+        let outputs = session.run(&all_fitted(&given, signature)?)?;
         scores.append(&outputs[output], part.len(), name)?;
         bar.inc(part.len() as u64);
     }

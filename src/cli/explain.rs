@@ -13,7 +13,6 @@ use crate::api::explain::{Shown, encode};
 use crate::config::{Engine, Flags, NonFinite};
 use crate::engine::{LoadOptions, Model, Session, Threads, has_trees, read_graph};
 use crate::explain::{Class, Explained, Explainer, Explanation, Method, Options, Program, Question, Subject, heat_map};
-use crate::serve::ModelSettings;
 use crate::telemetry;
 
 /// Explain a model's answers: what each feature, or each pixel, contributed.
@@ -71,7 +70,7 @@ pub(super) struct Args {
     /// What everything random follows from
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Write a heat map of each image here, row-1.png and so on
+    /// Write a heat map of each image here, row-1.png and so on; with several images in a row, row-1-NAME.png by their inputs
     #[arg(long, value_name = "DIR")]
     heat_maps: Option<PathBuf>,
     /// Print the answer of the server's `:explain`
@@ -89,16 +88,17 @@ pub(super) fn command(args: Args) -> Outcome {
     let (model, _) = target.load(&options).map_err(|error| target.failed(&error))?;
     let model = Arc::new(model);
     let signature = model.signature().clone();
-    let declared = match &target.folder {
-        Some(folder) => ModelSettings::read(folder, &super::serve::defaults(&settings))?,
-        None => ModelSettings::new(&super::serve::defaults(&settings)),
-    };
+    let declared = target.settings(&settings)?;
     let labels = if declared.labels.is_empty() { model.metadata().labels.clone() } else { declared.labels };
     let mut explain = declared.explain;
     let folder = target.folder.clone().unwrap_or_default();
     let of_model = explain.read_background(&folder, &signature, options.memory_limit)?;
     let columns = Columns { target: args.target.as_deref(), features: &args.features, limit: options.memory_limit };
     let mut data = columns.read(&args.data, &signature)?;
+    // Left in, the right answers would be a feature.
+    if let Some(name) = args.target.as_ref().filter(|_| data.known.is_empty()) {
+        return Err(format!("{}: there is no column or array `{name}`", args.data.display()).into());
+    }
     if explain.features.is_empty() {
         explain.features = data.names;
     }
@@ -197,15 +197,24 @@ fn write_heat_maps(folder: &Path, explained: &Explained) -> Result<(), Failure> 
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut written = 0;
     for (row, explanation) in explained.explanations.iter().enumerate() {
-        for (_, shape, range) in explained.layout.inputs() {
-            if let Some(png) = heat_map(&explanation.contributions[range], shape)? {
-                let path = folder.join(format!("row-{}.png", row + 1));
-                std::fs::write(&path, png).map_err(|error| format!("{}: {error}", path.display()))?;
-                written += 1;
-            }
+        let mut images = Vec::new();
+        for (name, shape, range) in explained.layout.inputs() {
+            images.extend(heat_map(&explanation.contributions[range], shape)?.map(|png| (name, png)));
+        }
+        let several = images.len() > 1;
+        for (name, png) in images {
+            let path = folder.join(heat_map_file(row, several.then_some(name)));
+            std::fs::write(&path, png).map_err(|error| format!("{}: {error}", path.display()))?;
+            written += 1;
         }
     }
     if written == 0 { Err("the model takes no images: there is no heat map".into()) } else { Ok(()) }
+}
+
+/// The file of a row's heat map, with the name of the input if there are several. What leads into other folders is no part of it.
+fn heat_map_file(row: usize, input: Option<&str>) -> String {
+    let input = input.map_or(String::new(), |name| format!("-{}", name.replace(['/', '\\', ':'], "_")));
+    format!("row-{}{input}.png", row + 1)
 }
 
 fn text(explained: &Explained, top: usize) -> String {
@@ -257,5 +266,11 @@ mod tests {
         assert_eq!(named_class("1", &labels), Class::Label("1".to_owned()));
         assert_eq!(named_class("1", &[]), Class::Index(1));
         assert_eq!(named_class("cat", &[]), Class::Label("cat".to_owned()));
+    }
+
+    #[test]
+    fn each_image_of_a_row_has_a_heat_map_of_its_own() {
+        assert_eq!(heat_map_file(0, None), "row-1.png");
+        assert_eq!(["left", "../right"].map(|name| heat_map_file(1, Some(name))), ["row-2-left.png", "row-2-.._right.png"]);
     }
 }

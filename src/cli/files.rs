@@ -52,7 +52,8 @@ pub(super) fn write_outputs(path: &Path, signature: &Signature, outputs: &[Value
     Ok(())
 }
 
-fn is_npz(path: &Path) -> bool {
+/// Whether a file is an archive of arrays, by its name.
+pub(super) fn is_npz(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
 }
 

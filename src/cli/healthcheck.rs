@@ -57,7 +57,7 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// Host with port, and path, of an `http://` address.
-fn split(url: &str) -> Result<(String, &str), String> {
+pub(super) fn split(url: &str) -> Result<(String, &str), String> {
     let rest = url.strip_prefix("http://").ok_or("only http:// can be asked")?;
     let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     if host.is_empty() || url.contains(|c: char| c.is_control() || c == ' ') {
@@ -108,7 +108,8 @@ fn get(url: &str) -> Result<(u16, String), String> {
     Err(last)
 }
 
-fn parse(answer: &str) -> Option<(u16, String)> {
+/// Status and body of an answer; `None` if it is not HTTP.
+pub(super) fn parse(answer: &str) -> Option<(u16, String)> {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.get(..3)?.parse().ok()?;
     Some((status, body.to_owned()))

@@ -11,7 +11,6 @@ use crate::api::predict::{Decoded, decode, encode};
 use crate::config::{Engine, Flags, NonFinite, Settings};
 use crate::engine::{Session, Threads, Value};
 use crate::error::Error;
-use crate::serve::ModelSettings;
 use crate::telemetry;
 
 /// Run a model once on inputs from files.
@@ -78,8 +77,7 @@ enum Source {
 
 /// The names of the classes, for an answer like the server's.
 pub(super) fn labels(target: &Target, settings: &Settings, own: Vec<String>) -> Result<Vec<String>, Failure> {
-    let Some(folder) = &target.folder else { return Ok(own) };
-    let configured = ModelSettings::read(folder, &super::serve::defaults(settings))?.labels;
+    let configured = target.settings(settings)?.labels;
     Ok(if configured.is_empty() { own } else { configured })
 }
 

@@ -1,6 +1,6 @@
 //! `ndserve prepare`: what the data is, and what will be done about it, before anything is trained.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf, absolute};
 use std::process::ExitCode;
 
 use super::{Failure, Outcome, print, train};
@@ -45,7 +45,7 @@ pub(super) fn command(args: Args) -> Outcome {
         Config::read(&args.data)?.0
     } else {
         let target = args.target.as_deref().or(args.data.is_dir().then_some("")).ok_or("--target is missing: what is to be predicted")?;
-        let text = suggest(&args.data, target, memory)?;
+        let text = suggest(&path_from(args.write.as_deref(), &args.data)?, target, memory)?;
         if let Some(path) = &args.write {
             if path.exists() {
                 return Err(format!("{} exists already", path.display()).into());
@@ -63,6 +63,14 @@ pub(super) fn command(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
+/// The path of data as a configuration at `written` has it, which is read relative to that file's folder: absolute, if that is
+/// another one.
+fn path_from(written: Option<&Path>, data: &Path) -> std::io::Result<PathBuf> {
+    let elsewhere = |path: &Path| Ok::<_, std::io::Error>(absolute(path)? != absolute(path.file_name().unwrap_or_default())?);
+    let other = written.map(elsewhere).transpose()?.unwrap_or(false);
+    if other { absolute(data) } else { Ok(data.to_owned()) }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
     Ok(crate::train::checkpoint::write_whole(path, text.as_bytes())?)
 }

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::Failure;
+use super::files::is_npz;
 use crate::engine::{DType, Port, Signature, Slice, Tensor, npz};
-use crate::explain::Known;
+use crate::explain::{Known, number};
 use crate::train::data::{Column, Inputs, Table, read_csv};
 
 /// How files of rows are read.
@@ -25,8 +26,7 @@ pub(super) struct Read {
 
 impl Columns<'_> {
     pub(super) fn read(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
-        let is = |ending: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(ending));
-        let read = if is("npz") { self.arrays(path, signature) } else { self.table(path, signature) };
+        let read = if is_npz(path) { self.arrays(path, signature) } else { self.table(path, signature) };
         read.map_err(|Failure(message)| format!("{}: {message}", path.display()).into())
     }
 
@@ -50,18 +50,27 @@ impl Columns<'_> {
             },
             _ => Vec::new(),
         };
-        // With an input for each column the names tell which is which.
-        let named: Vec<String> = signature.inputs.iter().map(|port| port.name.clone()).collect();
-        let wanted = if self.features.is_empty() && named.len() > 1 { &named[..] } else { self.features };
-        let table: Table = if wanted.is_empty() { table } else { table.select(wanted)? };
+        let table = chosen(table, self.features, signature)?;
         let names = table.names.clone();
-        let given = Inputs::Table(table).tensors();
-        if given.len() != signature.inputs.len() {
-            return Err(format!("the columns make {} inputs, the model has {}", given.len(), signature.inputs.len()).into());
-        }
-        let tensors = given.iter().zip(&signature.inputs).map(|(tensor, port)| fitted(tensor, port)).collect::<Result<_, _>>()?;
-        Ok(Read { tensors, names, known })
+        Ok(Read { tensors: all_fitted(&Inputs::Table(table).tensors(), signature)?, names, known })
     }
+}
+
+/// The columns that a model takes, in the order of its inputs: those of `features`; where none are named and the model has an input for
+/// each column, those of the inputs' names, if there are all of them; else every column.
+pub(super) fn chosen(table: Table, features: &[String], signature: &Signature) -> Result<Table, Failure> {
+    let named: Vec<String> = signature.inputs.iter().map(|port| port.name.clone()).collect();
+    let by_name = features.is_empty() && named.len() > 1 && named.iter().all(|name| table.names.contains(name));
+    let wanted = if by_name { &named } else { features };
+    Ok(if wanted.is_empty() { table } else { table.select(wanted)? })
+}
+
+/// A tensor for each input, as [`fitted`] makes them.
+pub(super) fn all_fitted(given: &[Tensor], signature: &Signature) -> Result<Vec<Tensor>, Failure> {
+    if given.len() != signature.inputs.len() {
+        return Err(format!("the data makes {} inputs, the model has {}", given.len(), signature.inputs.len()).into());
+    }
+    given.iter().zip(&signature.inputs).map(|(tensor, port)| fitted(tensor, port)).collect()
 }
 
 /// The right answers of an array.
@@ -72,20 +81,13 @@ fn known(array: &Tensor) -> Vec<Known> {
     }
 }
 
+/// All elements; none if they are no numbers.
 fn numbers(tensor: &Tensor) -> Vec<f64> {
-    match tensor.data() {
-        Slice::F32(values) => values.iter().map(|&v| v.into()).collect(),
-        Slice::F64(values) => values.to_vec(),
-        Slice::I64(values) => values.iter().map(|&v| v as f64).collect(),
-        Slice::I32(values) => values.iter().map(|&v| v.into()).collect(),
-        Slice::U8(values) => values.iter().map(|&v| v.into()).collect(),
-        Slice::Bool(values) => values.iter().map(|&v| f64::from(u8::from(v))).collect(),
-        _ => Vec::new(),
-    }
+    (0..tensor.len()).map_while(|at| number(tensor.data(), at)).collect()
 }
 
 /// A tensor in the type and shape of an input: files of numbers do not always say what the model takes.
-pub(super) fn fitted(tensor: &Tensor, port: &Port) -> Result<Tensor, Failure> {
+fn fitted(tensor: &Tensor, port: &Port) -> Result<Tensor, Failure> {
     let wanted = port.kind.dtype();
     if wanted == Some(tensor.dtype()) {
         return Ok(tensor.clone());

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Failure;
+use crate::config::Settings;
 use crate::engine::{LoadError, LoadOptions, Model, find_model_file};
 use crate::serve::{Defaults, ModelSettings, is_model_name, model_files, version_file, versions};
 
@@ -51,6 +52,15 @@ impl Target {
         let start = Instant::now();
         let model = Model::load(file, options)?;
         Ok((model, start.elapsed().as_secs_f64() * 1e3))
+    }
+
+    /// What its folder declares; of a lone file what holds where nothing is declared.
+    pub(super) fn settings(&self, settings: &Settings) -> Result<ModelSettings, Failure> {
+        let defaults = super::serve::defaults(settings);
+        Ok(match &self.folder {
+            Some(folder) => ModelSettings::read(folder, &defaults)?,
+            None => ModelSettings::new(&defaults),
+        })
     }
 
     /// The error with the file that it is about.

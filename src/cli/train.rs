@@ -55,7 +55,7 @@ pub(super) fn command(args: Args) -> Outcome {
     let ended = run(&config, &text, &output, &controls)?;
     bar.finish_and_clear();
     let Ended::Done(report) = ended else {
-        eprintln!("stopped; `--resume` goes on from {}", output.join("checkpoint.npz").display());
+        eprintln!("stopped; `--resume` goes on from {}", output.display());
         return Ok(ExitCode::FAILURE);
     };
     let test = report.test.map_or(String::new(), |(loss, value)| format!("test: loss {loss:.6}, {} {value:.4}\n", report.metric));

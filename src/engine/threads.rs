@@ -3,10 +3,15 @@
 //! Kernels never start threads. An operator that has enough work splits its output into disjoint parts and hands them to
 //! [`Threads::for_each`]; the split never changes the order of a reduction, so the bits are those of one thread.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
+
+thread_local! {
+    static WAITS: Cell<u64> = const { Cell::new(0) };
+}
 
 /// A pool of threads shared by the sessions that are given it.
 pub struct Threads {
@@ -61,6 +66,12 @@ impl Threads {
         }
     }
 
+    /// How often the calling thread has left work to a pool that it is no part of. It slept meanwhile: its CPU time says nothing
+    /// about what such work costs.
+    pub fn waits() -> u64 {
+        WAITS.get()
+    }
+
     /// How many parts may run at once.
     pub fn count(&self) -> usize {
         self.count
@@ -98,6 +109,9 @@ impl Threads {
 /// Calls `work` on up to `threads` threads at once. For all types and closures this is one function: rayon is compiled once,
 /// and not for each of the hundreds of loops that are split.
 fn side_by_side(pool: &rayon::ThreadPool, threads: usize, work: &(dyn Fn() + Sync)) {
+    if pool.current_thread_index().is_none() {
+        WAITS.set(WAITS.get() + 1);
+    }
     pool.install(|| (0..threads).into_par_iter().with_max_len(1).for_each(|_| work()));
 }
 
@@ -111,6 +125,17 @@ impl fmt::Debug for Threads {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn who_leaves_work_to_a_pool_waits_and_who_is_part_of_it_does_not() {
+        let threads = Threads::new(2).unwrap();
+        let waits = |threads: &Threads| {
+            let before = Threads::waits();
+            threads.for_each(vec![1, 2], drop);
+            Threads::waits() - before
+        };
+        assert_eq!((waits(&threads), threads.run(|| waits(&threads)), waits(&Threads::single())), (1, 0, 0));
+    }
 
     #[test]
     fn every_item_is_worked_on_once() {

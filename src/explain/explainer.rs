@@ -11,7 +11,7 @@ use super::settings::{ExplainSettings, SampleSource};
 use super::shapley::Shapley;
 use super::trees::Trees;
 use super::{Explained, Explanation, Method, Options, Target};
-use crate::engine::{DType, Dim, LoadError, LoadOptions, Loaded, Model, Signature, Tensor, Value, gradient_model, tree_model};
+use crate::engine::{DType, Dim, LoadError, LoadOptions, Loaded, Mismatch, Model, Signature, Tensor, Value, gradient_model, tree_model};
 use crate::error::{Error, Kind};
 
 /// What a pass runs.
@@ -145,6 +145,17 @@ impl Given {
         floats(dtype, &[&[rows], shape].concat(), &values)
     }
 
+    /// The row, the background row and the part that are evaluated at `at`, where each pair of rows has `each` parts.
+    pub(super) fn place(&self, at: usize, each: usize) -> (usize, usize, usize) {
+        (at / each / self.samples, at / each % self.samples, at % each)
+    }
+
+    /// An explanation of a row whose contributions lead from the mean answer to the background to the answer.
+    pub(super) fn complete(&self, row: usize, contributions: Vec<f64>) -> Explanation {
+        let explanation = self.explanation(row, contributions);
+        Explanation { base_value: Some(self.base_value(row)), value: explanation.answer, ..explanation }.complete()
+    }
+
     /// What all explanations of a row have.
     pub(super) fn explanation(&self, row: usize, contributions: Vec<f64>) -> Explanation {
         let index = self.targets[row];
@@ -223,9 +234,10 @@ impl Explainer {
     pub fn new(subject: &Subject<'_>, question: Question) -> Result<Self, Error> {
         let Question { inputs, method, output, target, background, known, options } = question;
         let (signature, settings) = (subject.signature, subject.settings);
-        let mismatch = |what: &str, error: crate::engine::Mismatch| Error::invalid(format!("{what}: {error}"));
-        let check = |tensors: &[Tensor]| signature.check(&if is_single(signature) { first_row(tensors) } else { tensors.to_vec() });
-        check(&inputs).map_err(|error| mismatch("instances", error))?;
+        let check = |what: &str, tensors: &[Tensor]| {
+            check_rows(signature, tensors).map_err(|mismatch| Error::invalid(format!("{what}: {mismatch}")))
+        };
+        check("instances", &inputs)?;
         let layout = Layout::new(signature, &inputs, &settings.features)?;
         let rows = inputs.first().map_or(0, |tensor| tensor.shape()[0]);
         if rows == 0 || layout.is_empty() {
@@ -237,7 +249,7 @@ impl Explainer {
             (None, Some(rows)) => (rows.to_vec(), SampleSource::Model),
             (None, None) => (zeros(&inputs)?, SampleSource::Zeros),
         };
-        check(&background).map_err(|error| mismatch("background", error))?;
+        check("background", &background)?;
         let of_background = Layout::new(signature, &background, &settings.features)?;
         if of_background != layout {
             return Err(Error::invalid("the rows of the background are of another shape than those to explain"));
@@ -289,8 +301,10 @@ impl Explainer {
     pub fn rows_per_pass(&self, most: usize) -> usize {
         // What a pass holds is copied and kept while it waits.
         const BYTES: usize = 4 << 20;
-        let together = self.together || self.program() == Program::Trees;
-        if together { most.min(BYTES / self.given.layout.row_bytes().max(1)).max(1) } else { 1 }
+        let trees = self.program() == Program::Trees;
+        // A row of trees is held against each row of the background.
+        let most = if trees { most / self.given.samples } else { most };
+        if self.together || trees { most.min(BYTES / self.given.layout.row_bytes().max(1)).max(1) } else { 1 }
     }
 
     /// What the next passes run.
@@ -368,6 +382,11 @@ impl Explainer {
 /// Whether the model takes a fixed number of rows: then one, or none fits.
 fn is_single(signature: &Signature) -> bool {
     signature.inputs.iter().any(|port| matches!(port.dims.as_deref(), Some([Dim::Fixed(_), ..])))
+}
+
+/// Whether rows fit the model: as many at once as there are, or each alone if it takes a fixed number.
+pub(super) fn check_rows(signature: &Signature, tensors: &[Tensor]) -> Result<(), Mismatch> {
+    if is_single(signature) { signature.check(&first_row(tensors)) } else { signature.check(tensors) }
 }
 
 fn first_row(tensors: &[Tensor]) -> Vec<Tensor> {

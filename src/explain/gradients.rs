@@ -39,12 +39,6 @@ impl IntegratedGradients {
         let found = vec![vec![0.0; given.layout.len()]; given.rows];
         Ok(Box::new(Self { points: gauss_legendre(steps), rows, found }))
     }
-
-    /// The row, the background row and the point that are evaluated at `at`.
-    fn place(&self, given: &Given, at: usize) -> (usize, usize, usize) {
-        let steps = self.points.len();
-        (at / steps / given.samples, at / steps % given.samples, at % steps)
-    }
 }
 
 impl Work for IntegratedGradients {
@@ -62,7 +56,7 @@ impl Work for IntegratedGradients {
             let size: usize = x.shape()[1..].iter().product();
             let mut values = Vec::with_capacity(rows.len() * size);
             for at in rows.clone() {
-                let (row, sample, point) = self.place(given, at);
+                let (row, sample, point) = given.place(at, self.points.len());
                 let alpha = self.points[point].0;
                 for i in 0..size {
                     let (from, to) = (element(base.data(), sample * size + i), element(x.data(), row * size + i));
@@ -72,13 +66,13 @@ impl Work for IntegratedGradients {
             floats(x.dtype(), &[&[rows.len()], &x.shape()[1..]].concat(), &values)
         };
         let mut tensors: Vec<Tensor> = each.map(tensor).collect();
-        tensors.push(given.weights(rows.clone().map(|at| self.place(given, at).0), true));
+        tensors.push(given.weights(rows.clone().map(|at| given.place(at, self.points.len()).0), true));
         tensors
     }
 
     fn take(&mut self, given: &Given, rows: Range<usize>, outputs: &[Value]) -> Result<(), Error> {
         for (at, taken) in rows.enumerate() {
-            let (row, sample, point) = self.place(given, taken);
+            let (row, sample, point) = given.place(taken, self.points.len());
             let weight = self.points[point].1 / given.samples as f64;
             for (input, (name, _, range)) in given.layout.inputs().enumerate() {
                 let gradient = gradient(outputs, input, name)?;
@@ -94,7 +88,7 @@ impl Work for IntegratedGradients {
     }
 
     fn finish(&mut self, given: &Given) -> Vec<Explanation> {
-        complete(given, std::mem::take(&mut self.found))
+        std::mem::take(&mut self.found).into_iter().enumerate().map(|(row, found)| given.complete(row, found)).collect()
     }
 }
 
@@ -142,17 +136,8 @@ impl Work for GradientInput {
     }
 
     fn finish(&mut self, given: &Given) -> Vec<Explanation> {
-        complete(given, std::mem::take(&mut self.found))
+        std::mem::take(&mut self.found).into_iter().enumerate().map(|(row, found)| given.complete(row, found)).collect()
     }
-}
-
-fn complete(given: &Given, found: Vec<Vec<f64>>) -> Vec<Explanation> {
-    let explain = |(row, contributions)| {
-        let explanation = given.explanation(row, contributions);
-        let value = explanation.answer;
-        Explanation { base_value: Some(given.base_value(row)), value, ..explanation }.complete()
-    };
-    found.into_iter().enumerate().map(explain).collect()
 }
 
 /// The gradient with respect to an input.

@@ -40,7 +40,11 @@ impl Truth {
         let named = !given.labels.is_empty() || columns > 1;
         let binary = known.iter().all(|known| matches!(known, Known::Number(0.0 | 1.0)));
         if !named && !binary {
-            return Ok(Self::Numbers(known.iter().map(number).collect::<Result<_, _>>()?));
+            let values: Vec<f64> = known.iter().map(number).collect::<Result<_, _>>()?;
+            if spread(&values) == 0.0 {
+                return Err(Error::invalid("targets are all the same: r2 needs different ones"));
+            }
+            return Ok(Self::Numbers(values));
         }
         let class = |known: &Known| {
             let found = match known {
@@ -69,13 +73,17 @@ impl Truth {
                 (0..rows).filter(|&row| said(row) == classes[row]).count() as f64 / rows as f64
             }
             Self::Numbers(values) => {
-                let mean = values.iter().sum::<f64>() / rows as f64;
-                let spread: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
                 let off: f64 = (0..rows).map(|row| (values[row] - scores.row(row)[0]).powi(2)).sum();
-                1.0 - off / spread
+                1.0 - off / spread(values)
             }
         }
     }
+}
+
+/// The sum of the squared differences to the mean.
+fn spread(values: &[f64]) -> f64 {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    values.iter().map(|value| (value - mean).powi(2)).sum()
 }
 
 /// What is under way.

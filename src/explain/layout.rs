@@ -64,7 +64,7 @@ impl Layout {
         if let Some(name) = self.names.get(element) {
             return name.clone();
         }
-        let part = self.part(element);
+        let (_, part) = self.part(element);
         if part.size == 1 && self.parts.len() > 1 {
             return part.name.clone();
         }
@@ -77,9 +77,10 @@ impl Layout {
         if places.is_empty() { part.name.clone() } else { format!("{}[{}]", part.name, places.join(",")) }
     }
 
-    fn part(&self, element: usize) -> &Part {
+    /// The input that an element belongs to, with its position.
+    fn part(&self, element: usize) -> (usize, &Part) {
         let at = self.parts.partition_point(|part| part.start + part.size <= element);
-        &self.parts[at]
+        (at, &self.parts[at])
     }
 
     /// Each input: its name, the shape of a row of it, and which elements are its.
@@ -99,15 +100,13 @@ impl Layout {
 
     /// The value of an element as a number; `None` for text and what else is none.
     pub fn number(&self, tensors: &[Tensor], row: usize, element: usize) -> Option<f64> {
-        let at = self.parts.partition_point(|part| part.start + part.size <= element);
-        let part = &self.parts[at];
+        let (at, part) = self.part(element);
         number(tensors[at].data(), row * part.size + element - part.start)
     }
 
     /// The value of an element as text, for people.
     pub fn show(&self, tensors: &[Tensor], row: usize, element: usize) -> Option<String> {
-        let at = self.parts.partition_point(|part| part.start + part.size <= element);
-        let part = &self.parts[at];
+        let (at, part) = self.part(element);
         tensors[at].slice::<String>().map(|texts| texts[row * part.size + element - part.start].clone())
     }
 
@@ -122,8 +121,8 @@ impl Layout {
     }
 }
 
-/// An element as a number.
-pub(super) fn number(slice: Slice<'_>, at: usize) -> Option<f64> {
+/// An element as a number; `None` of text and what else is none.
+pub fn number(slice: Slice<'_>, at: usize) -> Option<f64> {
     Some(match slice {
         Slice::F32(values) => values[at].into(),
         Slice::F64(values) => values[at],
@@ -162,8 +161,7 @@ impl Rows<'_> {
 
     /// Replaces an element of the last row by that of row `row` of `source`.
     pub(super) fn set(&mut self, element: usize, source: &[Tensor], row: usize) {
-        let at = self.layout.parts.partition_point(|part| part.start + part.size <= element);
-        let part = &self.layout.parts[at];
+        let (at, part) = self.layout.part(element);
         let place = element - part.start;
         let from = source[at].data().range(row * part.size + place..row * part.size + place + 1);
         self.buffers[at].slice_mut(part.size * self.count).copy_from((self.next - 1) * part.size + place, &from);

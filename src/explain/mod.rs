@@ -21,7 +21,7 @@ mod trees;
 
 pub use explainer::{Explainer, Program, Question, Subject};
 pub use importance::Known;
-pub use layout::Layout;
+pub use layout::{Layout, number};
 pub use picture::heat_map;
 pub use scores::{Class, Scores, output as explained_output};
 pub use settings::{ExplainSettings, SampleSource};

@@ -8,36 +8,82 @@ use super::explainer::{Given, Work};
 use crate::engine::{Tensor, Value};
 use crate::error::Error;
 
+/// The positions of a window in one input: every one, the last ones cut off at the edge.
+#[derive(Debug)]
+struct Positions {
+    shape: Vec<usize>,
+    window: Vec<usize>,
+    stride: Vec<usize>,
+    /// How many positions there are in each dimension.
+    counts: Vec<usize>,
+    /// The input's first element.
+    start: usize,
+}
+
+impl Positions {
+    fn new(shape: &[usize], window: Vec<usize>, stride: Vec<usize>, start: usize) -> Self {
+        let counts = (0..shape.len()).map(|axis| (shape[axis] - window[axis]).div_ceil(stride[axis]) + 1).collect();
+        Self { shape: shape.to_vec(), window, stride, counts, start }
+    }
+
+    fn len(&self) -> usize {
+        self.counts.iter().product()
+    }
+
+    /// The elements that a position covers, ascending. Not kept: together they may be far more than the input.
+    fn covered(&self, position: usize) -> Vec<usize> {
+        let (mut rest, mut from) = (position, vec![0; self.shape.len()]);
+        for axis in (0..self.shape.len()).rev() {
+            from[axis] = rest % self.counts[axis] * self.stride[axis];
+            rest /= self.counts[axis];
+        }
+        let mut elements = vec![0];
+        for (axis, &size) in self.shape.iter().enumerate() {
+            let places = from[axis]..(from[axis] + self.window[axis]).min(size);
+            elements = elements.iter().flat_map(|element| places.clone().map(move |place| element * size + place)).collect();
+        }
+        elements.iter_mut().for_each(|element| *element += self.start);
+        elements
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Occlusion {
-    /// The elements that each position covers.
-    covers: Vec<Vec<usize>>,
+    inputs: Vec<Positions>,
+    /// Positions of all inputs together.
+    positions: usize,
     rows: usize,
     /// Of each row the sum of what is lost, over the positions that cover an element.
     lost: Vec<Vec<f64>>,
-    /// How many positions cover each element.
+    /// How many positions cover each element, of those taken so far.
     counts: Vec<usize>,
 }
 
 impl Occlusion {
     pub(super) fn begin(given: &Given) -> Result<Box<dyn Work>, Error> {
-        let (mut covers, mut counts) = (Vec::new(), vec![0; given.layout.len()]);
+        let mut inputs = Vec::new();
         for (name, shape, range) in given.layout.inputs() {
             let window = given.options.window.clone().unwrap_or_else(|| fitting(shape));
             let stride = given.options.stride.clone().unwrap_or_else(|| window.clone());
             check("window", &window, shape, shape, name)?;
             check("stride", &stride, shape, &window, name)?;
-            positions(shape, &window, &stride, range.start, &mut covers);
+            inputs.push(Positions::new(shape, window, stride, range.start));
         }
-        covers.iter().flatten().for_each(|&element| counts[element] += 1);
-        let rows = given.rows.saturating_mul(given.samples).saturating_mul(covers.len());
-        Ok(Box::new(Self { covers, rows, lost: vec![vec![0.0; given.layout.len()]; given.rows], counts }))
+        let positions = inputs.iter().map(Positions::len).sum();
+        let rows = given.rows.saturating_mul(given.samples).saturating_mul(positions);
+        let elements = given.layout.len();
+        Ok(Box::new(Self { inputs, positions, rows, lost: vec![vec![0.0; elements]; given.rows], counts: vec![0; elements] }))
     }
 
-    /// The row, the background row and the position that are evaluated at `at`.
-    fn place(&self, given: &Given, at: usize) -> (usize, usize, usize) {
-        let covers = self.covers.len();
-        (at / covers / given.samples, at / covers % given.samples, at % covers)
+    /// The elements that a position covers, of those of all inputs one after the other.
+    fn covered(&self, mut position: usize) -> Vec<usize> {
+        for input in &self.inputs {
+            if position < input.len() {
+                return input.covered(position);
+            }
+            position -= input.len();
+        }
+        Vec::new()
     }
 }
 
@@ -56,27 +102,6 @@ fn fitting(shape: &[usize]) -> Vec<usize> {
     }
 }
 
-/// Every position of a window, the last ones cut off at the edge.
-fn positions(shape: &[usize], window: &[usize], stride: &[usize], start: usize, covers: &mut Vec<Vec<usize>>) {
-    let counts: Vec<usize> = (0..shape.len()).map(|axis| (shape[axis] - window[axis]).div_ceil(stride[axis]) + 1).collect();
-    let all: usize = counts.iter().product();
-    for position in 0..all {
-        let mut elements = vec![start];
-        let (mut rest, mut inner, mut from) = (position, 1, vec![0; shape.len()]);
-        for axis in (0..shape.len()).rev() {
-            from[axis] = rest % counts[axis] * stride[axis];
-            rest /= counts[axis];
-        }
-        for axis in (0..shape.len()).rev() {
-            let places = from[axis]..(from[axis] + window[axis]).min(shape[axis]);
-            elements = places.flat_map(|place| elements.iter().map(move |element| element + place * inner)).collect();
-            inner *= shape[axis];
-        }
-        elements.sort_unstable();
-        covers.push(elements);
-    }
-}
-
 impl Work for Occlusion {
     fn rows(&self) -> usize {
         self.rows
@@ -85,19 +110,24 @@ impl Work for Occlusion {
     fn inputs(&mut self, given: &Given, rows: Range<usize>) -> Vec<Tensor> {
         let mut built = given.layout.rows(rows.len());
         for at in rows {
-            let (row, sample, position) = self.place(given, at);
+            let (row, sample, position) = given.place(at, self.positions);
             built.push(&given.inputs, row);
-            self.covers[position].iter().for_each(|&element| built.set(element, &given.background, sample));
+            self.covered(position).into_iter().for_each(|element| built.set(element, &given.background, sample));
         }
         built.tensors()
     }
 
     fn take(&mut self, given: &Given, rows: Range<usize>, outputs: &[Value]) -> Result<(), Error> {
-        let found = given.explained(outputs, rows.clone().map(|at| self.place(given, at).0))?;
+        let found = given.explained(outputs, rows.clone().map(|at| given.place(at, self.positions).0))?;
         for (at, covered) in rows.zip(found) {
-            let (row, _, position) = self.place(given, at);
+            let (row, sample, position) = given.place(at, self.positions);
             let lost = (given.answer(row) - covered) / given.samples as f64;
-            self.covers[position].iter().for_each(|&element| self.lost[row][element] += lost);
+            // Each pair of rows has the same positions: the first one counts them.
+            let count = usize::from((row, sample) == (0, 0));
+            for element in self.covered(position) {
+                self.lost[row][element] += lost;
+                self.counts[element] += count;
+            }
         }
         Ok(())
     }
@@ -111,19 +141,40 @@ impl Work for Occlusion {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{ExplainSettings, Explainer, Method, Options, Question, Subject};
     use super::*;
+    use crate::engine::{DType, Dim, Kind, Port, Signature};
 
     #[test]
     fn windows_cover_everything_and_are_cut_at_the_edge() {
-        let mut covers = Vec::new();
-        positions(&[2, 3], &[2, 2], &[1, 1], 10, &mut covers);
-        assert_eq!(covers, [vec![10, 11, 13, 14], vec![11, 12, 14, 15]]);
-        covers.clear();
-        positions(&[5], &[2], &[2], 0, &mut covers);
-        assert_eq!(covers, [vec![0, 1], vec![2, 3], vec![4]]);
-        covers.clear();
-        positions(&[], &[], &[], 3, &mut covers);
-        assert_eq!(covers, [vec![3]]);
+        let covers = |shape: &[usize], window: &[usize], stride: &[usize], start| {
+            let positions = Positions::new(shape, window.to_vec(), stride.to_vec(), start);
+            (0..positions.len()).map(|position| positions.covered(position)).collect::<Vec<_>>()
+        };
+        assert_eq!(covers(&[2, 3], &[2, 2], &[1, 1], 10), [vec![10, 11, 13, 14], vec![11, 12, 14, 15]]);
+        assert_eq!(covers(&[5], &[2], &[2], 0), [vec![0, 1], vec![2, 3], vec![4]]);
+        assert_eq!(covers(&[], &[], &[], 3), [vec![3]]);
+    }
+
+    /// All elements of all positions are half a terabyte here, and whoever asks only hears that it takes too many evaluations.
+    #[test]
+    fn what_is_covered_is_not_listed_before_it_is_evaluated() {
+        let port = |name: &str, dims: &[usize]| {
+            let dims = std::iter::once(Dim::Free("batch".into())).chain(dims.iter().map(|&dim| Dim::Fixed(dim))).collect();
+            Port { name: name.into(), kind: Kind::Tensor(DType::F32), dims: Some(dims) }
+        };
+        let signature = Signature {
+            inputs: vec![port("image", &[1, 1024, 1024])],
+            outputs: vec![port("score", &[1])],
+            batchable: true,
+            ..Signature::default()
+        };
+        let subject =
+            Subject { signature: &signature, labels: &[], settings: &ExplainSettings::default(), background: None, has_trees: false };
+        let options = Options { window: Some(vec![1, 512, 512]), stride: Some(vec![1; 3]), ..Options::default() };
+        let inputs = vec![Tensor::zeros(DType::F32, &[1, 1, 1024, 1024])];
+        let question = Question { inputs, method: Some(Method::Occlusion), options, ..Question::default() };
+        assert_eq!(Explainer::new(&subject, question).unwrap().evaluations(), 2 + 513 * 513);
     }
 
     #[test]

@@ -18,8 +18,7 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    /// The image that a row of this shape is, if it is one: two dimensions, or three of which the first or last is of 1, 3 or 4
-    /// channels.
+    /// The image that a row of this shape is, if it is one: three dimensions, of which the first or last is of 1, 3 or 4 channels.
     pub(super) fn of(shape: &[usize]) -> Option<Self> {
         let plane = |height, width, channels, channels_last| Some(Self { height, width, channels, channels_last });
         match *shape {

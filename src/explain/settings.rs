@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::Method;
+use super::explainer::check_rows;
 use crate::engine::{Signature, Tensor, npz};
 
 /// `[explain]`. Every key is optional.
@@ -61,10 +62,37 @@ impl ExplainSettings {
         if let Some(extra) = arrays.keys().next() {
             return Err(told(format!("the model has no input `{extra}`")));
         }
-        signature.check(&tensors).map_err(|mismatch| told(mismatch.to_string()))?;
         if tensors.iter().any(Tensor::is_empty) {
             return Err(told("there is no row".to_owned()));
         }
+        check_rows(signature, &tensors).map_err(|mismatch| told(mismatch.to_string()))?;
         Ok(Some(tensors))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{DType, Dim, Kind, Port};
+
+    #[test]
+    fn a_background_of_several_rows_is_read_for_a_model_that_takes_one_at_once() {
+        let dims = Some(vec![Dim::Fixed(1), Dim::Fixed(2)]);
+        let port = Port { name: "x".into(), kind: Kind::Tensor(DType::F32), dims };
+        let signature = Signature { inputs: vec![port], ..Signature::default() };
+        let folder = std::env::temp_dir().join(format!("ndserve-background-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let settings = ExplainSettings { background: Some("rows.npz".into()), ..ExplainSettings::default() };
+        let read = |shape: &[usize]| {
+            let rows = Tensor::zeros(DType::F32, shape);
+            std::fs::write(folder.join("rows.npz"), npz::write(&[("x", &rows)]).unwrap()).unwrap();
+            settings.read_background(&folder, &signature, 1 << 20)
+        };
+        assert_eq!(read(&[3, 2]).unwrap().unwrap()[0].shape(), [3, 2]);
+        for (shape, want) in [([3, 1], "input `x` wants shape [1, 2], got [1, 1]"), ([0, 2], "there is no row")] {
+            let error = read(&shape).unwrap_err();
+            assert!(error.ends_with(want), "{error}");
+        }
+        let _ = std::fs::remove_dir_all(folder);
     }
 }

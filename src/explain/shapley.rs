@@ -60,11 +60,6 @@ impl Exact {
         Self { features, subsets, rows, weights, found: vec![vec![0.0; features]; given.rows] }
     }
 
-    /// The row, the background row and the subset that are evaluated at `at`.
-    fn place(&self, given: &Given, at: usize) -> (usize, usize, usize) {
-        (at / self.subsets / given.samples, at / self.subsets % given.samples, at % self.subsets + 1)
-    }
-
     /// Adds the answer to a subset to the values of those that are in it, and takes it from those of the others.
     fn add(&mut self, row: usize, subset: usize, answer: f64) {
         let size = subset.count_ones() as usize;
@@ -83,7 +78,8 @@ impl Work for Exact {
     fn inputs(&mut self, given: &Given, rows: Range<usize>) -> Vec<Tensor> {
         let mut built = given.layout.rows(rows.len());
         for at in rows {
-            let (row, sample, subset) = self.place(given, at);
+            let (row, sample, place) = given.place(at, self.subsets);
+            let subset = place + 1;
             built.push(&given.background, sample);
             (0..self.features).filter(|feature| subset >> feature & 1 == 1).for_each(|feature| built.set(feature, &given.inputs, row));
         }
@@ -91,10 +87,10 @@ impl Work for Exact {
     }
 
     fn take(&mut self, given: &Given, rows: Range<usize>, outputs: &[Value]) -> Result<(), Error> {
-        let found = given.explained(outputs, rows.clone().map(|at| self.place(given, at).0))?;
+        let found = given.explained(outputs, rows.clone().map(|at| given.place(at, self.subsets).0))?;
         for (at, answer) in rows.zip(found) {
-            let (row, _, subset) = self.place(given, at);
-            self.add(row, subset, answer);
+            let (row, _, place) = given.place(at, self.subsets);
+            self.add(row, place + 1, answer);
         }
         Ok(())
     }
@@ -109,7 +105,7 @@ impl Work for Exact {
             self.found[row].iter_mut().for_each(|value| *value /= given.samples as f64);
         }
         let found = std::mem::take(&mut self.found);
-        found.into_iter().enumerate().map(|(row, values)| complete(given, row, values, None)).collect()
+        found.into_iter().enumerate().map(|(row, values)| given.complete(row, values)).collect()
     }
 }
 
@@ -209,16 +205,11 @@ impl Work for Sampled {
         let pairs = (self.orders / 2) as f64;
         let explain = |row: usize| {
             let values: Vec<f64> = self.sums[row].iter().map(|sum| sum / pairs).collect();
-            let error = |(square, mean): (&f64, &f64)| ((square / pairs - mean * mean).max(0.0) / (pairs - 1.0).max(1.0)).sqrt();
-            let spread = self.squares[row].iter().zip(&values).map(error).collect();
-            complete(given, row, values, Some(spread))
+            let error = |(square, mean): (&f64, &f64)| ((square / pairs - mean * mean).max(0.0) / (pairs - 1.0)).sqrt();
+            // One pair does not tell how sure it is.
+            let spread = (pairs > 1.0).then(|| self.squares[row].iter().zip(&values).map(error).collect());
+            Explanation { spread, ..given.complete(row, values) }
         };
         (0..given.rows).map(explain).collect()
     }
-}
-
-fn complete(given: &Given, row: usize, values: Vec<f64>, spread: Option<Vec<f64>>) -> Explanation {
-    let explanation = given.explanation(row, values);
-    let value = explanation.answer;
-    Explanation { base_value: Some(given.base_value(row)), value, spread, ..explanation }.complete()
 }

@@ -29,7 +29,7 @@ fn stamp(file: &Path) -> Option<Stamp> {
 }
 
 impl Derived {
-    /// Of the model that was just loaded from `file`.
+    /// Of the model that is about to be loaded from `file`.
     pub(super) fn new(file: &Path, options: &LoadOptions) -> Self {
         Self { file: file.to_owned(), stamp: stamp(file), options: options.clone(), made: Mutex::default() }
     }

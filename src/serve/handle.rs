@@ -208,8 +208,7 @@ impl Handle {
         self.behind(inputs, Some(model), rows, (deadline, arrived)).await.map_err(|failed| failed.error)
     }
 
-    /// Waits behind all levels of priority. Such requests are joined with each other only, so that none makes the pass of a
-    /// client's longer.
+    /// Waits behind all levels of priority, and shares its pass with nobody: none makes the pass of a client's longer.
     async fn behind(
         &self,
         inputs: Vec<Tensor>,

@@ -49,6 +49,8 @@ pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSet
 pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     let Task { name, version, file, golden, mut settings, options, threads, before } = task;
     let begun = Instant::now();
+    // Stamped before the file is read: one that replaces it meanwhile is not the one that serves.
+    let derived = Derived::new(file, &options.load);
     let model = Model::load(file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
     let model = Arc::new(model);
     if settings.labels.is_empty() {
@@ -61,8 +63,9 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     // The folder of golden samples lies in the model's, as does what it declares.
     let folder = golden.and_then(Path::parent).unwrap_or_else(|| file.parent().unwrap_or(Path::new("")));
     let background = settings.explain.read_background(folder, model.signature(), options.load.memory_limit)?;
-    // A version may have samples of its own: those of another version need not be its answers.
-    let own = file.parent().map(|folder| folder.join("golden")).filter(|own| own.is_dir());
+    // A version may have samples of its own: those of another version need not be its answers. Beside a model of one file
+    // `golden` is another model.
+    let own = golden.and(file.parent()).map(|folder| folder.join("golden")).filter(|own| own.is_dir());
     let golden = own.as_deref().or(golden).map(Golden::read).transpose()?.flatten();
     let before = before.filter(|before| before.model().signature() == model.signature()).and_then(Handle::curve);
     let measure = |session: &mut Session, inputs: &[Tensor], settings: &ModelSettings| {
@@ -102,7 +105,7 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         measured,
         padding,
         compute: Arc::clone(&options.compute),
-        derived: Derived::new(file, &options.load),
+        derived,
         background,
     })
 }
@@ -296,15 +299,15 @@ fn budget(begun: Instant) -> Duration {
 
 /// The least time of some passes of `rows` equal rows: what a pass costs without disturbance. Beside a busy older version this
 /// thread has the lowest priority and mostly waits, so its CPU time counts where that is less: a pass that seemed to take
-/// seconds would have requests refused whose deadline is far.
+/// seconds would have requests refused whose deadline is far. Of a pass that left work to the pool it tells nothing.
 fn least_time(session: &mut Session, row: &[Tensor], rows: usize, end: Instant) -> Result<Duration, String> {
     // The time of one row also decides where it runs; passes for requests correct the others.
     let runs = if rows == 1 { 5 } else { 2 };
     let mut least = Duration::MAX;
     for _ in 0..runs {
-        let (start, busy) = (Instant::now(), thread_time());
+        let (start, busy, waits) = (Instant::now(), thread_time(), Threads::waits());
         run(session, row, rows)?;
-        let worked = thread_time().zip(busy).map(|(now, before)| now.saturating_sub(before));
+        let worked = thread_time().zip(busy).map(|(now, before)| now.saturating_sub(before)).filter(|_| Threads::waits() == waits);
         least = least.min(worked.map_or(start.elapsed(), |worked| worked.min(start.elapsed())));
         if Instant::now() + least > end {
             break;
@@ -355,6 +358,17 @@ mod tests {
         assert_eq!(known, [true, false, false, false], "a row is measured whatever it takes");
         settings.batching = false;
         assert_eq!(curve(&mut session, &settings).points().len(), 1);
+    }
+
+    /// The calling thread is outside the pool and sleeps while its threads work.
+    #[test]
+    fn what_the_threads_of_the_pool_do_counts_as_time_of_the_pass() {
+        let work = Duration::from_millis(20);
+        let model = model(&Probe { work, ..Probe::default() });
+        let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::new(2).unwrap()));
+        let row = one_row(&made_up(&model).unwrap(), 0);
+        let least = least_time(&mut session, &row, 1, Instant::now()).unwrap();
+        assert!(least >= work, "{least:?}");
     }
 
     #[test]

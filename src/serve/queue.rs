@@ -168,16 +168,21 @@ impl Queue {
         if state.closed {
             return Err(Failed { reason: FailReason::Other, error: Error::new(Kind::Unavailable, "the model is being unloaded") });
         }
-        let Planned { fill_rows, cost, start_by } = state.admit(&ticket, now).inspect_err(|_| self.stats.refused(true))?;
+        let background = payload.background;
+        let Planned { fill_rows, cost, start_by } = state.admit(&ticket, now).inspect_err(|_| self.refused(background, true))?;
         let id = state.next_id;
         let Ticket { level, rows, class, deadline } = ticket;
-        // Whoever prefers some sizes has chosen them; otherwise the curve tells.
-        let fill_rows = fill_rows.filter(|_| self.limits.preferred_rows.is_empty()).unwrap_or(self.limits.max_rows);
+        let fill_rows = match background {
+            // An explanation has chosen its size: it neither waits for more rows nor takes them along.
+            true => rows,
+            // Whoever prefers some sizes has chosen them; otherwise the curve tells.
+            false => fill_rows.filter(|_| self.limits.preferred_rows.is_empty()).unwrap_or(self.limits.max_rows),
+        };
         // A request whose operators are timed shares its pass with no other.
         let class = if payload.is_alone() { !id } else { class };
         let job = Job { id, level, rows, class, fill_rows, cost, arrived: now, start_by, deadline, payload };
         if state.batcher.push(job).is_err() {
-            self.stats.refused(false);
+            self.refused(background, false);
             let limit = self.limits.queue_limits[level];
             let message = format!("Exceeds maximum queue size: {limit} requests are waiting for the model");
             return Err(Failed { reason: FailReason::Rejected, error: Error::new(Kind::Overloaded, message) });
@@ -191,14 +196,21 @@ impl Queue {
         Ok(id)
     }
 
+    /// Counts a request that is refused at once; explanations are no requests for predictions.
+    fn refused(&self, background: bool, late: bool) {
+        if !background {
+            self.stats.refused(late);
+        }
+    }
+
     /// Frees the place of a request whose client no longer waits: it went away or, if `expired`, its deadline passed.
     pub(super) fn cancel(&self, id: u64, expired: bool) {
         let mut state = self.lock();
-        if state.batcher.cancel(id).is_some() {
-            if expired {
-                self.stats.expired(1)
-            } else {
-                self.stats.cancelled()
+        if let Some(job) = state.batcher.cancel(id) {
+            match (job.payload.background, expired) {
+                (true, _) => {}
+                (false, true) => self.stats.expired(1),
+                (false, false) => self.stats.cancelled(),
             }
             self.stats.set_waiting(state.batcher.len());
         }
@@ -264,7 +276,7 @@ impl Queue {
         if late.is_empty() {
             return;
         }
-        self.stats.expired(late.len());
+        self.stats.expired(late.iter().filter(|job| !job.payload.background).count());
         self.stats.set_waiting(state.batcher.len());
         for job in late {
             // The client may have gone; then nobody needs the answer.
@@ -454,6 +466,38 @@ mod tests {
         push(&queue, TICKET).unwrap();
         let sizes: Vec<usize> = (0..3).map(|_| queue.take(0).unwrap().jobs.len()).collect();
         assert_eq!(sizes, [2, 1, 1]);
+    }
+
+    fn background() -> Payload {
+        Payload { background: true, ..payload().0 }
+    }
+
+    #[test]
+    fn an_explanation_waits_for_no_rows_and_takes_none_along() {
+        let queue = Queue::new(Limits { max_delay: Duration::from_secs(3600), ..limits(8) }, 1, None, Arc::default());
+        for rows in [2, 1] {
+            queue.push(Ticket { level: 1, rows, ..TICKET }, background()).unwrap();
+        }
+        let batches: Vec<Batch> = std::iter::from_fn(|| queue.take(0)).collect();
+        assert_eq!(batches.iter().map(|batch| (batch.jobs.len(), batch.jobs[0].rows)).collect::<Vec<_>>(), [(1, 2), (1, 1)]);
+    }
+
+    #[test]
+    fn explanations_are_no_refused_cancelled_or_expired_requests() {
+        let queue = measured(1);
+        assert!(queue.push(within(50), background()).is_err(), "its deadline cannot be met");
+        for _ in 0..64 {
+            queue.push(TICKET, background()).unwrap();
+        }
+        assert!(queue.push(TICKET, background()).is_err(), "the queue is full");
+        queue.cancel(0, false);
+        queue.cancel(1, true);
+        let stats = queue.stats.snapshot();
+        assert_eq!((stats.refused_late, stats.refused_full, stats.cancelled, stats.expired), (0, 0, 0, 0));
+        let other = self::queue(8);
+        other.push(Ticket { deadline: Some(Instant::now()), ..TICKET }, background()).unwrap();
+        assert!(other.take(0).is_none());
+        assert_eq!(other.stats.snapshot().expired, 0);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::error::{Error, Result, in_file};
-use super::network::Role;
+use super::network::{Layer, Role};
 use crate::engine::{
     DType, Dim, Graph, Kind, LoadOptions, Loaded, Metadata, Model, Node, Session, Tensor, Threads, Value, ValueId, find_model_file,
     read_graph,
@@ -41,7 +41,7 @@ pub struct Base {
     pub frozen: usize,
     /// The shape of a row of `end`.
     pub shape: Vec<usize>,
-    /// Whether nothing is put behind it.
+    /// Whether it is taken up to its answer.
     pub whole: bool,
 }
 
@@ -144,6 +144,11 @@ impl Start {
 }
 
 impl Base {
+    /// Whether it is the whole network: nothing is put behind it, as it has as many outputs as are wanted.
+    pub fn is_all(&self, layers: &[Layer], outputs: usize) -> bool {
+        self.whole && layers.is_empty() && self.shape == [outputs]
+    }
+
     /// The opset of its nodes.
     pub fn opset(&self) -> Option<u16> {
         self.graph.nodes.iter().find(|node| node.def.domain.is_empty()).map(|node| node.opset)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::data::Column;
 use super::error::{Error, Result};
-use super::metrics::{Classification, Regression, classification, regression};
+use super::metrics::{Classification, Regression, classification, regression, said};
 use super::statistics::{Bootstrap, Interval, mcnemar, two_sided};
 
 /// What is known of each row.
@@ -132,14 +132,7 @@ impl Judged<'_> {
     fn right(&self) -> Option<Vec<bool>> {
         let Truth::Classes { of, .. } = self.truth else { return None };
         let columns = self.answers.len() / self.rows().max(1);
-        let said = |row: usize| {
-            let scores = &self.answers[row * columns..(row + 1) * columns];
-            match scores {
-                [one] => usize::from(*one > 0.5),
-                _ => (0..columns).fold(0, |best, class| if scores[class] > scores[best] { class } else { best }),
-            }
-        };
-        Some(of.iter().enumerate().map(|(row, &class)| said(row) == class).collect())
+        Some(of.iter().enumerate().map(|(row, &class)| said(&self.answers[row * columns..(row + 1) * columns]) == class).collect())
     }
 }
 

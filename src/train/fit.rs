@@ -17,6 +17,9 @@ use crate::engine::{
     Appender, DType, Dim, Graph, Kind, LoadOptions, Loaded, Metadata, Model, Session, Slice, Threads, ValueId, View, append_gradients,
 };
 
+/// What the error of a training begins with whose loss is no number any more.
+pub(super) const DIVERGED: &str = "the loss is";
+
 /// What an epoch came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epoch {
@@ -93,7 +96,8 @@ fn rows_of(shape: &[usize]) -> Vec<Dim> {
     [Dim::Free("batch".into())].into_iter().chain(shape.iter().map(|&n| Dim::Fixed(n))).collect()
 }
 
-fn session(graph: Graph, threads: &Arc<Threads>) -> Result<Session> {
+/// A session over a graph that was made here.
+pub(super) fn session(graph: Graph, threads: &Arc<Threads>) -> Result<Session> {
     // A step may take as long as it takes.
     let options = LoadOptions { run_limit: None, ..LoadOptions::default() };
     let model = Model::build(Loaded { graph, metadata: Metadata::default() }, &options)?;
@@ -196,7 +200,7 @@ impl<'a> Trainer<'a> {
             let loss = self.step(epoch * steps + step, (&x, &y, &weights))?;
             if !loss.is_finite() {
                 return Err(Error(format!(
-                    "the loss is {loss} in step {} of epoch {}: the learning rate may be too great, or an input is not finite",
+                    "{DIVERGED} {loss} in step {} of epoch {}: the learning rate may be too great, or an input is not finite",
                     step + 1,
                     epoch + 1
                 )));

@@ -21,7 +21,6 @@ pub(super) struct Known {
     pub(super) rows: usize,
     pub(super) target: Target,
     pub(super) task: Task,
-    pub(super) loss: Loss,
     pub(super) summary: Summary,
     /// Of the data that is used.
     hash: u64,
@@ -68,18 +67,13 @@ impl Known {
         let rows = kept.len();
         let kept = (!whole && source.streams()).then_some(kept);
         let (task, target) = targets(config, target)?;
-        let loss = config.train.loss.unwrap_or(match task {
-            Task::Classify => Loss::CrossEntropy {},
-            Task::Binary => Loss::BinaryCrossEntropy {},
-            Task::Regress => Loss::MeanSquared {},
-        });
         let mut hash = Fnv::default();
         hashes.iter().for_each(|part| hash.write(&part.finish().to_le_bytes()));
         match &target {
             Target::Numbers(values) => values.iter().for_each(|v| hash.write(&v.to_bits().to_le_bytes())),
             Target::Classes { of, .. } => of.iter().for_each(|&class| hash.write(&(class as u64).to_le_bytes())),
         }
-        Ok(Self { source, kept, rows, target, task, loss, summary, hash: hash.finish(), own })
+        Ok(Self { source, kept, rows, target, task, summary, hash: hash.finish(), own })
     }
 
     /// Whether the rows are read from files each time.
@@ -147,6 +141,15 @@ impl Known {
             }
         }
         Ok(parts)
+    }
+
+    /// What is made small: what the configuration, which may be a trial's, says, or what goes with the task.
+    pub(super) fn loss(&self, config: &Config) -> Loss {
+        config.train.loss.unwrap_or(match self.task {
+            Task::Classify => Loss::CrossEntropy {},
+            Task::Binary => Loss::BinaryCrossEntropy {},
+            Task::Regress => Loss::MeanSquared {},
+        })
     }
 
     /// Columns of the output.

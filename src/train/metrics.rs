@@ -83,6 +83,14 @@ fn ratio(a: f64, b: f64) -> f64 {
     if b == 0.0 { 0.0 } else { a / b }
 }
 
+/// The class that scores say, the first of the greatest; of one score whether it is class 1.
+pub(super) fn said(scores: &[f64]) -> usize {
+    match scores {
+        [one] => usize::from(*one > 0.5),
+        _ => (0..scores.len()).fold(0, |best, class| if scores[class] > scores[best] { class } else { best }),
+    }
+}
+
 /// Measures of probabilities `[rows][classes]` (of one column: those of class 1) for the true classes.
 ///
 /// # Errors
@@ -101,7 +109,7 @@ pub fn classification(probabilities: &[f64], truth: &[usize], labels: &[String])
         return Err(Error(format!("row {}: the answer is no number", row / classes + 1)));
     }
     let of = |row: usize| &wide[row * classes..][..classes];
-    let said: Vec<usize> = (0..rows).map(|row| (0..classes).fold(0, |best, c| if of(row)[c] > of(row)[best] { c } else { best })).collect();
+    let said: Vec<usize> = (0..rows).map(|row| said(of(row))).collect();
     let mut confusion = vec![vec![0; classes]; classes];
     truth.iter().zip(&said).for_each(|(&is, &said)| confusion[is][said] += 1);
     let each: Vec<OfClass> = (0..classes).map(|c| of_class(&confusion, c, &labels[c])).collect();

@@ -232,16 +232,15 @@ impl<'a, 'g> Builder<'a, 'g> {
     /// # Errors
     /// The layer that does not fit, by its number.
     pub fn network(mut self, (base, layers): (Option<&Base>, &[Layer]), x: ValueId, shape: &[usize], outputs: usize) -> Result<Built> {
-        let (mut x, mut shape, mut whole) = (x, shape.to_vec(), false);
+        let (mut x, mut shape) = (x, shape.to_vec());
         if let Some(base) = base {
             x = self.base(base, x)?;
             shape.clone_from(&base.shape);
             self.prefix = "head.";
-            whole = base.whole && layers.is_empty() && shape == [outputs];
         }
         (x, shape) = self.layers(layers, x, shape, "layer")?;
         let mut output = x;
-        if !whole {
+        if !base.is_some_and(|base| base.is_all(layers, outputs)) {
             let last = Layer::Dense { units: outputs, bias: true, activation: None };
             (output, _) = self.layer(&last, x, shape).map_err(|error| Error(format!("the output layer: {error}")))?;
         }

@@ -324,7 +324,17 @@ mod tests {
             slices: &[slice],
             comparison: Some(("old", &comparison)),
         });
-        for part in ["digits &amp; more", "a&lt;b", "ROC curve", "Calibration", "Confusion", "kind = x", "Beside old", "p = 1.0000", "95"] {
+        for part in [
+            "digits &amp; more",
+            "a&lt;b",
+            "ROC curve",
+            "Calibration",
+            "Confusion",
+            "kind = x",
+            "Beside old",
+            "p = 1.0000",
+            "95&#8239;% interval",
+        ] {
             assert!(page.contains(part), "{part}: {page}");
         }
         assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org/2000/svg").count());

@@ -7,6 +7,7 @@ use super::chart::{bars, escaped};
 use super::config::Config;
 use super::data::{Inputs, Target};
 use super::error::{Error, Result};
+use super::folder::quoted;
 use super::known::Known;
 use super::prepare::Preparation;
 use super::split::Split;
@@ -132,7 +133,7 @@ fn target(known: &Known, split: &Split) -> Vec<(String, [usize; 3])> {
 
 /// Four digits of a number.
 fn short(value: f64) -> String {
-    format!("{value:.3e}").parse::<f64>().map_or_else(|_| "–".to_owned(), |value| value.to_string())
+    format!("{value:.3e}").parse().unwrap_or(value).to_string()
 }
 
 fn text(title: &str, head: &str, lines: &[Line], target: &[(String, [usize; 3])]) -> String {
@@ -195,7 +196,6 @@ fn html(title: &str, head: &str, name: &str, lines: &[Line], target: &[(String, 
 /// # Errors
 /// What is wrong with the file.
 pub fn suggest(path: &Path, target: &str, memory_bytes: usize) -> Result<String> {
-    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let head = format!("[data]\npath = {}\ntarget = {}\n", quoted(&path.to_string_lossy()), quoted(target));
     let tail = "[train]\nepochs = 1\nlearning_rate = 0.001\n";
     let first = |task: &str| Config::parse(&format!("{head}{task}[prepare]\nmissing = \"median\"\n{tail}"));

@@ -9,14 +9,14 @@ use super::base::Base;
 use super::config::{ClassWeights, Config, Task};
 use super::data::{Inputs, Target};
 use super::error::{Error, Result};
-use super::fit::{Epoch, Setting, Trainer};
+use super::fit::{DIVERGED, Epoch, Setting, Trainer, session};
 use super::known::Known;
 use super::loss::Loss;
 use super::prepare::{Preparation, Scale};
 use super::rows::{Rows, Store};
 use super::split::{Split, folds, split};
 use super::{checkpoint, folder, search};
-use crate::engine::{Appender, Graph, LoadOptions, Loaded, Metadata, Model, Session, Threads};
+use crate::engine::{Appender, Graph, Session, Threads};
 
 /// What a training is told from outside, and what it tells.
 pub struct Controls<'a> {
@@ -112,8 +112,7 @@ fn preparing(preparation: &Preparation, threads: &Arc<Threads>) -> Result<Sessio
     let mut emit = Appender::new(&mut graph, "");
     let ready = preparation.emit(&mut emit, "inputs")?;
     graph.outputs.push(ready);
-    let model = Model::build(Loaded { graph, metadata: Metadata::default() }, &LoadOptions { run_limit: None, ..LoadOptions::default() })?;
-    Ok(Session::new(Arc::new(model), Arc::clone(threads)))
+    session(graph, threads)
 }
 
 /// The targets and weights of some rows, whose inputs are not there yet.
@@ -158,7 +157,7 @@ impl Fitted {
         let preparation = Preparation::fit(&passing, &rules)?;
         let base = config.base.as_ref().map(|start| start.read(&preparation.shape())).transpose()?;
         // A whole model gives numbers in the target's own unit already.
-        let own_unit = base.as_ref().is_some_and(|base| base.whole && config.layers.is_empty());
+        let own_unit = base.as_ref().is_some_and(|base| base.is_all(&config.layers, known.outputs()));
         let unit = if own_unit { Unit { mean: 0.0, size: 1.0 } } else { Unit::of(known, &split.train) };
         let weights = class_weights(known, &split.train, &config.train.class_weights)?;
         let mut session = preparing(&preparation, threads)?;
@@ -233,8 +232,8 @@ pub fn run(config: &Config, text: &str, output: &Path, controls: &Controls<'_>) 
     Ok(ended)
 }
 
-/// The trial with the least score, and the score: the validation loss, or the mean metric of the folds with its sign changed. `None` if
-/// it was stopped.
+/// The trial with the least score, and the score: the validation loss, or the mean metric of the folds with its sign changed; infinite if
+/// a loss was no number any more. `None` if it was stopped.
 fn search_best(
     config: &Config,
     text: &str,
@@ -249,10 +248,13 @@ fn search_best(
     for (number, config) in configs.iter().enumerate().skip(scores.done.len()) {
         let parts = known.split(config)?;
         let score = match config.data.folds {
-            Some(count) => {
-                cross_validate(config, known, &parts, count, output, controls)?.map(|found| -found.iter().sum::<f64>() / found.len() as f64)
-            }
-            None => validated(config, known, &parts, output, controls)?,
+            Some(count) => cross_validate(config, known, &parts, count, output, controls)
+                .map(|found| found.map(|found| -found.iter().sum::<f64>() / found.len() as f64)),
+            None => validated(config, known, &parts, output, controls),
+        };
+        let score = match score {
+            Err(error) if error.0.starts_with(DIVERGED) => Some(f64::INFINITY),
+            other => other?,
         };
         let Some(score) = score else { return Ok(None) };
         (controls.say)(&format!("trial {} of {}: {}: score {score:.6}", number + 1, trials.len(), search::line(&trials[number])));
@@ -263,16 +265,14 @@ fn search_best(
     Ok(Some((best, scores.done[best])))
 }
 
-/// The least validation loss of a training; infinite if its loss was no number any more. `None` if it was stopped.
+/// The least validation loss of a training. `None` if it was stopped.
 fn validated(config: &Config, known: &Known, parts: &Split, folder: &Path, controls: &Controls<'_>) -> Result<Option<f64>> {
     let fitted = Fitted::new(config, known, parts, folder, &controls.threads)?;
-    let mut trainer = Trainer::new(&fitted.setting(config, known.loss, &controls.threads))?;
+    let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
     while !trainer.finished() {
-        match trainer.epoch(controls.stop, |_, _| {}) {
-            Ok(Some(_)) if !controls.stop.load(std::sync::atomic::Ordering::Relaxed) => {}
-            Ok(_) => return Ok(None),
-            Err(error) if error.0.starts_with("the loss is") => return Ok(Some(f64::INFINITY)),
-            Err(error) => return Err(error),
+        let epoch = trainer.epoch(controls.stop, |_, _| {})?;
+        if epoch.is_none() || controls.stop.load(std::sync::atomic::Ordering::Relaxed) {
+            return Ok(None);
         }
     }
     Ok(Some(trainer.state.history.iter().filter_map(|epoch| epoch.validation).fold(f64::INFINITY, f64::min)))
@@ -297,17 +297,19 @@ fn train(
         trials,
         ..Report::default()
     };
-    if let Some(count) = config.data.folds {
-        match cross_validate(config, known, &parts, count, output, controls)? {
-            Some(found) => report.folds = found,
-            None => return Ok(Ended::Stopped),
-        }
-    }
-    let mut trainer = Trainer::new(&fitted.setting(config, known.loss, &controls.threads))?;
+    let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
     let saved = output.join("checkpoint.npz");
-    if controls.resume && (saved.exists() || config.search.is_none()) {
+    // A search that was stopped in its trials has left none.
+    if controls.resume && (saved.exists() || report.trials.is_none()) {
         checkpoint::load(&saved, &hash, &mut trainer.state)?;
         (controls.say)(&format!("resumed behind epoch {}", trainer.state.history.len()));
+    }
+    if let Some(count) = config.data.folds {
+        let Some(found) = cross_validate(config, known, &parts, count, output, controls)? else {
+            checkpoint::save(&saved, &hash, &trainer.state)?;
+            return Ok(Ended::Stopped);
+        };
+        report.folds = found;
     }
     let Some(speed) = epochs(config, &mut trainer, &hash, &saved, (report.metric, controls))? else { return Ok(Ended::Stopped) };
     report.speed = speed;
@@ -401,7 +403,7 @@ fn cross_validate(
             (fold.validation, fold.train) = (pick(&inner.validation), pick(&inner.train));
         }
         let fitted = Fitted::new(config, known, &fold, folder, &controls.threads)?;
-        let mut trainer = Trainer::new(&fitted.setting(config, known.loss, &controls.threads))?;
+        let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
         while !trainer.finished() {
             let epoch = trainer.epoch(controls.stop, |_, _| {})?;
             if epoch.is_none() || controls.stop.load(std::sync::atomic::Ordering::Relaxed) {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::checkpoint::write_whole;
 use super::config::Config;
-use super::error::{Error, Result, in_file};
+use super::error::{Error, Result};
 use super::random::Random;
 
 /// How settings are chosen.
@@ -80,6 +80,9 @@ impl Search {
             return Err("`search.values` is empty".into());
         }
         for (path, choice) in &self.values {
+            if let Some(why) = same_for_all(path) {
+                return Err(Error(format!("`search.values.{path}`: {why}")));
+            }
             match choice {
                 Choice::List(list) if list.is_empty() => return Err(Error(format!("`search.values.{path}` is empty"))),
                 Choice::Between(b) if !(b.from < b.to && b.to.is_finite() && (!b.log || b.from > 0.0)) => {
@@ -131,6 +134,19 @@ impl Choice {
     }
 }
 
+/// Why a setting is the same for all trials, if it is.
+fn same_for_all(path: &str) -> Option<&'static str> {
+    /// How the rows that are read are parted.
+    const PARTED: &[&str] = &["data.validation", "data.test", "data.stratify", "data.folds"];
+    match path.split('.').collect::<Vec<_>>()[..] {
+        ["data", ..] if !PARTED.contains(&path) => {
+            Some("the data is read once for all trials; of `data` they may have their own validation, test, stratify and folds")
+        }
+        ["base"] | ["base", "path", ..] => Some("all trials begin with one model; of `base` they may have their own until and freeze"),
+        _ => None,
+    }
+}
+
 /// The configuration of a text with the settings of a trial in it, without the search.
 ///
 /// # Errors
@@ -157,13 +173,12 @@ pub fn applied(config: &Config, text: &str, trial: &Trial) -> Result<(Config, St
     }
     let text = toml::to_string(&whole).map_err(|error| Error(error.to_string()))?;
     let mut found = Config::parse(&text).map_err(|error| Error(format!("a trial of the search: {error}")))?;
-    // Where files are is known already.
-    (found.data, found.base) = (moved(&found.data, &config.data), found.base.map(|base| config.base.clone().unwrap_or(base)));
+    // The text has paths relative to the configuration's folder, which is known of the configuration alone.
+    (found.data.path, found.data.test_path) = (config.data.path.clone(), config.data.test_path.clone());
+    if let (Some(base), Some(from)) = (&mut found.base, &config.base) {
+        base.path.clone_from(&from.path);
+    }
     Ok((found, text))
-}
-
-fn moved(data: &super::config::Data, from: &super::config::Data) -> super::config::Data {
-    super::config::Data { path: from.path.clone(), test_path: from.test_path.clone(), ..data.clone() }
 }
 
 /// The scores of trials, kept in a file so that a search that was stopped goes on.
@@ -185,7 +200,7 @@ impl Scores {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let mut lines = text.lines();
         let same = lines.next() == Some(hash);
-        let done = if same { lines.map_while(|line| line.split(' ').next()?.parse().ok()).collect() } else { Vec::new() };
+        let done = if same { lines.map_while(|line| line.parse().ok()).collect() } else { Vec::new() };
         Self { done, hash: hash.to_owned() }
     }
 
@@ -198,20 +213,13 @@ impl Scores {
         self.done.iter().for_each(|score| {
             let _ = writeln!(text, "{score:?}");
         });
-        write_whole(path, text.as_bytes()).map_err(|error| in_file(path, error))
+        write_whole(path, text.as_bytes())
     }
 
     /// The trial with the least score; of equal ones the first.
     pub fn best(&self) -> Option<usize> {
         let finite = self.done.iter().enumerate().filter(|(_, score)| score.is_finite());
-        finite
-            .fold(
-                None,
-                |best: Option<(usize, f64)>, (at, &score)| {
-                    if best.is_none_or(|(_, least)| score < least) { Some((at, score)) } else { best }
-                },
-            )
-            .map(|(at, _)| at)
+        finite.min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(at, _)| at)
     }
 }
 

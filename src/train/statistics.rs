@@ -52,29 +52,28 @@ impl Bootstrap {
     }
 }
 
-/// The quantile of sorted values, between two of them in proportion: NumPy's default.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let below = place.floor() as usize;
-    let above = (below + 1).min(sorted.len() - 1);
-    sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
+/// The quantile of sorted values, of which there are some, between two of them in proportion: NumPy's default.
+pub fn quantile<T: Copy + Into<f64>>(sorted: &[T], share: f64) -> f64 {
+    let at = share.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
+    let (low, high): (f64, f64) = (sorted[at.floor() as usize].into(), sorted[at.ceil() as usize].into());
+    low + (high - low) * at.fract()
 }
 
 /// The probability that two models which are equally good differ at least so much: of the rows that only one of them has right,
 /// `first` are the first's and `second` the second's. McNemar's test, exact: the binomial distribution.
 pub fn mcnemar(first: usize, second: usize) -> f64 {
-    let (n, k) = (first + second, first.min(second));
-    if n == 0 {
+    // A tie has all of the distribution on one side or the other.
+    if first == second {
         return 1.0;
     }
+    let (n, k) = (first + second, first.min(second));
     let mut log = -(n as f64) * std::f64::consts::LN_2;
     let mut sum = log.exp();
     for i in 0..k {
         log += ((n - i) as f64 / (i + 1) as f64).ln();
         sum += log.exp();
     }
-    // A tie has all of the distribution on one side or the other.
-    if first == second { 1.0 } else { (2.0 * sum).min(1.0) }
+    (2.0 * sum).min(1.0)
 }
 
 /// The probability of differences at least as far from 0, if there were none, by the bootstrap's own differences: twice the share

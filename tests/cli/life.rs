@@ -99,6 +99,23 @@ fn deploy_verifies_and_adds_a_version() {
     assert_eq!(left, ["two-features"], "nothing temporary is left");
 }
 
+/// `held-out.npz` and `train.npz` lie in its folder, and are no part of what is served.
+#[test]
+fn deploy_leaves_the_data_of_a_training_behind() {
+    let folder = Folder::new();
+    folder.run(&["deploy", &model("digits"), "--to", "served"]).ok();
+    let mut found: Vec<_> = fs::read_dir(folder.path("served/digits")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    found.sort();
+    assert_eq!(found, ["1", "README.md", "curves.svg", "model.toml", "train.toml"]);
+    // Rows that the settings name are.
+    copy(&models().join("digits"), &folder.path("digits"));
+    let settings = fs::read_to_string(folder.path("digits/model.toml")).unwrap();
+    folder.write("digits/model.toml", settings + "[explain]\nbackground = \"rows.npz\"\n");
+    fs::copy(folder.path("digits/held-out.npz"), folder.path("digits/rows.npz")).unwrap();
+    folder.run(&["deploy", "digits", "--to", "other"]).ok();
+    assert!(folder.path("other/digits/rows.npz").is_file() && !folder.path("other/digits/held-out.npz").exists());
+}
+
 #[test]
 fn deploy_refuses_what_is_wrong_or_worse() {
     let folder = Folder::new();

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use ndserve::api::{Limits, ServerOptions};
 use serde_json::{Value, json};
 
-use crate::client::{get, post};
+use crate::client::{Client, get, post, request};
 use crate::models;
 use crate::server::Server;
 
@@ -142,4 +142,16 @@ fn an_explanation_keeps_its_deadline() {
     assert!(status == 504 || (status == 503 && error.contains("the deadline cannot be met")), "{status} {error}");
     let stats = server.repository.get("digits", None).unwrap().handle().unwrap().stats();
     assert!(stats.explain_rows < 64_000, "it was given up: {} rows", stats.explain_rows);
+    // Headers say it too, as for predictions; zero is none.
+    let body = json!({"instances": [image()], "method": "shapley", "samples": 1000}).to_string();
+    let send =
+        |header: &str, body: &str| Client::connect(server.address).send(&request("POST", "/v1/models/digits:explain", &[header], body));
+    for header in ["x-request-timeout-ms: 1", "x-envoy-expected-rq-timeout-ms: 1"] {
+        assert!([503, 504].contains(&send(header, &body).status), "{header}");
+    }
+    let wrong = send("x-request-timeout-ms: soon", &body);
+    assert_eq!(wrong.status, 400);
+    assert!(wrong.error().contains("x-request-timeout-ms is \"soon\" where a whole number of milliseconds is wanted"), "{wrong:?}");
+    let patient = json!({"instances": [image()], "method": "gradient_input", "timeout_ms": 0}).to_string();
+    assert_eq!(send("x-request-timeout-ms: 0", &patient).status, 200);
 }

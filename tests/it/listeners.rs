@@ -32,7 +32,9 @@ fn start_with_waiting(endpoints: Vec<(Endpoint, Surface)>, options: ServerOption
         let model = folder.join(name).join("1");
         std::fs::create_dir_all(&model).unwrap();
         std::fs::copy(folder.join("two-features/1/model.onnx"), model.join("model.onnx")).unwrap();
-        std::fs::write(folder.join(name).join("model.toml"), format!("max_delay_ms = {delay_ms}")).unwrap();
+        // Without a size that is preferred the measured times decide whether waiting pays, which it may not on a busy machine.
+        let settings = format!("max_delay_ms = {delay_ms}\nmax_batch_rows = 64\npreferred_batch_rows = [64]");
+        std::fs::write(folder.join(name).join("model.toml"), settings).unwrap();
     }
     Server::start_on(folder, AppOptions::default(), options, endpoints)
 }

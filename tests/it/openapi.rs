@@ -26,7 +26,7 @@ fn every_operation_answers_as_the_document_says() {
         let real = path.replace("{model}", "two-features").replace("{version}", "1").replace("{label}", "stable");
         for (method, operation) in methods.as_object().unwrap() {
             assert!(seen.insert(operation["operationId"].as_str().unwrap().to_owned()), "{operation}");
-            // The folder is gone, and the other operations need the model.
+            // The other operations need the model.
             if path.ends_with("/load") || path.ends_with("/unload") {
                 continue;
             }

@@ -41,12 +41,6 @@ fn predict(server: &Server, path: &str) -> Answer {
     post(server.address, &format!("/v1/models/{path}:predict"), BODY)
 }
 
-fn metric(server: &Server, line: &str) -> f64 {
-    let page = get(server.address, "/metrics").body;
-    let found = page.lines().find_map(|known| known.strip_prefix(line)).unwrap_or_else(|| panic!("no {line} in {page}"));
-    found.trim().parse().unwrap()
-}
-
 fn state(server: &Server, model: &str, version: &str) -> (&'static str, String) {
     let list = server.repository.list();
     let model = list.iter().find(|known| known.name == model).unwrap();
@@ -143,8 +137,8 @@ fn a_broken_version_is_told_and_the_old_one_serves() {
     assert_eq!(factor(&predict(&server, "m")), "1.0");
     let (name, reason) = state(&server, "m", "2");
     assert!(name == "failed" && reason.contains("not an ONNX model"), "{reason}");
-    assert_eq!(metric(&server, "ndserve_model_loads_total{model=\"m\",outcome=\"failed\"}"), 1.0);
-    assert_eq!(metric(&server, "ndserve_server_state{state=\"degraded\"}"), 1.0);
+    assert_eq!(server.metric("ndserve_model_loads_total{model=\"m\",outcome=\"failed\"}"), 1.0);
+    assert_eq!(server.metric("ndserve_server_state{state=\"degraded\"}"), 1.0);
     assert_eq!(get(server.address, "/readyz").status, 200, "every model serves");
     assert!(get(server.address, "/v2").body.contains("not an ONNX model"));
 }
@@ -164,7 +158,7 @@ fn a_label_splits_and_mirrors_requests() {
     let mirrored = Label { mirror: Some(Mirror { version: "2".into(), share: 1.0 }), ..Label::version("1") };
     server.repository.set_label("m", "default", Some(mirrored)).unwrap();
     let answered =
-        |name: &str| metric(&server, &format!("ndserve_shadow_requests_total{{model=\"m\",label=\"default\",outcome=\"{name}\"}}"));
+        |name: &str| server.metric(&format!("ndserve_shadow_requests_total{{model=\"m\",label=\"default\",outcome=\"{name}\"}}"));
     let mut sent = 0.0;
     // Copies run behind the answer; the next one finds a place when one has ended.
     while answered("compared") < 5.0 {
@@ -175,10 +169,10 @@ fn a_label_splits_and_mirrors_requests() {
         std::thread::yield_now();
     }
     assert_eq!(answered("failed"), 0.0);
-    let value = |name: &str| metric(&server, &format!("ndserve_shadow_{name}{{model=\"m\",label=\"default\"}}"));
+    let value = |name: &str| server.metric(&format!("ndserve_shadow_{name}{{model=\"m\",label=\"default\"}}"));
     assert_eq!(value("difference_max"), 2.0, "[1, 2] and [2, 4] are 2 apart");
     assert_eq!((value("rows_total"), value("disagreements_total")), (answered("compared"), 0.0), "both name the second class");
-    assert!(metric(&server, "ndserve_shadow_seconds_sum{model=\"m\",label=\"default\",side=\"shadow\"}") > 0.0);
+    assert!(server.metric("ndserve_shadow_seconds_sum{model=\"m\",label=\"default\",side=\"shadow\"}") > 0.0);
     // A mirror that is gone costs nobody an answer.
     write(
         &model.join("model.toml"),
@@ -365,7 +359,7 @@ fn a_watched_folder_is_followed() {
     let mut watch = Watch::new(&options).unwrap();
     let server = serve(options);
     let mut look = |times: usize| (0..times).for_each(|_| watch.look(&server.repository));
-    let loads = |outcome: &str| metric(&server, &format!("ndserve_model_loads_total{{model=\"m\",outcome=\"{outcome}\"}}"));
+    let loads = |outcome: &str| server.metric(&format!("ndserve_model_loads_total{{model=\"m\",outcome=\"{outcome}\"}}"));
     look(3);
     assert_eq!(loads("ok"), 1.0, "nothing has changed");
 

@@ -4,7 +4,7 @@ use ndserve::api::grpc::proto::inference::ModelInferRequest;
 use ndserve::api::{Limits, ServerOptions};
 use tonic::Code;
 
-use crate::client::{Answer, Client, get, request, request_of};
+use crate::client::{Answer, Client, request, request_of};
 use crate::grpc;
 use crate::models::{self, scaled};
 use crate::server::Server;
@@ -29,16 +29,9 @@ fn call(rows: usize) -> ModelInferRequest {
     }
 }
 
-/// A sample of `/metrics`.
-fn metric(server: &Server, line: &str) -> f64 {
-    let page = get(server.address, "/metrics").body;
-    let found = page.lines().find_map(|known| known.strip_prefix(line)).unwrap_or_else(|| panic!("no {line} in {page}"));
-    found.trim().parse().unwrap()
-}
-
 /// Waits until so many requests of `m` are in the queue.
 async fn queued(server: &Server, count: usize) {
-    while metric(server, r#"ndserve_queue_depth{model="m",version="1"}"#) != count as f64 {
+    while server.metric(r#"ndserve_queue_depth{model="m",version="1"}"#) != count as f64 {
         tokio::task::yield_now().await;
     }
 }
@@ -54,15 +47,15 @@ async fn a_full_queue_refuses_over_grpc_and_a_cancelled_call_frees_its_place() {
     let full = client.model_infer(call(1)).await.unwrap_err();
     assert_eq!(full.code(), Code::Unavailable);
     assert!(full.message().contains("Exceeds maximum queue size"), "{full:?}");
-    assert_eq!(metric(&server, r#"ndserve_requests_refused_total{model="m",version="1",reason="full"}"#), 1.0);
+    assert_eq!(server.metric(r#"ndserve_requests_refused_total{model="m",version="1",reason="full"}"#), 1.0);
 
     // What is dropped is reset on the wire.
     first.abort();
     queued(&server, 0).await;
-    assert_eq!(metric(&server, r#"ndserve_requests_cancelled_total{model="m",version="1"}"#), 1.0);
+    assert_eq!(server.metric(r#"ndserve_requests_cancelled_total{model="m",version="1"}"#), 1.0);
     let answer = client.model_infer(call(4)).await.unwrap().into_inner();
     assert_eq!(answer.raw_output_contents[0][..4], 2_f32.to_le_bytes(), "a full batch goes at once");
-    assert_eq!(metric(&server, "ndserve_batch_rows_count{model=\"m\",version=\"1\"}"), 1.0, "the cancelled one was never run");
+    assert_eq!(server.metric("ndserve_batch_rows_count{model=\"m\",version=\"1\"}"), 1.0, "the cancelled one was never run");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,18 +77,18 @@ async fn a_request_of_a_stream_whose_call_is_cancelled_frees_its_place() {
 
 /// Posts rows of `m` as bytes.
 fn post(server: &Server, rows: usize, parameters: &str, headers: &[&str]) -> Answer {
-    let (head, body) = message(rows, parameters);
-    let headers: Vec<&str> = headers.iter().copied().chain([head.as_str()]).collect();
-    Client::connect(server.address).send(&request_of("POST", "/v2/models/m/infer", &headers, &body))
+    Client::connect(server.address).send(&zeros("m", ("x", &[rows, 2]), parameters, headers))
 }
 
-fn message(rows: usize, parameters: &str) -> (String, Vec<u8>) {
-    let bytes = rows * 8;
+/// A request of a model whose one input is all zeros, as bytes.
+fn zeros(model: &str, (name, shape): (&str, &[usize]), parameters: &str, headers: &[&str]) -> Vec<u8> {
+    let bytes = 4 * shape.iter().product::<usize>();
     let json = format!(
-        r#"{{"parameters":{{{parameters}}},"inputs":[{{"name":"x","datatype":"FP32","shape":[{rows},2],"parameters":{{"binary_data_size":{bytes}}}}}]}}"#
+        r#"{{"parameters":{{{parameters}}},"inputs":[{{"name":"{name}","datatype":"FP32","shape":{shape:?},"parameters":{{"binary_data_size":{bytes}}}}}]}}"#
     );
     let head = format!("Inference-Header-Content-Length: {}", json.len());
-    (head, [json.into_bytes(), vec![0; bytes]].concat())
+    let headers: Vec<&str> = headers.iter().copied().chain([head.as_str()]).collect();
+    request_of("POST", &format!("/v2/models/{model}/infer"), &headers, &[json.into_bytes(), vec![0; bytes]].concat())
 }
 
 #[test]
@@ -120,12 +113,7 @@ fn a_deadline_is_given_by_a_header_too() {
 
 /// A request of `digits` with black images.
 fn images(rows: usize, parameters: &str) -> Vec<u8> {
-    let bytes = rows * 256;
-    let json = format!(
-        r#"{{"parameters":{{{parameters}}},"inputs":[{{"name":"image","datatype":"FP32","shape":[{rows},1,8,8],"parameters":{{"binary_data_size":{bytes}}}}}]}}"#
-    );
-    let head = format!("Inference-Header-Content-Length: {}", json.len());
-    request_of("POST", "/v2/models/digits/infer", &[&head], &[json.into_bytes(), vec![0; bytes]].concat())
+    zeros("digits", ("image", &[rows, 1, 8, 8]), parameters, &[])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,17 +132,17 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once_unless_it_goes_befor
 
     let mut first = Client::connect(server.address);
     first.write(&images(WAITING, r#""priority":2"#));
-    while metric(&server, r#"ndserve_queue_depth{model="digits",version="1"}"#) != 1.0 {
+    while server.metric(r#"ndserve_queue_depth{model="digits",version="1"}"#) != 1.0 {
         tokio::task::yield_now().await;
     }
     let refused = Client::connect(server.address).send(&images(ROWS, &format!(r#""priority":2,{timeout}"#)));
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
     assert!(refused.error().contains("the deadline cannot be met"), "{refused:?}");
-    assert_eq!(metric(&server, r#"ndserve_requests_refused_total{model="digits",version="1",reason="late"}"#), 1.0);
+    assert_eq!(server.metric(r#"ndserve_requests_refused_total{model="digits",version="1",reason="late"}"#), 1.0);
     // The urgent one fills the batch. A machine that is busy with other things may still be too slow for it.
     let urgent = Client::connect(server.address).send(&images(ROWS, &format!(r#""priority":1,{timeout}"#)));
     assert!([200, 504].contains(&urgent.status), "{urgent:?}");
-    assert_eq!(metric(&server, r#"ndserve_requests_refused_total{model="digits",version="1",reason="late"}"#), 1.0);
+    assert_eq!(server.metric(r#"ndserve_requests_refused_total{model="digits",version="1",reason="late"}"#), 1.0);
     // Whether the pass was too slow for it, or it expired before, is not to be seen: then what waits may still wait.
     if urgent.status == 200 {
         assert_eq!(first.read().unwrap().status, 200, "it rode along");

@@ -12,6 +12,7 @@ use ndserve::serve::{Options, Repository};
 use tokio::sync::oneshot;
 use tracing::{Level, Metadata, span, subscriber};
 
+use crate::client::get;
 use crate::models::{self, Folder};
 
 /// A running server.
@@ -71,6 +72,13 @@ impl Server {
         let endpoints = bound.recv().unwrap();
         let address = endpoints.iter().find_map(Endpoint::address).unwrap_or_else(|| "0.0.0.0:0".parse().unwrap());
         Self { address, endpoints, repository, folder: None, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// A sample of `/metrics`, by its line without the value.
+    pub(crate) fn metric(&self, line: &str) -> f64 {
+        let page = get(self.address, "/metrics").body;
+        let found = page.lines().find_map(|known| known.strip_prefix(line)).unwrap_or_else(|| panic!("no {line} in {page}"));
+        found.trim().parse().unwrap()
     }
 
     /// Begins the shutdown.

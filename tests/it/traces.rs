@@ -60,10 +60,15 @@ fn collector(statuses: &'static [u16]) -> (SocketAddr, mpsc::Receiver<ExportTrac
     (address, messages)
 }
 
-/// A server whose spans go to `collector`; its model waits for others, so that requests share a pass.
+/// A server whose spans go to `collector`; its model waits for others, so that its requests go through the queue.
 fn start(collector: SocketAddr, ratio: f64, queue_limit: usize) -> (Server, Arc<Tracer>) {
+    start_with("max_delay_ms = 100", collector, ratio, queue_limit)
+}
+
+/// The same with these settings of its model.
+fn start_with(settings: &str, collector: SocketAddr, ratio: f64, queue_limit: usize) -> (Server, Arc<Tracer>) {
     let folder = models::only(&["digits", "two-features"]);
-    std::fs::write(folder.join("two-features/model.toml"), "max_delay_ms = 100").unwrap();
+    std::fs::write(folder.join("two-features/model.toml"), settings).unwrap();
     let (tracer, spans) = Tracer::new(ratio, queue_limit);
     let collector = Collector::parse(&format!("http://{collector}")).unwrap();
     let counting = Arc::clone(&tracer);
@@ -104,7 +109,8 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn requests_that_share_a_pass_are_linked_by_its_span() {
     let (address, messages) = collector(&[200]);
-    let (server, _) = start(address, 0.0, 1000);
+    // The pass begins when both are there, however long that takes.
+    let (server, _) = start_with("max_delay_ms = 600000\npreferred_batch_rows = [2]", address, 0.0, 1000);
     let parents = [PARENT.to_owned(), PARENT.replace(TRACE, "0000000000000000000000000000000a")];
     let answers: Vec<_> = std::thread::scope(|scope| {
         let asking: Vec<_> = parents.iter().map(|parent| scope.spawn(|| ask(server.address, parent))).collect();

@@ -47,6 +47,31 @@ fn dates_become_days_inside_the_model() {
     assert!(answer[0] > 0.5 && answer[3] > 0.5, "{answer:?}");
 }
 
+/// What is said of all columns holds for those of which it can be said.
+#[test]
+fn how_texts_are_encoded_can_be_said_of_all_columns_of_a_mixed_table() {
+    let rows: String = (0..40).map(|i| format!("{i},{:02}/11/2026,{},{}\n", 1 + i % 28, ["red", "blue"][i % 2], i % 2)).collect();
+    for (rule, parts) in [
+        (
+            "encode = \"ordinal\"",
+            ["size    → numbers", "seen    → texts, a number for each of 28", "colour  → texts, a number for each of 2"],
+        ),
+        ("date = \"dmy\"", ["size    → numbers", "seen    → dates", "colour  → texts, a column for each of 2"]),
+    ] {
+        let config =
+            format!("[data]\npath = \"data.csv\"\ntarget = \"label\"\n[prepare]\n{rule}\n[train]\nepochs = 1\nlearning_rate = 0.1\n");
+        let folder = Folder::new().with("data.csv", format!("size,seen,colour,label\n{rows}")).with("train.toml", config);
+        let (config, _) = ndserve::train::Config::read(&folder.0.join("train.toml")).unwrap();
+        let text = ndserve::train::report::report(&config, usize::MAX).unwrap().text;
+        // A column has two lines: what it holds, and behind an arrow what it becomes.
+        let lines: Vec<&str> = text.lines().skip(2).collect();
+        let becomes: Vec<String> =
+            lines.chunks(2).take(3).map(|pair| format!("{:8}{}", pair[0].split(' ').next().unwrap(), pair[1].trim_start())).collect();
+        assert!(becomes.iter().zip(parts).all(|(line, part)| line.starts_with(part)), "{rule}: {becomes:?}");
+        folder.done("model");
+    }
+}
+
 /// What is read in parts gives the same bits as what is in memory.
 #[test]
 fn data_that_is_more_than_memory_holds_gives_the_same_model() {
@@ -81,7 +106,7 @@ fn data_that_is_more_than_memory_holds_gives_the_same_model() {
 }
 
 /// The table of [`table`] as a file of two row groups.
-fn parquet(text: &str) -> Vec<u8> {
+pub(crate) fn parquet(text: &str) -> Vec<u8> {
     let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split(',').collect()).collect();
     let schema = "message rows { optional double size; required binary colour (STRING); required binary label (STRING); required int32 weight (DATE); }";
     let schema = Arc::new(parse_message_type(schema).unwrap());

@@ -35,7 +35,6 @@ impl Folder {
 
     /// Trains; `stop_at` is the step at which Ctrl-C is pressed.
     pub(crate) fn train(&self, output: &str, resume: bool, stop_at: usize, threads: usize) -> Result<Ended, String> {
-        let (config, text) = Config::read(&self.0.join("train.toml")).map_err(|error| error.to_string())?;
         let stop = AtomicBool::new(false);
         let steps = Cell::new(0);
         let step = |_, _, _| {
@@ -45,8 +44,25 @@ impl Folder {
             }
         };
         let threads = Arc::new(Threads::new(threads).unwrap());
-        let controls = Controls { stop: &stop, resume, threads, memory_bytes: self.1, say: &|_| {}, step: &step };
-        run(&config, &text, &self.0.join(output), &controls).map_err(|error| error.to_string())
+        self.controlled(output, &Controls { stop: &stop, resume, threads, memory_bytes: self.1, say: &|_| {}, step: &step })
+    }
+
+    /// Trains; Ctrl-C is pressed behind a line that begins with `line`.
+    pub(crate) fn train_until(&self, output: &str, line: &str) -> Ended {
+        let stop = AtomicBool::new(false);
+        let say = |said: &str| {
+            if said.starts_with(line) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let threads = Arc::new(Threads::single());
+        let controls = Controls { stop: &stop, resume: false, threads, memory_bytes: self.1, say: &say, step: &|_, _, _| {} };
+        self.controlled(output, &controls).unwrap()
+    }
+
+    fn controlled(&self, output: &str, controls: &Controls<'_>) -> Result<Ended, String> {
+        let (config, text) = Config::read(&self.0.join("train.toml")).map_err(|error| error.to_string())?;
+        run(&config, &text, &self.0.join(output), controls).map_err(|error| error.to_string())
     }
 
     pub(crate) fn done(&self, output: &str) -> Report {

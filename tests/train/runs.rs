@@ -84,6 +84,16 @@ fn a_training_that_was_stopped_goes_on_to_the_same_bits() {
     assert!(folder.train("other", true, 0, 1).unwrap_err().contains("another configuration"));
 }
 
+#[test]
+fn a_training_that_was_stopped_in_its_folds_goes_on_to_the_same_bits() {
+    let folder = Folder::new().with("data.csv", table()).with("train.toml", TABLE.replace("test = 0.2", "test = 0.2\nfolds = 3"));
+    let whole = folder.done("whole/model");
+    assert_eq!(folder.train_until("parts/model", "fold 1 "), Ended::Stopped);
+    let Ended::Done(parts) = folder.train("parts/model", true, 0, 1).unwrap() else { panic!("it was not stopped") };
+    assert_eq!((parts.folds, parts.history), (whole.folds, whole.history));
+    assert!(folder.model("whole/model") == folder.model("parts/model"), "going on gives other bits");
+}
+
 /// Small pictures of a bright row or column.
 pub(crate) fn pictures() -> Vec<u8> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());

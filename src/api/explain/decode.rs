@@ -14,7 +14,7 @@ use crate::explain::{Class, Known, Method, Question};
 pub(super) struct Asked {
     pub(super) question: Question,
     pub(super) shown: Shown,
-    /// How long the client waits.
+    /// How long the client waits, if it says so.
     pub(super) timeout: Option<Duration>,
 }
 
@@ -78,7 +78,8 @@ fn member(asked: &mut Asked, model: &Inputs<'_>, reader: &mut Reader<'_>, key: &
         "stride" => options.stride = Some(sizes(reader)?),
         "top" => shown.top = Some(whole(reader)?),
         "heat_map" => shown.heat_map = reader.boolean()?,
-        "timeout_ms" => *timeout = Some(Duration::from_millis(reader.unsigned()?)),
+        // Zero means no timeout, as everywhere.
+        "timeout_ms" => *timeout = Some(reader.unsigned()?).filter(|&millis| millis > 0).map(Duration::from_millis),
         _ => {
             let known = "instances, inputs, method, output, target, targets, background, steps, samples, repeats, seed, window, stride, \
                          top, heat_map, timeout_ms";
@@ -144,6 +145,8 @@ mod tests {
         assert_eq!((shown, timeout), (Shown { top: Some(7), heat_map: false }, Some(Duration::from_millis(8))));
         let asked = decode(br#"{"inputs": {"x": [[1, 2]]}, "target": 1, "signature_name": "serving_default"}"#, &signature()).unwrap();
         assert_eq!((asked.question.target, asked.shown.heat_map), (Some(Class::Index(1)), true));
+        let asked = decode(br#"{"instances": [[1, 2]], "timeout_ms": 0}"#, &signature()).unwrap();
+        assert_eq!(asked.timeout, None, "zero is none, and not over at once");
     }
 
     #[test]

@@ -10,11 +10,11 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde_json::Value;
 
-use super::Shared;
 use super::body::{self, Payload};
 use super::error::Failure;
-use super::infer::{of_model, off_thread};
+use super::infer::{Parameters, of_model, off_thread};
 use super::openapi::{Doc, Example};
+use super::{Shared, deadline};
 use crate::error::Kind;
 use crate::explain::Explained;
 use crate::serve::{ExplainLimits, Servable, explain};
@@ -28,6 +28,7 @@ pub(super) fn doc() -> Doc {
     Doc::new("An explanation: what each feature of the rows contributed to the answer.")
         .takes::<ExplainRequest>()
         .json::<ExplainResponse>()
+        .request_headers(&[(deadline::TIMEOUT, deadline::ABOUT)])
         .example(Example::Instances)
         .fails(&[Kind::Unsupported])
 }
@@ -35,6 +36,7 @@ pub(super) fn doc() -> Doc {
 /// Explains the rows of a request.
 pub(super) async fn answer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
+    let deadline = deadline::of(&parts.headers, Instant::now())?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let asked = {
@@ -42,8 +44,11 @@ pub(super) async fn answer(shared: &Shared, handle: &Servable, request: Request)
         off_thread(bytes.len(), move || decode(&bytes, handle.signature())).await?
     };
     let Asked { question, shown, timeout } = asked;
+    let mut parameters = Parameters { timeout, ..Parameters::default() };
+    parameters.end_by(deadline, started);
     let most = shared.limits.max_timeout;
-    let limits = ExplainLimits { evaluations: shared.limits.max_evaluations, deadline: started + timeout.unwrap_or(most).min(most) };
+    let timeout = parameters.timeout.unwrap_or(most).min(most);
+    let limits = ExplainLimits { evaluations: shared.limits.max_evaluations, deadline: started + timeout };
     let explained = explain(handle, question, limits).await.map_err(|error| of_model(handle, error))?;
     let (non_finite, size) = (shared.limits.non_finite, size(&explained));
     let payload = body::encode(&parts.headers, &shared.limits, size, move |coding| {
@@ -94,7 +99,7 @@ struct ExplainRequest {
     top: Option<u64>,
     /// Whether images come with heat maps; they do by default.
     heat_map: Option<bool>,
-    /// How long the client waits.
+    /// How long the client waits; 0 for as long as the server allows.
     timeout_ms: Option<u64>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::train::random::Random;
+use crate::train::statistics::quantile;
 
 /// Values that are kept for quantiles; of a longer column these are drawn at random, each as likely as another.
 const SAMPLE: usize = 1_000_000;
@@ -87,9 +88,7 @@ impl Numbers {
             self.sample.sort_unstable_by(f32::total_cmp);
             self.sorted = true;
         }
-        let at = q.clamp(0.0, 1.0) * (self.sample.len() - 1) as f64;
-        let (low, high) = (f64::from(self.sample[at.floor() as usize]), f64::from(self.sample[at.ceil() as usize]));
-        low + (high - low) * at.fract()
+        quantile(&self.sample, q)
     }
 
     /// How many values are in each of `bins` of one width, of those that are kept.

@@ -9,7 +9,7 @@ use super::{Column, Inputs};
 use crate::engine::{Picture, decode_picture};
 use crate::train::error::{Error, Result, in_file};
 
-/// What is read of a file.
+/// Endings of pictures.
 const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "bmp", "webp"];
 
 /// A folder of folders.

@@ -104,7 +104,8 @@ impl Preparation {
         let mut scalings: Vec<Option<Scaling>> = Vec::new();
         let mut columns = Vec::new();
         for (name, rule, seen) in seen {
-            let (fitted, scaling) = column(&rule, seen).map_err(|error| Error(format!("column `{name}`: {error}")))?;
+            let (fitted, scaling) =
+                column(&rule, rules.columns.get(&name), seen).map_err(|error| Error(format!("column `{name}`: {error}")))?;
             columns.push((name, fitted));
             scalings.push(scaling);
         }
@@ -124,8 +125,7 @@ impl Preparation {
                 scaling.settle(numbers);
             }
         }
-        let together = columns.iter().all(|(_, fitted)| matches!(fitted, Fitted::Numbers(_)));
-        Ok(Self { columns, array: None, together })
+        Ok(Self { columns, array: None })
     }
 }
 
@@ -182,15 +182,18 @@ impl Numbers {
     }
 }
 
-/// A column as the first pass leaves it, and what the second is to find.
-fn column(rule: &Rule, seen: Seen) -> Result<(Fitted, Option<Scaling>)> {
+/// A column as the first pass leaves it, and what the second is to find. `own` is what is said of it alone: what is said of all columns
+/// holds for those of which it can be said.
+fn column(rule: &Rule, own: Option<&Rule>, seen: Seen) -> Result<(Fitted, Option<Scaling>)> {
     let scaling = || Some(Scaling { scale: rule.scale.unwrap_or(Scale::Standard), seen: gather::Numbers::default() });
     let (texts, dates) = match seen {
-        Seen::Numbers(_) if rule.encode.is_some() => return Err("`encode` is for texts; its values are numbers".into()),
+        Seen::Numbers(_) if own.is_some_and(|own| own.encode.is_some()) => {
+            return Err("`encode` is for texts; its values are numbers".into());
+        }
         Seen::Numbers(seen) => return Ok((Fitted::Numbers(Numbers::seen(seen, rule)?), scaling())),
         Seen::Texts(texts, dates) => (texts, dates),
     };
-    let declared = rule.encode == Some(Encode::Date) || rule.date.is_some();
+    let declared = rule.encode == Some(Encode::Date) || own.is_some_and(|own| own.date.is_some());
     if let Some(Dates { format, origin, days, broken, .. }) = dates {
         match (format, broken) {
             (Some(format), None) => {
@@ -232,5 +235,5 @@ fn array(passing: Passing<'_>, rules: &Rules, name: String, shape: Vec<usize>) -
     }
     let mut numbers = Numbers { fill: 0.0, indicator: false, clip: None, log: false, shift: 0.0, factor: 1.0 };
     scaling.settle(&mut numbers);
-    Ok(Preparation { columns: vec![(name, Fitted::Numbers(numbers))], array: Some(shape), together: true })
+    Ok(Preparation { columns: vec![(name, Fitted::Numbers(numbers))], array: Some(shape) })
 }

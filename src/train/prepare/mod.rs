@@ -215,7 +215,6 @@ pub struct Preparation {
     columns: Vec<(String, Fitted)>,
     /// The shape of a row of an array.
     array: Option<Vec<usize>>,
-    together: bool,
 }
 
 impl Preparation {
@@ -254,7 +253,8 @@ impl Preparation {
             let x = input(name, DType::F32, shape.iter().map(|&n| Dim::Fixed(n)).collect());
             return Ok(self.numbers(emit, x)?.0);
         }
-        if self.together {
+        // Columns of numbers alone are one input.
+        if self.columns.iter().all(|(_, fitted)| matches!(fitted, Fitted::Numbers(_))) {
             let x = input(name, DType::F32, vec![Dim::Fixed(self.columns.len())]);
             let (x, indicators) = self.numbers(emit, x)?;
             return joined(emit, [vec![x], indicators].concat());
