@@ -90,6 +90,15 @@ fn newest(folder: &Path) -> Result<PathBuf, Failure> {
     }
     // Wrong settings are told when the model is loaded.
     let settings = ModelSettings::read(folder, &Defaults::default()).unwrap_or_else(|_| ModelSettings::new(&Defaults::default()));
+    if !settings.steps.is_empty() {
+        let steps: Vec<&str> = settings.steps.iter().map(|step| step.model.as_str()).collect();
+        let steps = steps.join(" → ");
+        return Err(format!(
+            "{}: it is a pipeline, {steps}: only a server runs one; name the folder of one of its models",
+            folder.display()
+        )
+        .into());
+    }
     let versions = versions(folder, &settings).map_err(|error| format!("{}: {error}", folder.display()))?;
     let newest = versions.last().and_then(|version| version_file(folder, version, &settings).ok());
     newest.ok_or_else(|| format!("{}: there is no model file in it or in a <version> folder: {}", folder.display(), model_files()).into())

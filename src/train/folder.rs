@@ -15,10 +15,18 @@ use super::known::Known;
 use super::network::{Builder, Mode, Parameter};
 use super::prepare::Preparation;
 use super::run::{Report, Unit};
-use crate::engine::{Appender, Attr, Dim, Emit, Graph, LoadOptions, Metadata, Session, Signature, Tensor, Threads, Value, ValueId, onnx};
+use crate::engine::{
+    Appender, Attr, Dim, Emit, Graph, LoadOptions, Metadata, Session, Signature, Tensor, Threads, Value, ValueId, npz, onnx,
+};
 
 /// Rows of the golden samples.
 const GOLDEN_ROWS: usize = 8;
+
+/// Rows against which answers are explained: enough to stand for the data, few enough that sampling takes milliseconds.
+const BACKGROUND_ROWS: usize = 50;
+
+/// The file of these rows.
+const BACKGROUND: &str = "background.npz";
 
 /// What is exported.
 pub(super) struct Export<'a> {
@@ -30,6 +38,8 @@ pub(super) struct Export<'a> {
     pub(super) base: Option<&'a Base>,
     /// Rows of which the golden samples are taken.
     pub(super) sample: &'a [usize],
+    /// Rows of which the background of explanations is taken.
+    pub(super) trained: &'a [usize],
     pub(super) report: &'a Report,
 }
 
@@ -60,7 +70,11 @@ impl Export<'_> {
         for (i, (port, value)) in signature.outputs.iter().zip(&outputs).enumerate() {
             write_whole(&golden.join(format!("output_{i}.pb")), &onnx::write_value(&port.name, value))?;
         }
-        write_whole(&output.join("model.toml"), self.settings().as_bytes())?;
+        let background = self.background(&signature)?;
+        if let Some(archive) = &background {
+            write_whole(&output.join(BACKGROUND), archive)?;
+        }
+        write_whole(&output.join("model.toml"), self.settings(background.is_some().then_some(&signature)).as_bytes())?;
         write_whole(&output.join("train.toml"), self.text.as_bytes())?;
         write_whole(&output.join("curves.svg"), self.curves().as_bytes())?;
         write_whole(&output.join("README.md"), self.card(output, &signature, bytes.len(), (&inputs, &outputs)).as_bytes())?;
@@ -78,7 +92,7 @@ impl Export<'_> {
         let mut graph = Graph::default();
         let mut emit = Appender::new(&mut graph, "");
         emit.opset = self.base.and_then(Base::opset).unwrap_or(emit.opset);
-        let x = self.preparation.emit(&mut emit, self.config.model.input.as_deref().unwrap_or("x"))?;
+        let x = self.preparation.emit(&mut emit, self.config.model.input.as_deref().unwrap_or(self.own_input()))?;
         let outputs = self.known.outputs();
         let built = Builder::new(&mut emit, Mode::Serve, parameters, 0).network(
             (self.base, &self.config.layers),
@@ -112,7 +126,30 @@ impl Export<'_> {
         })
     }
 
-    fn settings(&self) -> String {
+    /// The name of the input where the configuration gives none: an array's own, so that its archive fits the model.
+    fn own_input(&self) -> &str {
+        match (&self.known.summary.array, &self.known.summary.columns[..]) {
+            (Some(_), [(name, _)]) if !name.is_empty() => name,
+            _ => "x",
+        }
+    }
+
+    /// Some training rows, evenly over them, as an archive of the model's inputs. None if the configuration has an `explain` of its own, or
+    /// of arrays of more than one dimension in a row: pictures are explained against zeros.
+    fn background(&self, signature: &Signature) -> Result<Option<Vec<u8>>> {
+        let flat = self.known.summary.array.as_ref().is_none_or(|shape| shape.len() == 1);
+        if !flat || self.config.model.settings.contains_key("explain") {
+            return Ok(None);
+        }
+        let count = BACKGROUND_ROWS.min(self.trained.len());
+        let rows: Vec<usize> = (0..count).map(|i| self.trained[i * self.trained.len() / count]).collect();
+        let tensors = self.known.pick(&rows)?.tensors();
+        let named: Vec<(&str, &Tensor)> = signature.inputs.iter().map(|port| port.name.as_str()).zip(&tensors).collect();
+        Ok(Some(npz::write(&named).map_err(|error| Error(format!("{BACKGROUND}: {error}")))?))
+    }
+
+    /// `model.toml`; with the signature of a model whose background was written.
+    fn settings(&self, explained: Option<&Signature>) -> String {
         let mut text = String::new();
         if !self.config.model.description.is_empty() {
             let _ = writeln!(text, "description = {}", quoted(&self.config.model.description));
@@ -121,7 +158,15 @@ impl Export<'_> {
             let labels: Vec<String> = labels.iter().map(|label| quoted(label)).collect();
             let _ = writeln!(text, "labels = [{}]", labels.join(", "));
         }
-        text + &self.config.model.settings.to_string()
+        text += &self.config.model.settings.to_string();
+        if let Some(signature) = explained {
+            // One input of all columns does not say what they are called; an input for each does.
+            let names = self.known.summary.columns.iter().map(|(name, _)| quoted(name)).collect::<Vec<_>>().join(", ");
+            let told = signature.inputs.len() == 1 && self.known.summary.array.is_none();
+            let features = if told { format!("features = [{names}]\n") } else { String::new() };
+            let _ = write!(text, "\n[explain]\n{features}background = {}\n", quoted(BACKGROUND));
+        }
+        text
     }
 
     fn curves(&self) -> String {

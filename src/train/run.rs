@@ -319,7 +319,8 @@ fn train(
     report.test = if fitted.test.is_empty() { None } else { Some(trainer.evaluate(&fitted.test)?) };
     let sample = if parts.test.is_empty() { &parts.train } else { &parts.test };
     let (preparation, base) = (&fitted.preparation, fitted.base.as_ref());
-    let export = folder::Export { config, text, known, preparation, unit: fitted.unit, base, sample, report: &report };
+    let export =
+        folder::Export { config, text, known, preparation, unit: fitted.unit, base, sample, trained: &parts.train, report: &report };
     export.write(output, &mut trainer.state.parameters)?;
     let _ = std::fs::remove_file(&saved);
     Ok(Ended::Done(Box::new(report)))

@@ -48,6 +48,17 @@ fn evaluate_tells_measures_intervals_slices_and_a_comparison() {
 }
 
 #[test]
+fn a_pipeline_is_refused_with_its_models() {
+    let folder = Folder::new();
+    folder.write("rows.csv", ROWS);
+    folder.write("chain/model.toml", "[[step]]\nmodel = \"first\"\n[[step]]\nmodel = \"second\"\n");
+    for command in ["evaluate", "explain"] {
+        folder.run(&[command, "chain", "rows.csv", "--target", "class"]).fails(1, &["chain: it is a pipeline, first → second: "]);
+    }
+    folder.run(&["deploy", "chain", "--to", "served"]).fails(1, &["chain: it is a pipeline"]);
+}
+
+#[test]
 fn explain_tells_contributions() {
     let folder = Folder::new();
     folder.write("rows.csv", ROWS);

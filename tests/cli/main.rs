@@ -8,3 +8,5 @@ mod fixture;
 mod life;
 #[cfg(unix)]
 mod server;
+#[cfg(unix)]
+mod tutorial;

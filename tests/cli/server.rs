@@ -14,6 +14,8 @@ pub(crate) struct Server {
     child: Child,
     out: BufReader<ChildStdout>,
     pub(crate) address: String,
+    /// The line that says so.
+    pub(crate) first: String,
 }
 
 impl Server {
@@ -25,9 +27,10 @@ impl Server {
 
     pub(crate) fn spawn(command: &mut std::process::Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut server = Self { out: BufReader::new(child.stdout.take().unwrap()), child, address: String::new() };
-        let line = server.line();
-        server.address = line.split_once("http://").expect(&line).1.split([' ', ',']).next().unwrap().to_owned();
+        let mut server = Self { out: BufReader::new(child.stdout.take().unwrap()), child, address: String::new(), first: String::new() };
+        server.first = server.line();
+        let line = &server.first;
+        server.address = line.split_once("http://").expect(line).1.split([' ', ',']).next().unwrap().to_owned();
         server
     }
 
@@ -57,7 +60,7 @@ impl Server {
     }
 
     /// Status and body of an answer.
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (host, len) = (&self.address, body.len());
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n{body}");

@@ -57,6 +57,32 @@ fn slices_are_of_the_columns_of_every_kind_of_table() {
     assert!(want.0 == Some(0) && want.1.contains("\"column\": \"colour\"") && want == found, "{want:?} {found:?}");
 }
 
+/// The model of a table says what its columns are called and what is usual; its background holds texts too.
+#[test]
+fn a_trained_table_explains_itself() {
+    let folder = trained();
+    let settings = fs::read_to_string(folder.0.join("model/model.toml")).unwrap();
+    assert!(settings.ends_with("\n[explain]\nbackground = \"background.npz\"\n"), "{settings}");
+    let [model, data] = ["model", "data.csv"].map(|name| path(&folder, name));
+    let (code, said, errors) = ndserve(&["explain", &model, &data, "--target", "label", "--rows", "1"]);
+    assert!(code == Some(0) && said.starts_with("shapley, background: 36 rows of model, "), "{said}{errors}");
+    assert!(said.contains("  colour = red\n"), "{said}");
+    // Numbers alone are one input, whose columns have names.
+    let numbers = "[data]\npath = \"numbers.csv\"\ntarget = \"c\"\n[train]\nepochs = 1\nlearning_rate = 0.1\n";
+    let folder = Folder::new().with("numbers.csv", "a,\"b \"\"x\"\"\",c\n1,2,3\n4,5,6\n").with("train.toml", numbers);
+    folder.done("model");
+    let settings = fs::read_to_string(folder.0.join("model/model.toml")).unwrap();
+    assert!(settings.contains("features = [\"a\", "), "{settings}");
+    let [model, data] = ["model", "numbers.csv"].map(|name| path(&folder, name));
+    let (code, said, errors) = ndserve(&["explain", &model, &data, "--target", "c"]);
+    assert!(code == Some(0) && said.contains("  b \"x\" = 2\n") && said.contains("2 rows of model"), "{said}{errors}");
+    // What the configuration says of explanations is all that is said.
+    let folder = folder.with("train.toml", format!("{numbers}[model.settings]\nexplain = {{ method = \"occlusion\" }}\n"));
+    folder.done("other");
+    let settings = fs::read_to_string(folder.0.join("other/model.toml")).unwrap();
+    assert!(!settings.contains("background") && !folder.0.join("other/background.npz").exists(), "{settings}");
+}
+
 fn copied(from: &Path, to: &Path) {
     fs::create_dir_all(to.join("1")).unwrap();
     for file in ["1/model.onnx", "model.toml"] {
