@@ -1,5 +1,6 @@
 //! Recognises attention as exporters write it, `MatMul → Mul or Div by a number → Add a mask → Softmax → MatMul`, where number and
-//! mask may be missing, and puts one operator in its place, with the transposes around it.
+//! mask may be missing, and puts one operator in its place, with the transposes around it. The number may also be the product of two,
+//! by which queries and keys are multiplied before, as `scaled_dot_product_attention` is written out; those may be computed.
 
 use std::sync::Arc;
 
@@ -29,6 +30,14 @@ pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
         graph.nodes[position] = node;
     }
     super::dead_code::run(graph, options);
+}
+
+/// The step of a Mul by operand `at`, if there is one.
+fn scale_by(chain: &mut Chain, mul: Option<&Node>, operand: Source, at: usize) -> Source {
+    match mul {
+        Some(mul) => chain.push(&mul.op, vec![operand, Source::Operand(at)]),
+        None => operand,
+    }
 }
 
 struct Pattern<'g> {
@@ -67,11 +76,16 @@ impl Pattern<'_> {
         if last.inputs.len() != 2 || product.inputs.len() != 2 || last.inputs[0] != Some(weights) || self.uses[scores.index()] != 1 {
             return None;
         }
-        let mut chain = Chain { operands: vec![product.inputs[0], product.inputs[1], last.inputs[1], mask.map(|(_, id)| id)], ..Chain::default() };
+        let operands = vec![product.inputs[0], product.inputs[1], last.inputs[1], mask.map(|(_, id)| id), None, None];
+        let mut chain = Chain { operands, ..Chain::default() };
+        let factors = [(fused::Q, fused::Q_FACTOR), (fused::K, fused::K_FACTOR)].map(|(operand, at)| self.factor(&mut chain, operand, at));
         let q = self.operand(&mut chain, fused::Q, &[(&[0, 2, 1, 3], Layout::HeadsInside)]);
         let k = self.operand(&mut chain, fused::K, &[(&[0, 1, 3, 2], Layout::HeadsOutside), (&[0, 2, 3, 1], Layout::HeadsInside)]);
         let k = if k.1 == Layout::HeadsOutside && matches!(k.0, Source::Operand(_)) { (k.0, Layout::Transposed) } else { k };
         let v = self.operand(&mut chain, fused::V, &[(&[0, 2, 1, 3], Layout::HeadsInside)]);
+        let [q_scaled, k_scaled] = factors;
+        let q = (scale_by(&mut chain, q_scaled, q.0, fused::Q_FACTOR), q.1);
+        let k = (scale_by(&mut chain, k_scaled, k.0, fused::K_FACTOR), k.1);
         let mut step = chain.push(&product.op, vec![q.0, k.0]);
         let mut scale = 1.0;
         if let Some((node, factor, constant)) = number {
@@ -91,6 +105,9 @@ impl Pattern<'_> {
             chain.push(&node.op, vec![step]);
             (at, result, y) = (next, self.only_result(node)?, Layout::HeadsInside);
         }
+        while chain.operands.last() == Some(&None) {
+            chain.operands.pop();
+        }
         let op = FusedAttention { scale, q: q.1, k: k.1, v: v.1, y, steps: chain.steps };
         let Node { name, opset, .. } = last.clone();
         let node = Node {
@@ -103,6 +120,29 @@ impl Pattern<'_> {
             outputs: vec![Some(result)],
         };
         Some((at, node))
+    }
+
+    /// Takes the factor off an operand that a number multiplies, and makes it operand `at`. Returns the Mul.
+    fn factor(&self, chain: &mut Chain, operand: usize, at: usize) -> Option<&Node> {
+        let id = chain.operands[operand]?;
+        let node = self.node(id).filter(|_| self.uses[id.index()] == 1)?;
+        if node.op.downcast::<Arithmetic>()?.0 != Binary::Mul {
+            return None;
+        }
+        let &[Some(a), Some(b)] = &node.inputs[..] else { return None };
+        // A computed factor is the root of what heads have elements; that it is one number shows where shapes are known.
+        let is_number = |id: ValueId| match self.graph.constants.get(&id) {
+            Some(constant) => constant.len() == 1 && constant.shape().len() <= 1,
+            None => self.node(id).is_some_and(|node| node.def.domain.is_empty() && node.def.name == "Sqrt"),
+        };
+        let (value, number) = match (is_number(a), is_number(b)) {
+            (false, true) => (a, b),
+            (true, false) => (b, a),
+            _ => return None,
+        };
+        chain.operands[operand] = Some(value);
+        chain.operands[at] = Some(number);
+        Some(node)
     }
 
     /// An operand as the product takes it, and how it lies in memory. One that a transpose gives is read from before it.
@@ -178,8 +218,12 @@ mod tests {
     use super::super::testing::{Builder, after, agrees, graph};
     use super::*;
     use crate::engine::attrs::Attr;
+    use crate::engine::load::{Loaded, Metadata};
+    use crate::engine::model::Model;
     use crate::engine::ops::testing::{noise, tensor};
-    use crate::engine::tensor::Tensor;
+    use crate::engine::session::Session;
+    use crate::engine::tensor::{Tensor, Value};
+    use crate::engine::threads::Threads;
 
     const PASS: &str = "fuse-attention";
 
@@ -197,7 +241,7 @@ mod tests {
         graph.node_with("Softmax", &[("axis", Attr::Int(-1))], &[scores], "p").node("MatMul", &["p", v], "y")
     }
 
-    fn values(shape: &[usize], seed: u64) -> Tensor {
+    fn values(shape: &[usize], seed: u32) -> Tensor {
         tensor(shape, &noise(shape.iter().product(), seed))
     }
 
@@ -231,7 +275,7 @@ mod tests {
         agrees(&gpt, &operands);
         // Without number and mask, keys given as the product takes them; one head of keys for all heads broadcasts.
         let bare = rest(operands_without_mask().node("MatMul", &["q", "k"], "s"), "s", "v").outputs(&["y"]);
-        assert_eq!(after(&bare, PASS), "y = fused.Attention(q, k, v, -)\n");
+        assert_eq!(after(&bare, PASS), "y = fused.Attention(q, k, v)\n");
         for heads in [3, 1] {
             agrees(&bare, &[values(&[2, 3, 6, 4], 1), values(&[2, heads, 4, 7], 2), values(&[2, heads, 7, 5], 3)]);
         }
@@ -239,6 +283,67 @@ mod tests {
 
     fn operands_without_mask() -> Builder {
         ["q", "k", "v"].into_iter().fold(graph(), |graph, name| graph.input(name, DType::F32, &[-1, -1, -1, -1]))
+    }
+
+    #[test]
+    fn queries_and_keys_are_multiplied_before() {
+        // As scaled_dot_product_attention is written out: by a computed root each, or by a constant.
+        let scaled = |computed: bool| {
+            let graph = operands_without_mask().input("e", DType::F32, &[-1]).node("Sqrt", &["e"], "c");
+            let graph = graph.constant("d", tensor(&[1], &[0.5_f32])).node_with("Transpose", &order(&[0, 1, 3, 2]), &["k"], "kt");
+            let graph = graph.node("Mul", &["q", if computed { "c" } else { "d" }], "qs").node("Mul", &["c", "kt"], "ks");
+            rest(graph.node("MatMul", &["qs", "ks"], "s"), "s", "v").node_with("Transpose", &order(&[0, 2, 1, 3]), &["y"], "z").outputs(&["z"])
+        };
+        for (computed, factor) in [(true, "c"), (false, "d")] {
+            let graph = scaled(computed);
+            assert_eq!(after(&graph, PASS), format!("c = Sqrt(e)\nz = fused.Attention(q, k, v, -, {factor}, c)\n"));
+            let operands = [values(&[2, 3, 14, 8], 1), values(&[2, 3, 9, 8], 2), values(&[2, 3, 9, 5], 3)];
+            agrees(&graph, &[&operands[..], &[tensor(&[1], &[0.25_f32])]].concat());
+            // No number after all: a factor for each element.
+            if computed {
+                let square = [values(&[2, 3, 14, 8], 1), values(&[2, 3, 8, 8], 2), values(&[2, 3, 8, 5], 3)];
+                agrees(&graph, &[&square[..], &[tensor(&[8], &[0.25_f32, 1.0, 4.0, 9.0, 0.5, 0.1, 2.0, 3.0])]].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn rows_without_a_key_and_what_is_no_number_are_as_before() {
+        let graph = operands().node("MatMul", &["q", "k"], "s").node("Add", &["s", "m"], "t");
+        let graph = rest(graph, "t", "v").outputs(&["y"]);
+        assert_eq!(after(&graph, PASS), "y = fused.Attention(q, k, v, m)\n");
+        let mut mask = vec![0.0_f32; 15 * 9];
+        mask[..9].fill(f32::NEG_INFINITY);
+        mask[12..18].fill(f32::NEG_INFINITY);
+        mask[30] = f32::NAN;
+        mask[40] = f32::INFINITY;
+        for queries in [1, 2, 15] {
+            let mask = tensor(&[1, 1, queries, 9], &mask[..queries * 9]);
+            agrees(&graph, &[values(&[2, 3, queries, 4], 1), values(&[2, 3, 4, 9], 2), values(&[2, 3, 9, 5], 3), mask.clone()]);
+            let mut inputs = [values(&[2, 3, queries, 4], 1), values(&[2, 3, 4, 9], 2), values(&[2, 3, 9, 5], 3), mask];
+            let mut special = noise(2 * 3 * 9 * 5, 3);
+            (special[7], special[50]) = (f32::NAN, f32::INFINITY);
+            inputs[2] = tensor(&[2, 3, 9, 5], &special);
+            agrees(&graph, &inputs);
+        }
+    }
+
+    #[test]
+    fn a_sample_has_the_same_bits_alone_and_on_any_threads() {
+        let graph = operands().node_with("Transpose", &order(&[0, 2, 1, 3]), &["q"], "qt").node_with("Transpose", &order(&[0, 2, 3, 1]), &["k"], "kt");
+        let graph = graph.node_with("Transpose", &order(&[0, 2, 1, 3]), &["v"], "vt").node("MatMul", &["qt", "kt"], "s").node("Add", &["s", "m"], "t");
+        let graph = rest(graph, "t", "vt").node_with("Transpose", &order(&[0, 2, 1, 3]), &["y"], "z").outputs(&["z"]);
+        let inputs = [values(&[3, 70, 4, 32], 1), values(&[3, 90, 4, 32], 2), values(&[3, 90, 4, 32], 3), values(&[3, 1, 1, 90], 4)];
+        let model = Loaded { graph: graph.clone(), metadata: Metadata::default() };
+        let model = Arc::new(Model::build(model, &LoadOptions::default()).expect("a model"));
+        let run = |threads: Threads, inputs: &[Tensor]| Session::new(Arc::clone(&model), Arc::new(threads)).run(inputs).expect("a run").remove(0);
+        let whole = run(Threads::single(), &inputs);
+        assert_eq!(run(Threads::new(2).expect("threads"), &inputs), whole);
+        let Value::Tensor(whole) = whole else { panic!("a tensor") };
+        for sample in 0..3 {
+            let alone: Vec<Tensor> = inputs.iter().map(|input| input.rows(sample..sample + 1)).collect();
+            assert_eq!(run(Threads::single(), &alone), Value::Tensor(whole.rows(sample..sample + 1)));
+        }
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub(crate) const K: usize = 1;
 pub(crate) const V: usize = 2;
 /// Added to the scores; may be missing.
 pub(crate) const MASK: usize = 3;
+/// A number by which queries are multiplied; may be missing.
+pub(crate) const Q_FACTOR: usize = 4;
+/// A number by which keys are multiplied; may be missing.
+pub(crate) const K_FACTOR: usize = 5;
 
 /// How heads lie in a tensor of rank 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +64,7 @@ pub(crate) struct Step {
     pub(crate) sources: Vec<Source>,
 }
 
-/// `softmax(scale * q · kᵀ + mask) · v`.
+/// `softmax(scale * q · kᵀ + mask) · v`, where the factors that are operands are part of the scale.
 #[derive(Debug)]
 pub(crate) struct FusedAttention {
     pub(crate) scale: f32,
@@ -83,6 +87,7 @@ struct Sizes {
     width: usize,
     /// From batch to batch, head to head, query to query and key to key.
     mask: Option<[usize; 4]>,
+    scale: f32,
 }
 
 impl Layout {
@@ -130,7 +135,7 @@ impl FusedAttention {
                 Some(strides)
             }
         };
-        Some(Sizes { batch, heads, queries, keys, depth, width, mask })
+        Some(Sizes { batch, heads, queries, keys, depth, width, mask, scale: self.scale })
     }
 
     /// The facts of all steps' results, the last one's last.
@@ -159,6 +164,10 @@ impl FusedAttention {
             (0..inputs.len()).map(|i| inputs.get(i).map(|view| Fact::shaped(DType::F32, Shape::from(view.shape())))).collect();
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
         let shapes: Vec<Shape> = self.infer(&Facts(&refs))?.into_iter().filter_map(|fact| fact.shape).collect();
+        let between: usize = shapes[..shapes.len() - 1].iter().map(|shape| shape.iter().product::<usize>()).sum();
+        if between.saturating_mul(size_of::<f32>()) > ctx.budget {
+            return Err(OpError::value(format!("the {between} elements between operators are more than the memory that is left")));
+        }
         let mut results: Vec<Vec<f32>> = Vec::new();
         for (index, (step, shape)) in self.steps.iter().zip(&shapes).enumerate() {
             let last = index + 1 == self.steps.len();
@@ -185,6 +194,18 @@ impl FusedAttention {
         Ok(())
     }
 
+    /// The scale with the factors that are operands, if each is one number.
+    fn scale(&self, inputs: &Inputs<'_>) -> Result<Option<f32>, OpError> {
+        let mut scale = self.scale;
+        for factor in [Q_FACTOR, K_FACTOR].into_iter().filter_map(|index| inputs.get(index)) {
+            match factor.slice::<f32>()? {
+                [number] if factor.shape().len() <= 4 => scale *= number,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(scale))
+    }
+
     fn head<'a>(&self, sizes: &Sizes, [q, k, v]: [&'a [f32]; 3], mask: Option<&'a [f32]>, batch: usize, head: usize) -> Head<'a> {
         let Sizes { batch: batches, heads, queries, keys, depth, width, .. } = *sizes;
         let rows = |data: &'a [f32], layout: Layout, sizes: [usize; 4]| {
@@ -202,7 +223,7 @@ impl FusedAttention {
             k_transposed: self.k == Layout::Transposed,
             v: rows(v, self.v, [batches, heads, keys, width]),
             mask,
-            scale: self.scale,
+            scale: sizes.scale,
             queries,
             keys,
             depth,
@@ -269,9 +290,11 @@ impl Op for FusedAttention {
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (q, k, v, mask) = (inputs.at(Q)?, inputs.at(K)?, inputs.at(V)?, inputs.get(MASK));
-        let Some(sizes) = self.sizes(q.shape(), k.shape(), v.shape(), mask.map(|mask| mask.shape())) else {
+        let sizes = self.sizes(q.shape(), k.shape(), v.shape(), mask.map(|mask| mask.shape()));
+        let (Some(sizes), Some(scale)) = (sizes, self.scale(inputs)?) else {
             return self.step_by_step(inputs, outputs, ctx);
         };
+        let sizes = Sizes { scale, ..sizes };
         let y = outputs.at(0)?.slice::<f32>()?;
         if y.is_empty() {
             return Ok(());
