@@ -26,7 +26,8 @@ impl PackedB {
         isa.require();
         assert_eq!(b.len(), k * n, "length of b against k * n");
         let mut panels = Vec::new();
-        let start = pack_b(tile::shape(isa), b, k, n, transposed, &mut panels);
+        let ldb = if transposed { k } else { n };
+        let start = pack_b(tile::shape(isa), b, ldb, (k, n), transposed, &mut panels);
         PackedB { isa, k, n, panels, start }
     }
 
@@ -85,9 +86,9 @@ pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
     if 2 * columns_left <= shape.width { shape.width / 2 } else { shape.width }
 }
 
-/// Packs `b` into `panels`, replacing what it held, and returns where in it the panels begin; columns beyond `n` are zero and never
-/// stored by a tile.
-pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bool, panels: &mut Vec<f32>) -> usize {
+/// Packs `b`, whose rows are `ldb` apart, into `panels`, replacing what it held, and returns where in it the panels begin; columns
+/// beyond `n` are zero and never stored by a tile.
+pub(crate) fn pack_b(shape: Shape, b: &[f32], ldb: usize, (k, n): (usize, usize), transposed: bool, panels: &mut Vec<f32>) -> usize {
     panels.clear();
     let full = n / shape.width * shape.width;
     let last = if full < n { panel_width(shape, n - full) } else { 0 };
@@ -103,13 +104,13 @@ pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bo
         let panel = &mut panels_from[column * k..][..width * k];
         if transposed {
             for j in 0..columns {
-                let source = &b[(column + j) * k..][..k];
+                let source = &b[(column + j) * ldb..][..k];
                 for (row, value) in panel.chunks_exact_mut(width).zip(source) {
                     row[j] = *value;
                 }
             }
         } else {
-            for (row, source) in panel.chunks_exact_mut(width).zip(b.chunks_exact(n)) {
+            for (row, source) in panel.chunks_exact_mut(width).zip(b.chunks(ldb)) {
                 row[..columns].copy_from_slice(&source[column..column + columns]);
             }
         }
