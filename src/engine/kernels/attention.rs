@@ -1,13 +1,14 @@
 //! Attention of one head, `softmax(scale * q · kᵀ + mask) · v`: a block of queries at a time, whose scores stay in the cache.
 //!
 //! Rows may lie apart, as they do where the heads of a token lie side by side. The bits are those of two matrix products and a
-//! softmax between them, however many queries there are; for few of them nothing is packed.
+//! softmax between them, however the queries are split. A few queries, as in decoding, read keys and values once and where they lie;
+//! their products with the keys are summed in lanes.
 
 use super::epilogue::Epilogue;
 use super::gemm::{Panels, gemm_panels, pack_rows};
 use super::isa::{Isa, instantiate};
-use super::vector::math::{self, LANES};
-use super::vector::{Binary, Operand, binary_in_place, softmax_row_in_place};
+use super::vector::math;
+use super::vector::{Binary, Operand, binary_in_place, dot_body, softmax_row_in_place};
 
 /// A matrix in memory: row `i` starts at `i * ld`.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +45,10 @@ pub struct Head<'a> {
     pub mask: Option<Mask<'a>>,
     /// Factor on the products of queries and keys.
     pub scale: f32,
-    /// Rows of `q`.
+    /// Rows of `q`: all, or a part of them.
     pub queries: usize,
+    /// Whether there are few queries in all parts together ([`few`]).
+    pub few: bool,
     /// Keys and values.
     pub keys: usize,
     /// Elements of a query and of a key.
@@ -65,8 +68,10 @@ pub struct Buffers {
 /// Scores of a block: 64 KiB, half of a second-level cache's smallest share beside packed keys and values.
 const SCORES: usize = 16 * 1024;
 
-/// Queries up to which packing keys and values costs more than it saves.
-const FEW: usize = 2;
+/// Whether so many queries of a head are too few for packing keys and values.
+pub fn few(queries: usize) -> bool {
+    queries <= 2
+}
 
 /// Writes the results of all queries of a head: row `i` of `[queries, width]` at `i * ldy` of `y`. Panics if a slice is too short.
 pub fn attend(isa: Isa, head: &Head<'_>, y: &mut [f32], ldy: usize, buffers: &mut Buffers) {
@@ -75,7 +80,7 @@ pub fn attend(isa: Isa, head: &Head<'_>, y: &mut [f32], ldy: usize, buffers: &mu
         return;
     }
     assert!(ldy >= width && y.len() >= (queries - 1) * ldy + width, "y is shorter than its rows");
-    let few = queries <= FEW && !head.k_transposed;
+    let few = head.few && !head.k_transposed;
     let block = (SCORES / keys.max(1)).clamp(12, 96).min(queries);
     let Buffers { keys: packed_keys, values: packed_values, scores } = buffers;
     scores.resize(scores.len().max(block * keys), 0.0);
@@ -111,29 +116,15 @@ fn scale_products(isa: Isa, head: &Head<'_>, q: Rows<'_>, k: Panels<'_>, count: 
     gemm_panels(isa, q.data, q.ld, count, k, scores, head.keys, &Epilogue { alpha: head.scale, ..Epilogue::default() });
 }
 
-/// The scaled products of one query with all keys, each one chain over ascending elements, as a matrix product has it.
+/// The scaled products of one query with all keys, where those lie.
 fn products(isa: Isa, head: &Head<'_>, q: &[f32], scores: &mut [f32]) {
     instantiate!(isa, products_body, (head: &Head<'_>, q: &[f32], scores: &mut [f32]));
 }
 
 #[inline(always)]
 fn products_body<const FMA: bool>(head: &Head<'_>, q: &[f32], scores: &mut [f32]) {
-    let depth = q.len();
-    let mut key = 0;
-    while key < scores.len() {
-        let count = LANES.min(scores.len() - key);
-        // The chains of some keys side by side; those beyond the last are the last one's again.
-        let rows: [&[f32]; LANES] = std::array::from_fn(|i| &head.k.data[(key + i.min(count - 1)) * head.k.ld..][..depth]);
-        let mut sums = [0.0; LANES];
-        for d in 0..depth {
-            for i in 0..LANES {
-                sums[i] = math::fma::<FMA>(q[d], rows[i][d], sums[i]);
-            }
-        }
-        for i in 0..count {
-            scores[key + i] = head.scale * sums[i];
-        }
-        key += count;
+    for (key, score) in scores.iter_mut().enumerate() {
+        *score = head.scale * dot_body::<FMA>(q, &head.k.data[key * head.k.ld..][..q.len()]);
     }
 }
 

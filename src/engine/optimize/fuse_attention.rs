@@ -40,6 +40,9 @@ fn scale_by(chain: &mut Chain, mul: Option<&Node>, operand: Source, at: usize) -
     }
 }
 
+/// The node that multiplies or divides by a number, the factor that makes, and the number.
+type Number<'g> = (&'g Node, f32, ValueId);
+
 struct Pattern<'g> {
     graph: &'g Graph,
     producers: &'g [Option<usize>],
@@ -172,7 +175,7 @@ impl Pattern<'_> {
     }
 
     /// What a number multiplies or divides, with the node, the factor and the constant; the value itself if there is none.
-    fn number(&self, id: ValueId) -> Option<(ValueId, Option<(&Node, f32, ValueId)>)> {
+    fn number(&self, id: ValueId) -> Option<(ValueId, Option<Number<'_>>)> {
         let Some(node) = self.node(id) else { return Some((id, None)) };
         let Some(Arithmetic(operation)) = node.op.downcast::<Arithmetic>() else { return Some((id, None)) };
         let &[Some(a), Some(b)] = &node.inputs[..] else { return None };
@@ -232,9 +235,10 @@ mod tests {
         [("perm", Attr::Ints(perm.to_vec()))]
     }
 
-    /// Inputs q, k and v of rank 4.
-    fn operands() -> Builder {
-        ["q", "k", "v", "m"].into_iter().fold(graph(), |graph, name| graph.input(name, DType::F32, &[-1, -1, -1, -1]))
+    /// Inputs q, k, v and m of rank 4, of so many samples and masks. Free first dimensions would have to be the same.
+    fn operands(samples: i64, masks: i64) -> Builder {
+        let inputs = [("q", samples), ("k", samples), ("v", samples), ("m", masks)];
+        inputs.into_iter().fold(graph(), |graph, (name, first)| graph.input(name, DType::F32, &[first, -1, -1, -1]))
     }
 
     /// From `scores` on.
@@ -249,27 +253,30 @@ mod tests {
     #[test]
     fn heads_inside_are_read_where_they_lie() {
         // As torch.onnx writes BERT: [batch, tokens, heads, elements], scores times a number plus a mask.
-        let bert = operands().constant("c", Tensor::scalar(0.5_f32)).node_with("Transpose", &order(&[0, 2, 1, 3]), &["q"], "qt");
-        let bert =
-            bert.node_with("Transpose", &order(&[0, 2, 3, 1]), &["k"], "kt").node_with("Transpose", &order(&[0, 2, 1, 3]), &["v"], "vt");
-        let bert = bert.node("MatMul", &["qt", "kt"], "s").node("Mul", &["s", "c"], "t").node("Add", &["t", "m"], "u");
-        let bert = rest(bert, "u", "vt").node_with("Transpose", &order(&[0, 2, 1, 3]), &["y"], "z").outputs(&["z"]);
-        assert_eq!(after(&bert, PASS), "z = fused.Attention(q, k, v, m)\n");
+        let bert = |samples: i64, masks: i64| {
+            let graph = operands(samples, masks).constant("c", Tensor::scalar(0.5_f32));
+            let graph = graph.node_with("Transpose", &order(&[0, 2, 1, 3]), &["q"], "qt");
+            let graph = graph.node_with("Transpose", &order(&[0, 2, 3, 1]), &["k"], "kt");
+            let graph = graph.node_with("Transpose", &order(&[0, 2, 1, 3]), &["v"], "vt");
+            let graph = graph.node("MatMul", &["qt", "kt"], "s").node("Mul", &["s", "c"], "t").node("Add", &["t", "m"], "u");
+            rest(graph, "u", "vt").node_with("Transpose", &order(&[0, 2, 1, 3]), &["y"], "z").outputs(&["z"])
+        };
+        assert_eq!(after(&bert(-1, -1), PASS), "z = fused.Attention(q, k, v, m)\n");
         for (queries, keys) in [(1, 9), (5, 9), (70, 33)] {
             let operands = [values(&[2, queries, 3, 8], 1), values(&[2, keys, 3, 8], 2), values(&[2, keys, 3, 8], 3)];
             for mask in [[2, 1, 1, keys], [1, 3, queries, 1], [1, 1, 1, 1]] {
-                agrees(&bert, &[&operands[..], &[values(&mask, 4)]].concat());
+                agrees(&bert(2, mask[0] as i64), &[&operands[..], &[values(&mask, 4)]].concat());
             }
         }
         // The mask has more batches than the scores: everything grows.
         let one = [values(&[1, 5, 3, 8], 1), values(&[1, 9, 3, 8], 2), values(&[1, 9, 3, 8], 3), values(&[2, 1, 5, 9], 4)];
-        agrees(&bert, &one);
+        agrees(&bert(1, 2), &one);
     }
 
     #[test]
     fn heads_outside_with_a_divisor_and_no_mask() {
         // As GPT-2 with a cache: keys are transposed, queries and values lie as they are multiplied.
-        let gpt = operands().constant("c", tensor(&[1], &[8.0_f32])).node_with("Transpose", &order(&[0, 1, 3, 2]), &["k"], "kt");
+        let gpt = operands(2, 1).constant("c", tensor(&[1], &[8.0_f32])).node_with("Transpose", &order(&[0, 1, 3, 2]), &["k"], "kt");
         let gpt = gpt.node("MatMul", &["q", "kt"], "s").node("Div", &["s", "c"], "t").node("Add", &["m", "t"], "u");
         let gpt = rest(gpt, "u", "v").outputs(&["y"]);
         assert_eq!(after(&gpt, PASS), "y = fused.Attention(q, k, v, m)\n");
@@ -313,7 +320,7 @@ mod tests {
 
     #[test]
     fn rows_without_a_key_and_what_is_no_number_are_as_before() {
-        let graph = operands().node("MatMul", &["q", "k"], "s").node("Add", &["s", "m"], "t");
+        let graph = operands(2, 1).node("MatMul", &["q", "k"], "s").node("Add", &["s", "m"], "t");
         let graph = rest(graph, "t", "v").outputs(&["y"]);
         assert_eq!(after(&graph, PASS), "y = fused.Attention(q, k, v, m)\n");
         let mut mask = vec![0.0_f32; 15 * 9];
@@ -334,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_sample_has_the_same_bits_alone_and_on_any_threads() {
-        let graph = operands().node_with("Transpose", &order(&[0, 2, 1, 3]), &["q"], "qt").node_with(
+        let graph = operands(-1, -1).node_with("Transpose", &order(&[0, 2, 1, 3]), &["q"], "qt").node_with(
             "Transpose",
             &order(&[0, 2, 3, 1]),
             &["k"],

@@ -137,7 +137,8 @@ pub(crate) fn gemm_panels(isa: Isa, a: &[f32], lda: usize, m: usize, b: Panels<'
 #[expect(clippy::too_many_arguments, reason = "the operands of a product")]
 fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize>, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
     let block = Block { isa, a, b, origin: columns.start, ldc, epilogue };
-    let in_place = a.in_place().filter(|_| columns.len() < PANELS_WORTH_PACKING * b.shape.width);
+    // One row passes by each panel once, and there is nothing to keep for others.
+    let in_place = a.in_place().filter(|_| m == 1 || columns.len() < PANELS_WORTH_PACKING * b.shape.width);
     if let Some(lda) = in_place {
         for row in (0..m).step_by(b.shape.rows) {
             let rows = b.shape.rows.min(m - row);
@@ -250,7 +251,7 @@ impl Block<'_> {
     #[inline]
     fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
         for column in columns.clone().step_by(self.b.shape.width) {
-            self.tile(a, a_rows, rows.clone(), 0..self.b.k, (column, columns.end), &[], c);
+            self.tile(a, a_rows, rows.clone(), 0..self.b.k, (column, columns.end), self.b.ahead(column), c);
         }
     }
 

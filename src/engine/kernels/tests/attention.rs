@@ -1,7 +1,7 @@
 //! Attention of a head against its definition in f64, for every instruction set, with rows that lie apart.
 
 use super::{Random, bits};
-use crate::engine::kernels::attention::{Buffers, Head, Mask, Rows, attend};
+use crate::engine::kernels::attention::{Buffers, Head, Mask, Rows, attend, few};
 use crate::engine::kernels::isa::Isa;
 
 fn definition(head: &Head<'_>) -> Vec<f64> {
@@ -50,6 +50,7 @@ fn a_head_matches_its_definition() {
                 },
                 scale: 0.3,
                 queries,
+                few: few(queries),
                 keys,
                 depth,
                 width,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use smallvec::smallvec;
 
 use crate::engine::dtype::DType;
-use crate::engine::kernels::attention::{Buffers, Head, Mask, Rows, attend};
+use crate::engine::kernels::attention::{Buffers, Head, Mask, Rows, attend, few};
 use crate::engine::op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::ops::product::flops;
 use crate::engine::tensor::{Kind, Tensor};
@@ -225,6 +225,7 @@ impl FusedAttention {
             mask,
             scale: sizes.scale,
             queries,
+            few: few(queries),
             keys,
             depth,
             width,
