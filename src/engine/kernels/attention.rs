@@ -45,6 +45,8 @@ pub struct Head<'a> {
     pub mask: Option<Mask<'a>>,
     /// Factor on the products of queries and keys.
     pub scale: f32,
+    /// What a weight is that is no number, as those of a query without a key are.
+    pub nan_weight: Option<f32>,
     /// Rows of `q`: all, or a part of them.
     pub queries: usize,
     /// Whether there are few queries in all parts together ([`few`]).
@@ -104,6 +106,9 @@ pub fn attend(isa: Isa, head: &Head<'_>, y: &mut [f32], ldy: usize, buffers: &mu
                 binary_in_place(isa, Binary::Add, row, added);
             }
             softmax_row_in_place(isa, row);
+            if let Some(value) = head.nan_weight {
+                row.iter_mut().filter(|weight| weight.is_nan()).for_each(|weight| *weight = value);
+            }
         }
         match packed {
             Some((_, v)) => gemm_panels(isa, scores, keys, count, v, y, ldy, &Epilogue::default()),

@@ -1,6 +1,7 @@
 //! Recognises attention as exporters write it, `MatMul → Mul or Div by a number → Add a mask → Softmax → MatMul`, where number and
 //! mask may be missing, and puts one operator in its place, with the transposes around it. The number may also be the product of two,
-//! by which queries and keys are multiplied before, as `scaled_dot_product_attention` is written out; those may be computed.
+//! by which queries and keys are multiplied before, as `scaled_dot_product_attention` is written out; those may be computed. With masks of
+//! truth values that function also puts a number in the place of weights that are none (`IsNaN → Where`).
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::engine::kernels::vector::Binary;
 use crate::engine::model::LoadOptions;
 use crate::engine::op::Op;
 use crate::engine::ops::arithmetic::Arithmetic;
-use crate::engine::ops::attention::fused::{self, FusedAttention, Layout, Source, Step};
+use crate::engine::ops::attention::fused::{self, FusedAttention, Layout, ReplaceNan, Source, Step};
 use crate::engine::ops::layout::Transpose;
 use crate::engine::ops::matmul::MatMul;
 use crate::engine::ops::softmax::Softmax;
@@ -74,6 +75,7 @@ impl Pattern<'_> {
         let (scores, mask) = self.mask(softmax.inputs[0]?);
         let (scores, number) = self.number(scores)?;
         let product = self.node(scores).filter(|node| node.op.downcast::<MatMul>().is_some())?;
+        let (weights, nan_weight) = self.without_nan(weights);
         let (at, last) = self.reader(weights)?;
         last.op.downcast::<MatMul>()?;
         if last.inputs.len() != 2 || product.inputs.len() != 2 || last.inputs[0] != Some(weights) || self.uses[scores.index()] != 1 {
@@ -100,6 +102,10 @@ impl Pattern<'_> {
             step = chain.push(&node.op, self.ordered(node, other, step, Source::Operand(fused::MASK)));
         }
         step = chain.push(&softmax.op, vec![step]);
+        if let Some(value) = nan_weight {
+            let op: Arc<dyn Op> = Arc::new(ReplaceNan(value));
+            step = chain.push(&op, vec![step]);
+        }
         step = chain.push(&last.op, vec![step, v.0]);
         let (mut at, mut result, mut y) = (at, self.only_result(last)?, Layout::HeadsOutside);
         if let Some((next, node)) = self.reader(result)
@@ -111,7 +117,7 @@ impl Pattern<'_> {
         while chain.operands.last() == Some(&None) {
             chain.operands.pop();
         }
-        let op = FusedAttention { scale, q: q.1, k: k.1, v: v.1, y, steps: chain.steps };
+        let op = FusedAttention { scale, nan_weight, q: q.1, k: k.1, v: v.1, y, steps: chain.steps };
         let Node { name, opset, .. } = last.clone();
         let node = Node {
             name,
@@ -196,6 +202,25 @@ impl Pattern<'_> {
         if node.inputs[0] == Some(scores) { vec![step, other] } else { vec![other, step] }
     }
 
+    /// The weights with a number in the place of those that are none, and the number; the weights themselves if they stay.
+    fn without_nan(&self, weights: ValueId) -> (ValueId, Option<f32>) {
+        let found = || {
+            let mut readers = self.graph.nodes.iter().filter(|node| node.operands().any(|id| id == weights));
+            let (test, choice) = (readers.next()?, readers.next()?);
+            let named = |node: &Node, name: &str| node.def.domain.is_empty() && node.def.name == name;
+            let (&[Some(flag)], &[Some(condition), Some(value), Some(otherwise)]) = (&test.outputs[..], &choice.inputs[..]) else {
+                return None;
+            };
+            let fits = named(test, "IsNaN") && named(choice, "Where") && condition == flag && otherwise == weights;
+            if !fits || self.uses[weights.index()] != 2 || self.uses[flag.index()] != 1 {
+                return None;
+            }
+            let constant = self.graph.constants.get(&value).filter(|t| t.len() == 1 && t.shape().len() <= 4)?;
+            Some((self.only_result(choice)?, Some(constant.slice::<f32>()?[0])))
+        };
+        found().unwrap_or((weights, None))
+    }
+
     fn node(&self, id: ValueId) -> Option<&Node> {
         Some(&self.graph.nodes[self.producers[id.index()]?])
     }
@@ -219,7 +244,7 @@ impl Pattern<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Builder, after, agrees, graph};
+    use super::super::testing::{Builder, after, agrees, graph, run};
     use super::*;
     use crate::engine::attrs::Attr;
     use crate::engine::load::{Loaded, Metadata};
@@ -336,6 +361,32 @@ mod tests {
             (special[7], special[50]) = (f32::NAN, f32::INFINITY);
             inputs[2] = tensor(&[2, 3, 9, 5], &special);
             agrees(&graph, &inputs);
+        }
+    }
+
+    #[test]
+    fn queries_without_a_key_may_have_weights_all_the_same() {
+        // As scaled_dot_product_attention is written out with a mask of truth values.
+        let guarded = |inputs: [&str; 3], outputs: &[&str]| {
+            let graph = operands(2, 1).constant("zero", Tensor::scalar(0.0_f32)).node("MatMul", &["q", "k"], "s");
+            let graph = graph.node("Add", &["s", "m"], "t").node_with("Softmax", &[("axis", Attr::Int(-1))], &["t"], "p");
+            graph.node("IsNaN", &["p"], "n").node("Where", &inputs, "w").node("MatMul", &["w", "v"], "y").outputs(outputs)
+        };
+        let graph = guarded(["n", "zero", "p"], &["y"]);
+        assert_eq!(after(&graph, PASS), "y = fused.Attention(q, k, v, m)\n");
+        for queries in [2, 15] {
+            let mut mask = vec![0.0_f32; queries * 9];
+            mask[..9].fill(f32::NEG_INFINITY);
+            let operands =
+                [values(&[2, 3, queries, 4], 1), values(&[2, 3, 4, 9], 2), values(&[2, 3, 9, 5], 3), tensor(&[1, 1, queries, 9], &mask)];
+            agrees(&graph, &operands);
+            assert_eq!(&run(&graph, &operands, &[])[0].slice::<f32>().expect("floats")[..5], &[0.0; 5]);
+            // One head of keys and values for all: operator by operator.
+            let shared = [operands[0].clone(), values(&[2, 1, 4, 9], 2), values(&[2, 1, 9, 5], 3), operands[3].clone()];
+            agrees(&graph, &shared);
+        }
+        for graph in [guarded(["n", "p", "zero"], &["y"]), guarded(["n", "zero", "p"], &["y", "n"])] {
+            assert_eq!(after(&graph, PASS), graph.dump());
         }
     }
 

@@ -49,6 +49,7 @@ fn a_head_matches_its_definition() {
                     _ => Some(Mask { data: &mask, row: 1, per_key: false }),
                 },
                 scale: 0.3,
+                nan_weight: None,
                 queries,
                 few: few(queries),
                 keys,

@@ -68,12 +68,32 @@ pub(crate) struct Step {
 #[derive(Debug)]
 pub(crate) struct FusedAttention {
     pub(crate) scale: f32,
+    /// What a weight is that is no number, if it is to be one.
+    pub(crate) nan_weight: Option<f32>,
     pub(crate) q: Layout,
     pub(crate) k: Layout,
     pub(crate) v: Layout,
     pub(crate) y: Layout,
     /// What it replaces, in order; the last step gives the result.
     pub(crate) steps: Vec<Step>,
+}
+
+/// A number in the place of those that are none, of type f32: a step instead of IsNaN and Where.
+#[derive(Debug)]
+pub(crate) struct ReplaceNan(pub(crate) f32);
+
+impl Op for ReplaceNan {
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        Ok(vec![inputs.shape(0)?.into()])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        let (x, y) = (inputs.at(0)?, outputs.at(0)?);
+        for (y, &x) in y.slice::<f32>()?.iter_mut().zip(x.slice::<f32>()?) {
+            *y = if x.is_nan() { self.0 } else { x };
+        }
+        Ok(())
+    }
 }
 
 /// The sizes of attention, and the strides of its mask.
@@ -224,6 +244,7 @@ impl FusedAttention {
             v: rows(v, self.v, [batches, heads, keys, width]),
             mask,
             scale: sizes.scale,
+            nan_weight: self.nan_weight,
             queries,
             few: few(queries),
             keys,
