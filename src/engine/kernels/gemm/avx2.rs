@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps};
 
-use super::tile::{Rows, Tile};
+use super::tile::{BLOCKED_STRIDE, Rows, Tile};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 
 /// Elements per register.
@@ -54,6 +54,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
     unsafe {
         match tile.a_rows {
             Rows::Packed => accumulate::<R, V, true>(tile, 0, &mut acc),
+            Rows::Blocked => accumulate::<R, V, false>(tile, BLOCKED_STRIDE, &mut acc),
             Rows::Strided(lda) => accumulate::<R, V, false>(tile, lda, &mut acc),
         }
     }

@@ -4,11 +4,11 @@
 //! inside `#[target_feature]` functions; `unsafe` is for loads and stores, whose bounds [`super::tile::run`] has checked.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    __m512, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use super::tile::{Rows, Tile};
+use super::tile::{BLOCKED_STRIDE, Rows, Tile};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 
 /// Elements per register.
@@ -21,12 +21,12 @@ const LANES: usize = 16;
 /// - The machine has the features named below.
 /// - `Tile::check` has passed for the AVX-512 shape: 12 rows, width 32 or 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
+pub(super) unsafe fn tile(tile: &mut Tile<'_>, next: &[f32]) {
     macro_rules! by_rows {
         ($vectors:literal, $($rows:literal)*) => {
             match tile.rows {
                 // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
-                $($rows => unsafe { body::<$rows, $vectors>(tile) },)*
+                $($rows => unsafe { body::<$rows, $vectors>(tile, next) },)*
                 rows => unreachable!("a tile of {rows} rows passed the check"),
             }
         };
@@ -42,7 +42,7 @@ pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
 ///
 /// As for [`tile`], and `R == tile.rows`, `V * 16 == tile.width`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
+unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, next: &[f32]) {
     let masks: [__mmask16; V] = column_masks(tile.columns);
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     if !tile.first {
@@ -56,8 +56,9 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
     // SAFETY: `check` saw a and b to hold `k` steps in this layout.
     unsafe {
         match tile.a_rows {
-            Rows::Packed => accumulate::<R, V, true>(tile, 0, &mut acc),
-            Rows::Strided(lda) => accumulate::<R, V, false>(tile, lda, &mut acc),
+            Rows::Packed => accumulate::<R, V, PACKED>(tile, 0, next, &mut acc),
+            Rows::Blocked => accumulate::<R, V, BLOCKED>(tile, 0, next, &mut acc),
+            Rows::Strided(lda) => accumulate::<R, V, STRIDED>(tile, lda, next, &mut acc),
         }
     }
     if let Some(finish) = &tile.finish {
@@ -86,37 +87,58 @@ fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
     }
 }
 
-/// Adds `a · b` to the accumulators.
+/// Adds `a · b` to the accumulators, and meanwhile fetches `next`.
 ///
 /// # Safety
 ///
-/// As for [`body`]; `PACKED` says that a is `[k][R]`, otherwise its rows are `lda` apart.
+/// As for [`body`]; `LAYOUT` is that of a, whose rows are `lda` apart if it is [`STRIDED`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn accumulate<const R: usize, const V: usize, const PACKED: bool>(tile: &Tile<'_>, lda: usize, acc: &mut [[__m512; V]; R]) {
+unsafe fn accumulate<const R: usize, const V: usize, const LAYOUT: u8>(
+    tile: &Tile<'_>,
+    lda: usize,
+    next: &[f32],
+    acc: &mut [[__m512; V]; R],
+) {
     let mut a = tile.a.as_ptr();
     let mut b = tile.b.as_ptr();
     let mut sums = *acc;
+    // Nothing to fetch is a hint for what is there. Two lines a step: no memory delivers faster. That a line is asked for in several
+    // steps costs less than a loop around those of one line.
+    let (mut fetched, pace) = if next.is_empty() { (b, 0) } else { (next.as_ptr(), next.len().div_ceil(tile.k.max(1)).min(2 * LANES)) };
     for _ in 0..tile.k {
         // SAFETY: in step s, b points at `s * b_stride`, with `width` elements behind it; a at `s * R` (packed) or `s`, and
-        // the element of row i lies `i` or `i * lda` further: all seen by `check`. Moving on beyond the last step wraps.
+        // the element of row i lies `i` or i rows further: all seen by `check`. Moving on beyond the last step wraps.
         unsafe {
             let mut row = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 row[v] = _mm512_loadu_ps(b.add(v * LANES));
             }
+            _mm_prefetch::<_MM_HINT_T1>(fetched.cast());
+            _mm_prefetch::<_MM_HINT_T1>(fetched.wrapping_add(LANES).cast());
             for i in 0..R {
-                let value = _mm512_set1_ps(*a.add(if PACKED { i } else { i * lda }));
+                let distance = match LAYOUT {
+                    PACKED => i,
+                    BLOCKED => i * BLOCKED_STRIDE,
+                    _ => i * lda,
+                };
+                let value = _mm512_set1_ps(*a.add(distance));
                 for v in 0..V {
                     sums[i][v] = _mm512_fmadd_ps(value, row[v], sums[i][v]);
                 }
             }
         }
-        a = a.wrapping_add(if PACKED { R } else { 1 });
+        a = a.wrapping_add(if LAYOUT == PACKED { R } else { 1 });
         b = b.wrapping_add(tile.b_stride);
+        fetched = fetched.wrapping_add(pace);
     }
     *acc = sums;
 }
+
+/// The layouts of a left operand, as [`Rows`] names them.
+const PACKED: u8 = 0;
+const BLOCKED: u8 = 1;
+const STRIDED: u8 = 2;
 
 /// Scale and bias, and the activations that are a pair of bounds.
 #[inline]

@@ -1,7 +1,9 @@
 //! Matrix product `c[m, n] = epilogue(a[m, k] · b[k, n])` in `f32`.
 //!
-//! Blocking, from the inside out: a tile of registers (`tile`); a stack buffer with the packed rows of one tile, which stays
-//! in the first-level cache while all panels of a block of `b` pass by; a block of `b` that all rows pass by.
+//! Blocking, from the inside out: a tile of registers (`tile`); a block of a panel of `b`, which stays in the first-level cache while
+//! the tiles of all packed rows pass by, and while the next block comes from memory; the packed rows, which stay in the second-level
+//! cache while all panels pass by. The weights of a model pass through all caches in each run: no panel is read twice for up to
+//! some hundred rows.
 //!
 //! No function spawns threads. To split one product, give each thread disjoint rows of `a` and `c`
 //! ([`gemm_packed_b`]) or a range of columns with an output of its own ([`gemm_packed_b_columns`]); the bits are the same.
@@ -14,6 +16,7 @@ mod generic;
 mod pack;
 pub(crate) mod tile;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 pub use generic::{Number, gemm_generic};
@@ -22,23 +25,20 @@ pub use pack::{PackedA, PackedB};
 use super::epilogue::Epilogue;
 use super::isa::Isa;
 use pack::{Left, Panels};
-use tile::{ROWS_MAX, Rows, Tile};
+use tile::{BLOCKED_STRIDE, K_BLOCK, Rows, Tile};
 
-/// Steps of `k` per block. The packed rows of a tile (12 × 384 × 4 = 18 KiB) stay in a 32 KiB first-level cache while panels
-/// stream past. Measured on Zen 4 (32 KiB, 1 MiB) with `N_BLOCK`, as shares of the peak at 1024³ and 128×768×3072 (medians of
-/// three runs): 256 by 512 83 and 85 %, 384 by 1024 85 and 88 %, 512 by 512 81 and 84 %, 768 by 512 83 and 87 %.
-const K_BLOCK: usize = 384;
+/// Elements of `a` that are packed at once: 768 KiB of a second-level cache, which all panels pass by.
+const A_BLOCK: usize = 192 * 1024;
 
-/// Columns per block of `b`: 384 × 1024 × 4 = 1.5 MiB. More than the second-level cache, but panels are read in order and
-/// fetched ahead from the third; what more columns save is packing the rows of `a` again.
-const N_BLOCK: usize = 1024;
+/// Rows of `a` that are packed at once: enough for the fetching of a panel to take no time.
+const M_BLOCK: usize = 384;
 
 /// Panels of `b` from which on packing the rows of `a` costs less than reading them with a stride (a stride that is a
 /// multiple of 4 KiB puts all rows into the same cache set).
 const PANELS_WORTH_PACKING: usize = 4;
 
 /// `c[m, n] = epilogue(a[m, k] · b)`; row `i` of `a` starts at `i * lda`, row `i` of `c` at `i * ldc`. Elements of `c` between
-/// the rows are left alone. Allocates nothing. Panics if a slice is too short or a stride less than the row's length.
+/// the rows are left alone. Panics if a slice is too short or a stride less than the row's length.
 pub fn gemm_packed_b(a: &[f32], lda: usize, m: usize, b: &PackedB, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
     gemm_packed_b_columns(a, lda, m, b, 0..b.n(), c, ldc, epilogue);
 }
@@ -97,9 +97,9 @@ pub fn gemm(
         return;
     }
     let shape = tile::shape(isa);
-    pack::pack_b(shape, b, k, n, b_transposed, scratch);
+    let start = pack::pack_b(shape, b, k, n, b_transposed, scratch);
     let a = if a_transposed { Left::transposed(a, m) } else { Left::rows(a, k) };
-    multiply(isa, a, m, Panels { shape, k, n, data: scratch }, 0..n, c, n, epilogue);
+    multiply(isa, a, m, Panels { shape, k, n, data: &scratch[start..] }, 0..n, c, n, epilogue);
 }
 
 /// The blocked loops. Lengths were checked by the caller; `columns` is not empty, `m` not 0.
@@ -110,7 +110,7 @@ fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize
     if let Some(lda) = in_place {
         for row in (0..m).step_by(b.shape.rows) {
             let rows = b.shape.rows.min(m - row);
-            block.run(a.from(row, 0), Rows::Strided(lda), row..row + rows, 0..b.k, columns.clone(), c);
+            block.run(a.from(row, 0), Rows::Strided(lda), row..row + rows, columns.clone(), c);
         }
     } else {
         multiply_packing(&block, m, columns, c);
@@ -120,22 +120,66 @@ fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize
 /// The loops that pack the rows of `a`, apart so that small products do not pay for the buffer.
 #[inline(never)]
 fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut [f32]) {
-    let mut packed = [0.0f32; ROWS_MAX * K_BLOCK];
-    let height = block.b.shape.rows;
+    let mut values = PACKED.take();
     let k = block.b.k;
-    for column in columns.clone().step_by(N_BLOCK) {
-        let column_block = column..columns.end.min(column + N_BLOCK);
+    // Blocks of equal size: a short last one would pay the tile's overhead for little work.
+    let count = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1);
+    let row_count = m.div_ceil(m.div_ceil(M_BLOCK)).next_multiple_of(block.b.shape.rows);
+    let step_count = (A_BLOCK / row_count / count).max(1) * count;
+    for row in (0..m).step_by(row_count) {
         // One pass even if k is 0: the epilogue still applies to the empty sum.
-        for step in (0..k.max(1)).step_by(K_BLOCK) {
-            let steps = step..k.min(step + K_BLOCK);
-            for row in (0..m).step_by(height) {
-                let rows = row..m.min(row + height);
-                let buffer = &mut packed[..rows.len() * steps.len()];
-                block.a.pack(rows.clone(), steps.clone(), buffer);
-                block.run(buffer, Rows::Packed, rows, steps.clone(), column_block.clone(), c);
+        for step in (0..k.max(1)).step_by(step_count) {
+            let packed = PackedRows { rows: row..m.min(row + row_count), steps: step..k.min(step + step_count), count };
+            packed.pack(&block.a, block.b.shape.rows, &mut values);
+            for column in columns.clone().step_by(block.b.shape.width) {
+                block.run_panel(&packed, &values, column..columns.end, c);
             }
         }
     }
+    PACKED.set(values);
+}
+
+/// Rows of `a` for some steps of `k`: a tile's rows behind each other, in them blocks of `count` steps, in them the rows,
+/// [`BLOCKED_STRIDE`] apart.
+struct PackedRows {
+    rows: Range<usize>,
+    steps: Range<usize>,
+    count: usize,
+}
+
+impl PackedRows {
+    /// The blocks, in order.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        (self.steps.start..self.steps.end.max(self.steps.start + 1))
+            .step_by(self.count)
+            .map(|step| step..self.steps.end.min(step + self.count))
+    }
+
+    fn block_count(&self) -> usize {
+        self.steps.len().div_ceil(self.count).max(1)
+    }
+
+    fn pack(&self, a: &Left<'_>, height: usize, values: &mut Vec<f32>) {
+        values.resize(values.len().max(self.rows.len() * self.block_count() * BLOCKED_STRIDE), 0.0);
+        let mut rows = values.chunks_exact_mut(BLOCKED_STRIDE);
+        for row in self.rows.clone().step_by(height) {
+            for steps in self.blocks() {
+                for (row, to) in (row..self.rows.end.min(row + height)).zip(&mut rows) {
+                    a.copy(row, steps.clone(), to);
+                }
+            }
+        }
+    }
+
+    /// Where the rows of the tile from `row` on begin, `height` of them, in block `index`.
+    fn start(&self, row: usize, height: usize, index: usize) -> usize {
+        ((row - self.rows.start) * self.block_count() + index * height) * BLOCKED_STRIDE
+    }
+}
+
+thread_local! {
+    /// The packed rows of the product at hand, kept for the next.
+    static PACKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// What stays the same for all tiles of a product.
@@ -150,29 +194,66 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Multiplies at most a tile's height of rows, given in `a`, with the panels of `columns`, over `steps` of `k`.
-    #[inline]
-    fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, steps: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
-        for column in columns.clone().step_by(self.b.shape.width) {
-            let (panel, width) = self.b.panel(column, steps.clone());
-            let count = width.min(columns.end - column);
-            let finish = (steps.end == self.b.k)
-                .then(|| Epilogue { bias: self.epilogue.bias.tile(rows.start, rows.len(), column, count), ..*self.epilogue });
-            let mut tile = Tile {
-                a,
-                a_rows,
-                b: panel,
-                b_stride: width,
-                width,
-                k: steps.len(),
-                rows: rows.len(),
-                columns: count,
-                c: &mut c[rows.start * self.ldc + column - self.origin..],
-                ldc: self.ldc,
-                first: steps.start == 0 && !self.epilogue.adds,
-                finish,
+    /// Multiplies packed rows with the panel at the beginning of `columns`, and fetches what comes next: memory is the slower, the
+    /// fewer rows there are.
+    fn run_panel(&self, packed: &PackedRows, values: &[f32], columns: Range<usize>, c: &mut [f32]) {
+        let (height, column) = (self.b.shape.rows, columns.start);
+        let tiles = packed.rows.len().div_ceil(height);
+        let mut blocks = packed.blocks().enumerate().peekable();
+        while let Some((index, steps)) = blocks.next() {
+            let next = match blocks.peek() {
+                Some((_, steps)) => self.b.panel(column, steps.clone()).0,
+                None if column + self.b.shape.width >= columns.end => &[],
+                None => self.b.panel(column + self.b.shape.width, packed.blocks().next().unwrap_or_default()).0,
             };
-            tile::run(self.isa, &mut tile);
+            let mut parts = next.chunks(next.len().div_ceil(tiles).max(1));
+            for row in packed.rows.clone().step_by(height) {
+                let rows = row..packed.rows.end.min(row + height);
+                let a = &values[packed.start(row, rows.len(), index)..];
+                self.tile(a, Rows::Blocked, rows, steps.clone(), (column, columns.end), parts.next().unwrap_or_default(), c);
+            }
         }
+    }
+
+    /// Multiplies at most a tile's height of rows, given in `a`, with the panels of `columns`.
+    #[inline]
+    fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
+        for column in columns.clone().step_by(self.b.shape.width) {
+            self.tile(a, a_rows, rows.clone(), 0..self.b.k, (column, columns.end), &[], c);
+        }
+    }
+
+    /// One tile, over `steps` of `k`; fetches `next`.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the sides of a tile")]
+    fn tile(
+        &self,
+        a: &[f32],
+        a_rows: Rows,
+        rows: Range<usize>,
+        steps: Range<usize>,
+        (column, end): (usize, usize),
+        next: &[f32],
+        c: &mut [f32],
+    ) {
+        let (panel, width) = self.b.panel(column, steps.clone());
+        let count = width.min(end - column);
+        let finish = (steps.end == self.b.k)
+            .then(|| Epilogue { bias: self.epilogue.bias.tile(rows.start, rows.len(), column, count), ..*self.epilogue });
+        let mut tile = Tile {
+            a,
+            a_rows,
+            b: panel,
+            b_stride: width,
+            width,
+            k: steps.len(),
+            rows: rows.len(),
+            columns: count,
+            c: &mut c[rows.start * self.ldc + column - self.origin..],
+            ldc: self.ldc,
+            first: steps.start == 0 && !self.epilogue.adds,
+            finish,
+        };
+        tile::run_fetching(self.isa, &mut tile, next);
     }
 }

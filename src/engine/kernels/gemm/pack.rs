@@ -15,6 +15,8 @@ pub struct PackedB {
     k: usize,
     n: usize,
     panels: Vec<f32>,
+    /// Where the panels begin: at a line of the cache, so that no load of a tile touches two.
+    start: usize,
 }
 
 impl PackedB {
@@ -24,8 +26,8 @@ impl PackedB {
         isa.require();
         assert_eq!(b.len(), k * n, "length of b against k * n");
         let mut panels = Vec::new();
-        pack_b(tile::shape(isa), b, k, n, transposed, &mut panels);
-        PackedB { isa, k, n, panels }
+        let start = pack_b(tile::shape(isa), b, k, n, transposed, &mut panels);
+        PackedB { isa, k, n, panels, start }
     }
 
     /// Rows: the length of the sums.
@@ -54,7 +56,7 @@ impl PackedB {
     }
 
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels { shape: tile::shape(self.isa), k: self.k, n: self.n, data: &self.panels }
+        Panels { shape: tile::shape(self.isa), k: self.k, n: self.n, data: &self.panels[self.start..] }
     }
 }
 
@@ -83,19 +85,22 @@ pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
     if 2 * columns_left <= shape.width { shape.width / 2 } else { shape.width }
 }
 
-/// Packs `b` into `panels`, replacing what it held; columns beyond `n` are zero and never stored by a tile.
-pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bool, panels: &mut Vec<f32>) {
+/// Packs `b` into `panels`, replacing what it held, and returns where in it the panels begin; columns beyond `n` are zero and never
+/// stored by a tile.
+pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bool, panels: &mut Vec<f32>) -> usize {
     panels.clear();
     let full = n / shape.width * shape.width;
     let last = if full < n { panel_width(shape, n - full) } else { 0 };
-    panels.resize((full + last) * k, 0.0);
+    panels.resize((full + last) * k + LINE, 0.0);
+    let start = panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
     if k == 0 {
-        return;
+        return start;
     }
+    let panels_from = &mut panels[start..];
     for column in (0..n).step_by(shape.width) {
         let width = panel_width(shape, n - column);
         let columns = width.min(n - column);
-        let panel = &mut panels[column * k..][..width * k];
+        let panel = &mut panels_from[column * k..][..width * k];
         if transposed {
             for j in 0..columns {
                 let source = &b[(column + j) * k..][..k];
@@ -109,7 +114,11 @@ pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bo
             }
         }
     }
+    start
 }
+
+/// Elements of a line of the cache.
+const LINE: usize = 16;
 
 /// A constant left-hand matrix `a[m, k]`, packed once into row panels for one instruction set: convolution weights.
 #[derive(Clone, Debug)]
@@ -196,6 +205,20 @@ impl<'a> Left<'a> {
     #[inline]
     pub(crate) fn from(&self, row: usize, step: usize) -> &'a [f32] {
         &self.data[row * self.row_stride + step * self.step_stride..]
+    }
+
+    /// Copies a part of a row.
+    #[inline]
+    pub(crate) fn copy(&self, row: usize, steps: Range<usize>, to: &mut [f32]) {
+        if steps.is_empty() {
+            return;
+        }
+        if self.step_stride == 1 {
+            to[..steps.len()].copy_from_slice(&self.from(row, steps.start)[..steps.len()]);
+        } else {
+            let values = self.from(row, steps.start).iter().step_by(self.step_stride);
+            to[..steps.len()].iter_mut().zip(values).for_each(|(to, value)| *to = *value);
+        }
     }
 
     /// Writes the block `rows × steps` as `[steps][rows]`.

@@ -13,9 +13,19 @@ use crate::engine::kernels::vector::math;
 pub(crate) enum Rows {
     /// `a[k][rows]`: for each step of `k` the values of all rows, contiguous.
     Packed,
+    /// `a[rows][..]` with [`BLOCKED_STRIDE`] from row to row.
+    Blocked,
     /// `a[rows][..]` with this distance from row to row.
     Strided(usize),
 }
+
+/// Steps of `k` per block of a product. Of a panel (256 × 32 × 4 = 32 KiB) and a tile's rows (12 KiB) all stays in a first-level
+/// cache of 48 KiB while the rows pass by, and of 32 KiB the part in use.
+pub(crate) const K_BLOCK: usize = 256;
+
+/// From row to row in a block: known to the compiler, so that no register holds it, and odd in lines of the cache, so that rows
+/// spread over its sets.
+pub(crate) const BLOCKED_STRIDE: usize = K_BLOCK + 16;
 
 /// One tile to compute.
 #[derive(Debug)]
@@ -84,6 +94,7 @@ impl Tile<'_> {
             assert!(self.b.len() >= (self.k - 1) * self.b_stride + self.width);
             match self.a_rows {
                 Rows::Packed => assert!(self.a.len() >= self.k * self.rows),
+                Rows::Blocked => assert!(self.a.len() >= (self.rows - 1) * BLOCKED_STRIDE + self.k),
                 Rows::Strided(lda) => assert!(self.a.len() >= (self.rows - 1) * lda + self.k),
             }
         }
@@ -93,12 +104,19 @@ impl Tile<'_> {
 /// Computes one tile.
 #[inline]
 pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
+    run_fetching(isa, tile, &[]);
+}
+
+/// Computes one tile, and meanwhile fetches `next` into the second-level cache: a hint, which only AVX-512 takes.
+#[inline]
+pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
     tile.check(shape(isa));
     match isa {
         Isa::Scalar => scalar(tile),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             isa.require();
+            let _ = next;
             // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
             // every element of the tile lies within its slices.
             unsafe { super::avx2::tile(tile) }
@@ -107,7 +125,7 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
         Isa::Avx512 | Isa::Amx => {
             isa.require();
             // SAFETY: as above.
-            unsafe { super::avx512::tile(tile) }
+            unsafe { super::avx512::tile(tile, next) }
         }
         #[cfg(not(target_arch = "x86_64"))]
         _ => {
@@ -157,7 +175,8 @@ fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>
                 accumulate::<FMA, R, W>(&mut acc, *a, b);
             }
         }
-        Rows::Strided(lda) => {
+        rows @ (Rows::Blocked | Rows::Strided(_)) => {
+            let lda = if let Rows::Strided(lda) = rows { lda } else { BLOCKED_STRIDE };
             let a: [&[f32]; R] = std::array::from_fn(|i| &tile.a[i * lda..][..tile.k]);
             for (step, b) in b_rows.enumerate() {
                 accumulate::<FMA, R, W>(&mut acc, std::array::from_fn(|i| a[i][step]), b);

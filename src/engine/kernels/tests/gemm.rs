@@ -6,7 +6,7 @@ use crate::engine::kernels::gemm::{PackedB, gemm, gemm_generic, gemm_packed_b, g
 use crate::engine::kernels::isa::Isa;
 
 /// Sizes around the edges of tiles, panels and blocks of every instruction set.
-const SIZES: [(usize, usize, usize); 16] = [
+const SIZES: [(usize, usize, usize); 17] = [
     (0, 3, 4),
     (3, 0, 4),
     (3, 4, 0),
@@ -23,6 +23,7 @@ const SIZES: [(usize, usize, usize); 16] = [
     (24, 255, 128),
     (37, 300, 600),
     (6, 8, 49),
+    (390, 520, 33),
 ];
 
 fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
