@@ -15,6 +15,7 @@
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
 pub mod allocator;
+pub mod attention;
 pub mod bf16;
 pub mod conv;
 pub mod epilogue;

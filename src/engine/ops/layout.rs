@@ -32,11 +32,16 @@ pub(crate) const DEFS: &[OpDef] = &[
 
 /// Axes in another order; reversed without `perm`.
 #[derive(Debug)]
-struct Transpose {
+pub(crate) struct Transpose {
     perm: Option<Vec<i64>>,
 }
 
 impl Transpose {
+    /// Whether it puts the axes of a tensor of this rank into this order.
+    pub(crate) fn is(&self, order: &[i64]) -> bool {
+        self.perm.as_deref() == Some(order)
+    }
+
     fn order(&self, rank: usize) -> Result<Axes, OpError> {
         match &self.perm {
             None => Ok((0..rank).rev().collect()),

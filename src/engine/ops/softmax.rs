@@ -32,7 +32,7 @@ enum Function {
 }
 
 #[derive(Debug)]
-struct Softmax {
+pub(crate) struct Softmax {
     function: Function,
     axis: i64,
     /// Whether all dimensions from the axis on form one row.
@@ -99,6 +99,11 @@ fn hardmax<T: Number>(x: &mut [T]) {
 }
 
 impl Softmax {
+    /// Whether it is the softmax of the rows of a tensor of this rank.
+    pub(crate) fn is_over_last(&self, rank: i64) -> bool {
+        matches!(self.function, Function::Softmax) && (self.axis == -1 || self.axis == rank - 1)
+    }
+
     fn apply(&self, y: &mut ViewMut<'_>, isa: Isa) -> Result<(), OpError> {
         let shape: Axes = y.shape().into();
         let (outer, size, inner) = self.around(&shape)?;

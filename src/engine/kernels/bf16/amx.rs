@@ -84,10 +84,17 @@ impl Configured {
     /// `sums += a · b`, or `sums = a · b` if `first`: `R` tiles of rows by two tiles of columns. `a` holds `R` tiles and `b` two
     /// for each of `steps`. Panics if a slice is too short.
     ///
-    /// While it runs, two tiles per step from `next` on are fetched into the first-level cache, for the call that follows:
-    /// hardware does not foresee loads of tiles.
+    /// While it runs, two tiles per step from `next` on are fetched into the first-level cache, for the call that follows, and with
+    /// two tiles of rows half a tile per step from `far` on into the second: hardware does not foresee loads of tiles.
     #[inline]
-    pub(super) fn multiply<const R: usize>(&self, a: &[Line], b: &[Line], steps: usize, first: bool, next: *const Line, sums: &mut Sums) {
+    pub(super) fn multiply<const R: usize>(
+        &self,
+        (a, b): (&[Line], &[Line]),
+        steps: usize,
+        first: bool,
+        (next, far): (*const Line, *const Line),
+        sums: &mut Sums,
+    ) {
         assert!(R == 1 || R == 2);
         assert!(a.len() >= steps * R * TILE_LINES && b.len() >= steps * 2 * TILE_LINES, "operands of {steps} steps");
         let c = sums.0.as_mut_ptr().cast::<f32>();
@@ -108,7 +115,7 @@ impl Configured {
             match (steps, R) {
                 (0, _) => {}
                 (_, 1) => one_by_two(a, b, steps, next),
-                _ => two_by_two(a, b, steps, next),
+                _ => two_by_two(a, b, steps, next, far),
             }
             match R {
                 1 => asm!("tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 1024], tmm1",
@@ -141,7 +148,7 @@ impl Drop for Configured {
 ///
 /// The unit is configured; `a` and `b` each point at two tiles for each of `steps` steps, at least one.
 #[inline]
-unsafe fn two_by_two(a: *const Line, b: *const Line, steps: usize, next: *const Line) {
+unsafe fn two_by_two(a: *const Line, b: *const Line, steps: usize, next: *const Line, far: *const Line) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
@@ -159,15 +166,18 @@ unsafe fn two_by_two(a: *const Line, b: *const Line, steps: usize, next: *const 
             "prefetcht0 [{f} + 1024]", "prefetcht0 [{f} + 1088]", "prefetcht0 [{f} + 1152]", "prefetcht0 [{f} + 1216]",
             "prefetcht0 [{f} + 1280]", "prefetcht0 [{f} + 1344]", "prefetcht0 [{f} + 1408]", "prefetcht0 [{f} + 1472]",
             "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetcht1 [{g} + 0]", "prefetcht1 [{g} + 64]", "prefetcht1 [{g} + 128]", "prefetcht1 [{g} + 192]",
+            "prefetcht1 [{g} + 256]", "prefetcht1 [{g} + 320]", "prefetcht1 [{g} + 384]", "prefetcht1 [{g} + 448]",
             "prefetcht0 [{f} + 1536]", "prefetcht0 [{f} + 1600]", "prefetcht0 [{f} + 1664]", "prefetcht0 [{f} + 1728]",
             "prefetcht0 [{f} + 1792]", "prefetcht0 [{f} + 1856]", "prefetcht0 [{f} + 1920]", "prefetcht0 [{f} + 1984]",
             "tdpbf16ps tmm3, tmm5, tmm7",
             "add {a}, 2048",
             "add {b}, 2048",
             "add {f}, 2048",
+            "add {g}, 512",
             "dec {n}",
             "jnz 2b",
-            a = inout(reg) a => _, b = inout(reg) b => _, f = inout(reg) next => _, n = inout(reg) steps => _, s = in(reg) 64_usize,
+            a = inout(reg) a => _, b = inout(reg) b => _, f = inout(reg) next => _, g = inout(reg) far => _, n = inout(reg) steps => _, s = in(reg) 64_usize,
             options(readonly, nostack),
         );
     }

@@ -218,10 +218,12 @@ fn multiply_panel(unit: &amx::Configured, left: &[Line], rows: usize, panel: &[L
                 true => left.as_ptr().wrapping_add(((index + 1) * steps + step) * STRIP),
                 false => panel.as_ptr().wrapping_add(count * STRIP),
             };
+            // From memory the block behind that takes longer: four strips fetch it together.
+            let far = panel.as_ptr().wrapping_add(5 * STEPS_BLOCK * STRIP + index * STEPS_BLOCK * STRIP / (ROWS_BLOCK / STRIP));
             if tiles == 2 {
-                unit.multiply::<2>(strip, panel, count, step == 0, next, sums);
+                unit.multiply::<2>((strip, panel), count, step == 0, (next, far), sums);
             } else {
-                unit.multiply::<1>(strip, panel, count, step == 0, next, sums);
+                unit.multiply::<1>((strip, panel), count, step == 0, (next, far), sums);
             }
         }
     }

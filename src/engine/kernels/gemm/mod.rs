@@ -24,7 +24,8 @@ pub use pack::{PackedA, PackedB};
 
 use super::epilogue::Epilogue;
 use super::isa::Isa;
-use pack::{Left, Panels};
+use pack::Left;
+pub(crate) use pack::Panels;
 use tile::{BLOCKED_STRIDE, K_BLOCK, Rows, Tile};
 
 /// Elements of `a` that are packed at once: 768 KiB of a second-level cache, which all panels pass by.
@@ -97,16 +98,47 @@ pub fn gemm(
         return;
     }
     let shape = tile::shape(isa);
-    let start = pack::pack_b(shape, b, k, n, b_transposed, scratch);
+    let start = pack::pack_b(shape, b, if b_transposed { k } else { n }, (k, n), b_transposed, scratch);
     let a = if a_transposed { Left::transposed(a, m) } else { Left::rows(a, k) };
     multiply(isa, a, m, Panels { shape, k, n, data: &scratch[start..] }, 0..n, c, n, epilogue);
+}
+
+/// A right operand `[k, n]` (`[n, k]` if `transposed`) with rows `ldb` apart, packed into memory that is used again.
+pub(crate) fn pack_rows<'p>(
+    isa: Isa,
+    b: &[f32],
+    ldb: usize,
+    (k, n): (usize, usize),
+    transposed: bool,
+    panels: &'p mut Vec<f32>,
+) -> Panels<'p> {
+    isa.require();
+    let (rows, columns) = if transposed { (n, k) } else { (k, n) };
+    assert!(rows == 0 || (ldb >= columns && b.len() >= (rows - 1) * ldb + columns), "b is shorter than its rows");
+    let shape = tile::shape(isa);
+    let start = pack::pack_b(shape, b, ldb.max(1), (k, n), transposed, panels);
+    Panels { shape, k, n, data: &panels[start..] }
+}
+
+/// `c[m, n] = epilogue(a[m, k] · b)`, as [`gemm_packed_b`] with what [`pack_rows`] packed for the same instruction set.
+#[expect(clippy::too_many_arguments, reason = "the customary GEMM signature; a struct would only rename them")]
+pub(crate) fn gemm_panels(isa: Isa, a: &[f32], lda: usize, m: usize, b: Panels<'_>, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
+    isa.require();
+    epilogue.bias.check(m, b.n);
+    if m == 0 || b.n == 0 {
+        return;
+    }
+    assert!(lda >= b.k && a.len() >= (m - 1) * lda + b.k, "a is shorter than m rows");
+    assert!(ldc >= b.n && c.len() >= (m - 1) * ldc + b.n, "c is shorter than m rows");
+    multiply(isa, Left::rows(a, lda), m, b, 0..b.n, c, ldc, epilogue);
 }
 
 /// The blocked loops. Lengths were checked by the caller; `columns` is not empty, `m` not 0.
 #[expect(clippy::too_many_arguments, reason = "the operands of a product")]
 fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize>, c: &mut [f32], ldc: usize, epilogue: &Epilogue<'_>) {
     let block = Block { isa, a, b, origin: columns.start, ldc, epilogue };
-    let in_place = a.in_place().filter(|_| columns.len() < PANELS_WORTH_PACKING * b.shape.width);
+    // One row passes by each panel once, and there is nothing to keep for others.
+    let in_place = a.in_place().filter(|_| m == 1 || columns.len() < PANELS_WORTH_PACKING * b.shape.width);
     if let Some(lda) = in_place {
         for row in (0..m).step_by(b.shape.rows) {
             let rows = b.shape.rows.min(m - row);
@@ -219,7 +251,7 @@ impl Block<'_> {
     #[inline]
     fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
         for column in columns.clone().step_by(self.b.shape.width) {
-            self.tile(a, a_rows, rows.clone(), 0..self.b.k, (column, columns.end), &[], c);
+            self.tile(a, a_rows, rows.clone(), 0..self.b.k, (column, columns.end), self.b.ahead(column), c);
         }
     }
 

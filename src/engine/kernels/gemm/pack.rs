@@ -26,7 +26,8 @@ impl PackedB {
         isa.require();
         assert_eq!(b.len(), k * n, "length of b against k * n");
         let mut panels = Vec::new();
-        let start = pack_b(tile::shape(isa), b, k, n, transposed, &mut panels);
+        let ldb = if transposed { k } else { n };
+        let start = pack_b(tile::shape(isa), b, ldb, (k, n), transposed, &mut panels);
         PackedB { isa, k, n, panels, start }
     }
 
@@ -79,15 +80,27 @@ impl<'a> Panels<'a> {
     }
 }
 
+impl<'a> Panels<'a> {
+    /// As much as the panel starting at `column`, but from some way behind its beginning on: what one that is read once is to fetch.
+    #[inline]
+    pub(crate) fn ahead(&self, column: usize) -> &'a [f32] {
+        /// 1 KiB. From 4 KiB on it is worth nothing, and less than what hardware foresees was not tried.
+        const DISTANCE: usize = 256;
+        let start = column * self.k + DISTANCE;
+        let len = panel_width(self.shape, self.n - column) * self.k;
+        self.data.get(start..start + len).unwrap_or_default()
+    }
+}
+
 /// The stored width of a panel with this many columns left from its start.
 #[inline]
 pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
     if 2 * columns_left <= shape.width { shape.width / 2 } else { shape.width }
 }
 
-/// Packs `b` into `panels`, replacing what it held, and returns where in it the panels begin; columns beyond `n` are zero and never
-/// stored by a tile.
-pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bool, panels: &mut Vec<f32>) -> usize {
+/// Packs `b`, whose rows are `ldb` apart, into `panels`, replacing what it held, and returns where in it the panels begin; columns
+/// beyond `n` are zero and never stored by a tile.
+pub(crate) fn pack_b(shape: Shape, b: &[f32], ldb: usize, (k, n): (usize, usize), transposed: bool, panels: &mut Vec<f32>) -> usize {
     panels.clear();
     let full = n / shape.width * shape.width;
     let last = if full < n { panel_width(shape, n - full) } else { 0 };
@@ -103,18 +116,30 @@ pub(crate) fn pack_b(shape: Shape, b: &[f32], k: usize, n: usize, transposed: bo
         let panel = &mut panels_from[column * k..][..width * k];
         if transposed {
             for j in 0..columns {
-                let source = &b[(column + j) * k..][..k];
+                let source = &b[(column + j) * ldb..][..k];
                 for (row, value) in panel.chunks_exact_mut(width).zip(source) {
                     row[j] = *value;
                 }
             }
         } else {
-            for (row, source) in panel.chunks_exact_mut(width).zip(b.chunks_exact(n)) {
-                row[..columns].copy_from_slice(&source[column..column + columns]);
+            for (row, source) in panel.chunks_exact_mut(width).zip(b.chunks(ldb)) {
+                copy(&source[column..column + columns], row);
             }
         }
     }
     start
+}
+
+/// Copies a row of a panel; one of whole lines without a call.
+#[inline]
+fn copy(from: &[f32], to: &mut [f32]) {
+    if from.len().is_multiple_of(LINE) {
+        for (to, from) in to.as_chunks_mut::<LINE>().0.iter_mut().zip(from.as_chunks::<LINE>().0) {
+            *to = *from;
+        }
+    } else {
+        to[..from.len()].copy_from_slice(from);
+    }
 }
 
 /// Elements of a line of the cache.

@@ -1,6 +1,7 @@
 //! One property suite for all kernels: every available instruction set against a plain `f64` reference, over odd lengths,
 //! unaligned starts and empty sizes; and batch invariance, to the bit.
 
+mod attention;
 mod bf16;
 mod conv;
 mod gemm;

@@ -7,6 +7,7 @@
 pub(crate) mod math;
 mod reduce;
 
+pub(crate) use reduce::dot_body;
 pub use reduce::{layer_norm_row, max, softmax_row, softmax_row_in_place, sum, sum_of_squared_deviations};
 
 use super::epilogue::{Activation, activate};

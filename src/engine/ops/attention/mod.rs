@@ -5,6 +5,7 @@ mod cache;
 mod contrib;
 mod core;
 mod flex;
+pub(crate) mod fused;
 mod grouped;
 mod heads;
 mod linear;
