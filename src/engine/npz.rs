@@ -4,6 +4,7 @@
 //! An archive is not trusted: what it declares is checked against a limit before anything is allocated for it, and no more is
 //! unpacked than an array's shape says.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Seek, Write};
 
@@ -50,16 +51,28 @@ pub fn read(source: impl Read + Seek, limit: usize) -> Result<BTreeMap<String, T
 /// # Errors
 /// If the archive cannot be made.
 pub fn write(arrays: &[(&str, &Tensor)]) -> Result<Vec<u8>, String> {
-    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    let each = arrays.iter().map(|(name, tensor)| (*name, Cow::Borrowed(*tensor)));
+    write_each(Cursor::new(Vec::new()), each).map(Cursor::into_inner)
+}
+
+/// [`write`] to a file or memory, one array at a time: no more than one is held.
+///
+/// # Errors
+/// If the archive cannot be written.
+pub fn write_each<'a, W: Write + Seek, N: std::fmt::Display>(
+    to: W,
+    arrays: impl Iterator<Item = (N, Cow<'a, Tensor>)>,
+) -> Result<W, String> {
+    let mut archive = ZipWriter::new(to);
     for (name, tensor) in arrays {
-        let bytes = write_npy(tensor);
+        let bytes = write_npy(&tensor);
         // Beyond 4 GiB a member needs the larger header, which must be asked for.
         let large = bytes.len() >= u32::MAX as usize;
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(large);
         archive.start_file(format!("{name}.npy"), options).map_err(|error| error.to_string())?;
         archive.write_all(&bytes).map_err(|error| error.to_string())?;
     }
-    archive.finish().map(Cursor::into_inner).map_err(|error| error.to_string())
+    archive.finish().map_err(|error| error.to_string())
 }
 
 /// The type of an array's elements: kind, bytes per element, byte order.

@@ -1,7 +1,9 @@
 //! Checkpoints: an `.npz` archive with all that a training needs to go on to the same bits.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result, in_file};
@@ -14,12 +16,22 @@ use crate::engine::{Tensor, npz};
 /// # Errors
 /// If the file cannot be written; nothing is left behind.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_through(path, |file| file.write_all(bytes).map_err(|error| error.to_string()))
+}
+
+/// [`write_whole`] of what `write` writes.
+fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<fs::File>) -> std::result::Result<(), String>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);
-    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
-    let written = made.and_then(|()| fs::write(&temporary, bytes));
-    written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
+    let text = |error: std::io::Error| error.to_string();
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::File::create(&temporary)).map_err(text);
+    let written = made.and_then(|file| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        file.flush().map_err(text)
+    });
+    written.and_then(|()| fs::rename(&temporary, path).map_err(text)).map_err(|error| {
         // That the removal fails too is no news.
         let _ = fs::remove_file(&temporary);
         in_file(path, error)
@@ -40,20 +52,19 @@ pub fn save(path: &Path, hash: &str, state: &State) -> Result<()> {
     let (step, momentums) = state.optimizer.state();
     let missing = |value: Option<f64>| value.unwrap_or(f64::NAN);
     let history: Vec<f64> = state.history.iter().flat_map(|e| [e.loss, missing(e.validation), missing(e.metric)]).collect();
-    let mut arrays = vec![
+    let first = [
         (HASH.to_owned(), Tensor::vector(vec![hash.to_owned()])),
         (HISTORY.to_owned(), Tensor::new(&[state.history.len(), 3], history).expect("three numbers of each epoch")),
         (STEP.to_owned(), Tensor::scalar(step as i64)),
         (BEST.to_owned(), Tensor::scalar(state.best.as_ref().map_or(-1, |(epoch, _)| *epoch as i64))),
     ];
-    let vectors = |kind: &str, list: Vec<&Vec<f32>>| -> Vec<(String, Tensor)> {
-        list.iter().enumerate().map(|(i, values)| (format!("{kind}_{i:04}"), Tensor::vector((*values).clone()))).collect()
-    };
-    arrays.extend(vectors("parameter", state.parameters.iter().map(|p| &p.values).collect()));
-    arrays.extend(vectors("momentum", momentums.collect()));
-    arrays.extend(vectors("best", state.best.iter().flat_map(|(_, values)| values).collect()));
-    let named: Vec<(&str, &Tensor)> = arrays.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    write_whole(path, &npz::write(&named).map_err(|error| in_file(path, error))?)
+    let best = state.best.iter().flat_map(|(_, values)| values).enumerate().map(|at| ("best", at));
+    let parameters = state.parameters.iter().map(|p| &p.values).enumerate().map(|at| ("parameter", at));
+    let vectors = parameters.chain(momentums.enumerate().map(|at| ("momentum", at))).chain(best);
+    // A model's own size more is what nobody has in mind: each vector is copied when its turn comes.
+    let vectors = vectors.map(|(kind, (i, values))| (format!("{kind}_{i:04}"), Tensor::vector(values.clone())));
+    let arrays = first.into_iter().chain(vectors).map(|(name, tensor)| (name, Cow::Owned(tensor)));
+    write_through(path, |file| npz::write_each(file, arrays).map(|_| ()))
 }
 
 /// Takes up the state that a file holds.

@@ -9,7 +9,7 @@ use super::config::{Config, Training};
 use super::error::{Error, Result};
 use super::loss::{Loss, Operands};
 use super::network::{Builder, Mode, Parameter, Role};
-use super::optimizer::{Gradient, Optimizer, clip_factor, norm};
+use super::optimizer::{Gradient, Move, Optimizer, clip_factor, norm};
 use super::random::Random;
 use super::rows::Rows;
 use super::schedule::Position;
@@ -65,6 +65,7 @@ pub struct Trainer<'a> {
     /// See [`State`].
     pub state: State,
     augmenting: Augmenting,
+    threads: Arc<Threads>,
 }
 
 /// What a training needs to know of everything else.
@@ -153,7 +154,19 @@ impl<'a> Trainer<'a> {
         let Setting { config, loss, train, validation, empty, .. } = *setting;
         let augmenting = Augmenting::new(config.train.augment, &train.shape, empty)?;
         let validation = validation.filter(|rows| !rows.is_empty());
-        Ok(Self { config: &config.train, loss, train, validation, program, evaluation, found: Found::default(), state, augmenting })
+        let threads = Arc::clone(setting.threads);
+        Ok(Self {
+            config: &config.train,
+            loss,
+            train,
+            validation,
+            program,
+            evaluation,
+            found: Found::default(),
+            state,
+            augmenting,
+            threads,
+        })
     }
 
     /// Rows of an epoch.
@@ -249,8 +262,11 @@ impl<'a> Trainer<'a> {
         let outcome = {
             let all: Vec<View<'_>> =
                 inputs.into_iter().chain(values.iter().zip(&*parameters).map(|(v, p)| View::new(Slice::F32(v), &p.shape))).collect();
-            let found = &mut self.found;
-            self.program.session.run_views(&all, |outputs| found.take(outputs))
+            let (found, session) = (&mut self.found, &mut self.program.session);
+            let mut run = || session.run_views(&all, |outputs| found.take(outputs));
+            // Where operators split their work, on a thread of the pool: it wakes the others and waits for nobody to begin.
+            let flops = 6 * rows * values.iter().map(Vec::len).sum::<usize>();
+            if self.threads.parts(flops as u64) > 1 { self.threads.run(run) } else { run() }
         };
         let loss = match outcome {
             Ok(loss) => loss,
@@ -260,14 +276,21 @@ impl<'a> Trainer<'a> {
             }
         };
         let (gradients, statistics) = self.found.tensors.split_at_mut(self.program.trained.len());
-        let scale = clip_factor(norm(gradients.iter().map(Vec::as_slice)), self.config.clip_norm);
-        optimizer.begin();
-        for (gradient, &at) in gradients.iter().zip(&self.program.trained) {
-            let weight = parameters[at].role == Role::Weight;
+        // A norm that bounds nothing is not taken.
+        let scale = self.config.clip_norm.map_or(1.0, |most| clip_factor(norm(gradients.iter().map(Vec::as_slice)), most));
+        let mut left = values.iter_mut().enumerate();
+        let mut moves = Vec::with_capacity(gradients.len());
+        for (gradient, &index) in gradients.iter().zip(&self.program.trained) {
+            let (_, x) = left.find(|(at, _)| *at == index).expect("trained parameters are in the order of all");
+            let weight = parameters[index].role == Role::Weight;
             let regular = |factor: f64| if weight { factor } else { 0.0 };
-            let gradient = Gradient { values: gradient, l2: regular(self.config.l2), l1: regular(self.config.l1) };
-            optimizer.update(at, &mut values[at], gradient, rate, scale);
+            moves.push(Move {
+                index,
+                x,
+                gradient: Gradient { values: gradient, l2: regular(self.config.l2), l1: regular(self.config.l1) },
+            });
         }
+        optimizer.step(&mut moves, rate, scale, &self.threads);
         for (statistic, &at) in statistics.iter_mut().zip(&self.program.updated) {
             std::mem::swap(statistic, &mut values[at]);
         }

@@ -1,8 +1,10 @@
 //! Optimisers: SGD with momentum, Adam, AdamW. They change parameters in place and allocate nothing after they are made.
 //!
-//! The formulas are PyTorch's, in f64 for each element and rounded once.
+//! The formulas are PyTorch's, in f32 as it has them.
 
 use serde::Deserialize;
+
+use crate::engine::Threads;
 
 /// A rule by which parameters follow their gradients.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
@@ -114,64 +116,159 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Begins a step: the parameters follow, each once, by [`Optimizer::update`].
-    pub fn begin(&mut self) {
-        self.step += 1;
-    }
-
-    /// Moves parameter `index` at `rate` along its gradient, which is multiplied by `scale` first.
+    /// A step: every parameter moves at `rate` along its gradient, which is multiplied by `scale` first. Each element has its own
+    /// chain of operations, so that the bits are the same on any number of threads.
     ///
     /// Panics if the lengths differ from those given at first.
-    pub fn update(&mut self, index: usize, x: &mut [f32], gradient: Gradient<'_>, rate: f64, scale: f64) {
-        let Gradient { values, l2, l1 } = gradient;
-        assert_eq!(x.len(), values.len(), "elements of a parameter and its gradient");
-        let decoupled = matches!(self.rule, Rule::AdamW { .. });
-        let of = |x: f32, g: f32| {
-            let (x, g) = (f64::from(x), f64::from(g) * scale);
-            let l1 = if x == 0.0 { 0.0 } else { l1 * x.signum() };
-            if decoupled { g + l1 } else { g + l1 + l2 * x }
+    pub fn step(&mut self, moves: &mut [Move<'_>], rate: f64, scale: f64, threads: &Threads) {
+        self.step += 1;
+        let total: usize = moves.iter().map(|one| one.x.len()).sum();
+        let parts = threads.parts(FLOPS_PER_ELEMENT.saturating_mul(total as u64));
+        let mut states = States::new(&mut self.first, &mut self.second);
+        if parts == 1 {
+            for one in moves {
+                assert_eq!(one.x.len(), one.gradient.values.len(), "elements of a parameter and its gradient");
+                let (m, v) = states.of(one.index);
+                apply(self.rule, self.step, (&mut *one.x, m, v), one.gradient, rate, scale);
+            }
+            return;
+        }
+        let piece = total.div_ceil(PIECES_PER_THREAD * parts).max(1);
+        let mut items = Vec::new();
+        for one in moves {
+            assert_eq!(one.x.len(), one.gradient.values.len(), "elements of a parameter and its gradient");
+            let (mut m, mut v) = states.of(one.index);
+            for (x, values) in one.x.chunks_mut(piece).zip(one.gradient.values.chunks(piece)) {
+                items.push(((x, cut(&mut m, values.len()), cut(&mut v, values.len())), Gradient { values, ..one.gradient }));
+            }
+        }
+        let (rule, step) = (self.rule, self.step);
+        threads.for_each(items, |(state, gradient)| apply(rule, step, state, gradient, rate, scale));
+    }
+}
+
+/// The operations that an element takes, roots and quotients counted by their time.
+const FLOPS_PER_ELEMENT: u64 = 40;
+
+/// Pieces for each thread: the last of them is short.
+const PIECES_PER_THREAD: usize = 8;
+
+/// A parameter that moves.
+#[derive(Debug)]
+pub struct Move<'a> {
+    /// Its position among all, which rises from one to the next.
+    pub index: usize,
+    /// Its elements.
+    pub x: &'a mut [f32],
+    /// Where to.
+    pub gradient: Gradient<'a>,
+}
+
+/// The momentums that are left, in the order of the parameters.
+struct States<'a> {
+    first: &'a mut [Vec<f32>],
+    second: &'a mut [Vec<f32>],
+    /// The parameter that is first of them.
+    at: usize,
+}
+
+impl<'a> States<'a> {
+    fn new(first: &'a mut [Vec<f32>], second: &'a mut [Vec<f32>]) -> Self {
+        Self { first, second, at: 0 }
+    }
+
+    /// Those of a parameter; empty where the rule has none.
+    fn of(&mut self, index: usize) -> (&'a mut [f32], &'a mut [f32]) {
+        let skip = index - self.at;
+        self.at = index + 1;
+        let take = |list: &mut &'a mut [Vec<f32>]| {
+            let rest = std::mem::take(list);
+            if rest.is_empty() {
+                return <&mut [f32]>::default();
+            }
+            let (one, rest) = rest[skip..].split_first_mut().expect("a state for each parameter");
+            *list = rest;
+            &mut one[..]
         };
-        match self.rule {
-            Rule::Sgd { momentum, nesterov } => {
-                let Some(states) = self.first.get_mut(index) else {
-                    x.iter_mut().zip(values).for_each(|(x, &g)| *x = (f64::from(*x) - rate * of(*x, g)) as f32);
-                    return;
-                };
-                for ((x, &g), v) in x.iter_mut().zip(values).zip(states) {
-                    let g = of(*x, g);
-                    // The first gradient is the first momentum: v is zero before.
-                    let new = momentum * f64::from(*v) + g;
-                    *v = new as f32;
-                    *x = (f64::from(*x) - rate * if nesterov { g + momentum * new } else { new }) as f32;
-                }
+        (take(&mut self.first), take(&mut self.second))
+    }
+}
+
+/// The first elements of a slice, which keeps the others; none of an empty one.
+fn cut<'a>(from: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let whole = std::mem::take(from);
+    let (start, rest) = whole.split_at_mut(len.min(whole.len()));
+    *from = rest;
+    start
+}
+
+/// Moves some elements of a parameter, `state` being those with their momentums.
+fn apply(rule: Rule, step: u64, (x, m, v): (&mut [f32], &mut [f32], &mut [f32]), gradient: Gradient<'_>, rate: f64, scale: f64) {
+    let Gradient { values, l2, l1 } = gradient;
+    let decoupled = matches!(rule, Rule::AdamW { .. });
+    let (scale, l1, decay) = (scale as f32, l1 as f32, if decoupled { 0.0 } else { l2 as f32 });
+    // Most parameters have no L1, and none of its comparisons then.
+    let plain = |x: f32, g: f32| g * scale + decay * x;
+    let drawn = |x: f32, g: f32| plain(x, g) + if x == 0.0 { 0.0 } else { l1 * x.signum() };
+    match rule {
+        Rule::Sgd { momentum, nesterov } => {
+            let (rate, momentum) = (rate as f32, momentum as f32);
+            if m.is_empty() {
+                x.iter_mut().zip(values).for_each(|(x, &g)| *x -= rate * drawn(*x, g));
+                return;
             }
-            Rule::Adam { beta1, beta2, epsilon } | Rule::AdamW { beta1, beta2, epsilon } => {
-                let t = self.step as f64;
-                let (c1, c2) = (1.0 - beta1.powf(t), (1.0 - beta2.powf(t)).sqrt());
-                let shrink = if decoupled { 1.0 - rate * l2 } else { 1.0 };
-                let states = self.first[index].iter_mut().zip(&mut self.second[index]);
-                for ((x, &g), (m, v)) in x.iter_mut().zip(values).zip(states) {
-                    let g = of(*x, g);
-                    let mean = beta1 * f64::from(*m) + (1.0 - beta1) * g;
-                    let square = beta2 * f64::from(*v) + (1.0 - beta2) * g * g;
-                    (*m, *v) = (mean as f32, square as f32);
-                    let step = rate / c1 * mean / (square.sqrt() / c2 + epsilon);
-                    *x = (f64::from(*x) * shrink - step) as f32;
-                }
+            for ((x, &g), v) in x.iter_mut().zip(values).zip(m) {
+                let g = drawn(*x, g);
+                // The first gradient is the first momentum: v is zero before.
+                *v = momentum * *v + g;
+                *x -= rate * if nesterov { g + momentum * *v } else { *v };
             }
+        }
+        Rule::Adam { beta1, beta2, epsilon } | Rule::AdamW { beta1, beta2, epsilon } => {
+            let t = step as f64;
+            let (c1, c2) = (1.0 - beta1.powf(t), (1.0 - beta2.powf(t)).sqrt());
+            let adam = Adam {
+                keep: (beta1 as f32, beta2 as f32),
+                add: ((1.0 - beta1) as f32, (1.0 - beta2) as f32),
+                rate: (rate / c1) as f32,
+                inverse: (1.0 / c2) as f32,
+                epsilon: epsilon as f32,
+                shrink: if decoupled { (1.0 - rate * l2) as f32 } else { 1.0 },
+            };
+            if l1 == 0.0 { adam.apply(x, m, v, values, plain) } else { adam.apply(x, m, v, values, drawn) }
+        }
+    }
+}
+
+/// The numbers of one step of Adam.
+struct Adam {
+    keep: (f32, f32),
+    add: (f32, f32),
+    rate: f32,
+    /// Of the correction of the root.
+    inverse: f32,
+    epsilon: f32,
+    shrink: f32,
+}
+
+impl Adam {
+    #[inline(always)]
+    fn apply(&self, x: &mut [f32], m: &mut [f32], v: &mut [f32], values: &[f32], of: impl Fn(f32, f32) -> f32) {
+        for (((x, &g), m), v) in x.iter_mut().zip(values).zip(m).zip(v) {
+            let g = of(*x, g);
+            *m = self.keep.0 * *m + self.add.0 * g;
+            *v = self.keep.1 * *v + self.add.1 * (g * g);
+            *x = *x * self.shrink - self.rate * *m / (v.sqrt() * self.inverse + self.epsilon);
         }
     }
 }
 
 /// The factor that brings gradients to a norm of `most` together, if theirs is greater.
-pub fn clip_factor(norm: f64, most: Option<f64>) -> f64 {
-    match most {
-        Some(most) if norm > most => most / (norm + 1e-6),
-        _ => 1.0,
-    }
+pub fn clip_factor(norm: f64, most: f64) -> f64 {
+    if norm > most { most / (norm + 1e-6) } else { 1.0 }
 }
 
-/// The norm of all gradients together.
+/// The norm of all gradients together, in f64.
 pub fn norm<'a>(gradients: impl Iterator<Item = &'a [f32]>) -> f64 {
     gradients.flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
 }
@@ -199,8 +296,8 @@ mod tests {
             let mut x = [1.0_f32, -2.0];
             let mut optimizer = Optimizer::new(rule, &[2]);
             for g in [[0.5_f32, 1.0], [-1.0, 0.25]] {
-                optimizer.begin();
-                optimizer.update(0, &mut x, Gradient { values: &g, l2: 0.01, l1: 0.0 }, 0.1, 1.0);
+                let gradient = Gradient { values: &g, l2: 0.01, l1: 0.0 };
+                optimizer.step(&mut [Move { index: 0, x: &mut x, gradient }], 0.1, 1.0, &Threads::single());
             }
             for (x, want) in x.iter().zip(want) {
                 assert!((f64::from(*x) - want).abs() < 3e-7, "{rule:?}: {x} is not {want}");
@@ -213,8 +310,8 @@ mod tests {
         let gradient = |values| Gradient { values, l2: 0.0, l1: 0.1 };
         let mut x = [0.5_f32, 0.0];
         let mut optimizer = Optimizer::new(Rule::default(), &[2]);
-        optimizer.begin();
-        optimizer.update(0, &mut x, gradient(&[1.0, 0.0]), 0.1, 0.5);
+        let single = Threads::single();
+        optimizer.step(&mut [Move { index: 0, x: &mut x, gradient: gradient(&[1.0, 0.0]) }], 0.1, 0.5, &single);
         assert_eq!(x[1], 0.0, "nothing draws a zero");
         let (step, state) = optimizer.state();
         let state: Vec<Vec<f32>> = state.cloned().collect();
@@ -223,18 +320,38 @@ mod tests {
         other.restore(step, state).unwrap();
         let mut y = x;
         for (optimizer, x) in [(&mut optimizer, &mut x), (&mut other, &mut y)] {
-            optimizer.begin();
-            optimizer.update(0, x, gradient(&[-1.0, 2.0]), 0.1, 1.0);
+            optimizer.step(&mut [Move { index: 0, x, gradient: gradient(&[-1.0, 2.0]) }], 0.1, 1.0, &single);
         }
         assert_eq!((x, optimizer), (y, other));
+    }
+
+    /// A parameter in the middle has no gradient, and pieces end within parameters.
+    #[test]
+    fn threads_do_not_change_the_bits() {
+        let lengths = [7, 300_001, 5, 200_003];
+        let numbers = |len: usize, seed: usize| (0..len).map(|i| ((i * 7919 + seed) % 1009) as f32 / 1009.0 - 0.5).collect::<Vec<f32>>();
+        for rule in [Rule::default(), Rule::Sgd { momentum: 0.9, nesterov: true }, Rule::Sgd { momentum: 0.0, nesterov: false }] {
+            let run = |threads: &Threads| {
+                let mut all: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers(len, len)).collect();
+                let mut optimizer = Optimizer::new(rule, &lengths);
+                for step in 0..2 {
+                    let gradients: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers(len, step)).collect();
+                    let moved = all.iter_mut().zip(&gradients).enumerate().filter(|(index, _)| *index != 2);
+                    let of = |values| Gradient { values, l2: 0.01, l1: if step == 0 { 0.0 } else { 0.1 } };
+                    let mut moves: Vec<Move<'_>> = moved.map(|(index, (x, g))| Move { index, x, gradient: of(g) }).collect();
+                    optimizer.step(&mut moves, 0.1, 0.7, threads);
+                }
+                (all, optimizer)
+            };
+            assert!(run(&Threads::single()) == run(&Threads::new(2).unwrap()), "{rule:?}");
+        }
     }
 
     #[test]
     fn gradients_are_clipped_together() {
         let norm = norm([&[3.0_f32][..], &[0.0, 4.0]].into_iter());
         assert_eq!(norm, 5.0);
-        assert_eq!(clip_factor(norm, None), 1.0);
-        assert_eq!(clip_factor(norm, Some(5.0)), 1.0);
-        assert!((clip_factor(norm, Some(1.0)) - 0.2).abs() < 1e-6);
+        assert_eq!(clip_factor(norm, 5.0), 1.0);
+        assert!((clip_factor(norm, 1.0) - 0.2).abs() < 1e-6);
     }
 }

@@ -248,7 +248,7 @@ fn search_best(
     for (number, config) in configs.iter().enumerate().skip(scores.done.len()) {
         let parts = known.split(config)?;
         let score = match config.data.folds {
-            Some(count) => cross_validate(config, known, &parts, count, output, controls)
+            Some(count) => cross_validate(config, known, &parts, (count, &mut search::Scores::default()), None, (output, controls))
                 .map(|found| found.map(|found| -found.iter().sum::<f64>() / found.len() as f64)),
             None => validated(config, known, &parts, output, controls),
         };
@@ -298,14 +298,15 @@ fn train(
         ..Report::default()
     };
     let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
-    let saved = output.join("checkpoint.npz");
+    let (saved, of_folds) = (output.join("checkpoint.npz"), output.join("folds.txt"));
     // A search that was stopped in its trials has left none.
     if controls.resume && (saved.exists() || report.trials.is_none()) {
         checkpoint::load(&saved, &hash, &mut trainer.state)?;
         (controls.say)(&format!("resumed behind epoch {}", trainer.state.history.len()));
     }
     if let Some(count) = config.data.folds {
-        let Some(found) = cross_validate(config, known, &parts, count, output, controls)? else {
+        let mut done = if controls.resume { search::Scores::read(&of_folds, &hash) } else { search::Scores::new(&hash) };
+        let Some(found) = cross_validate(config, known, &parts, (count, &mut done), Some(&of_folds), (output, controls))? else {
             checkpoint::save(&saved, &hash, &trainer.state)?;
             return Ok(Ended::Stopped);
         };
@@ -322,7 +323,9 @@ fn train(
     let export =
         folder::Export { config, text, known, preparation, unit: fitted.unit, base, sample, trained: &parts.train, report: &report };
     export.write(output, &mut trainer.state.parameters)?;
-    let _ = std::fs::remove_file(&saved);
+    for file in [&saved, &of_folds] {
+        let _ = std::fs::remove_file(file);
+    }
     Ok(Ended::Done(Box::new(report)))
 }
 
@@ -336,18 +339,17 @@ fn epochs(
 ) -> Result<Option<f64>> {
     let steps = trainer.steps();
     let (mut rows, mut seconds) = (0, 0.0);
+    // An epoch that is stopped begins anew, from the state that was before it: that is in the file.
+    if trainer.state.history.is_empty() {
+        checkpoint::save(saved, hash, &trainer.state)?;
+    }
     while !trainer.finished() {
-        // An epoch that is stopped begins anew, from the state that was before it.
-        let before = trainer.state.clone();
-        let base = before.history.len() * steps;
+        let base = trainer.state.history.len() * steps;
         let stopped = controls.stop.load(std::sync::atomic::Ordering::Relaxed);
         let step = |step, loss| (controls.step)(base + step, config.train.epochs * steps, loss);
         let start = Instant::now();
         let found = if stopped { None } else { trainer.epoch(controls.stop, step)? };
-        let Some(epoch) = found else {
-            checkpoint::save(saved, hash, &before)?;
-            return Ok(None);
-        };
+        let Some(epoch) = found else { return Ok(None) };
         (rows, seconds) = (rows + trainer.rows(), seconds + start.elapsed().as_secs_f64());
         let number = trainer.state.history.len();
         let over = trainer.finished();
@@ -378,19 +380,20 @@ fn line(number: usize, epoch: &Epoch, metric: &str) -> String {
     format!("epoch {number}: loss {:.6}{validation}{found}", epoch.loss)
 }
 
-/// Trains and tests on each fold of all rows but the test's; `None` if it was stopped.
+/// Trains and tests on each fold of all rows but the test's, but those that are done; what they come to is kept in the file `kept`. `None` if it
+/// was stopped.
 fn cross_validate(
     config: &Config,
     known: &Known,
     parts: &Split,
-    count: usize,
-    folder: &Path,
-    controls: &Controls<'_>,
+    (count, done): (usize, &mut search::Scores),
+    kept: Option<&Path>,
+    (folder, controls): (&Path, &Controls<'_>),
 ) -> Result<Option<Vec<f64>>> {
     let mut all = [&parts.train[..], &parts.validation].concat();
     all.sort_unstable();
-    let mut found = Vec::with_capacity(count);
-    for (number, mut fold) in folds(&known.target, &all, count, config.data.stratify, config.train.seed)?.into_iter().enumerate() {
+    let all = folds(&known.target, &all, count, config.data.stratify, config.train.seed)?;
+    for (number, mut fold) in all.into_iter().enumerate().skip(done.done.len()) {
         // What says when to stop comes from the fold's own training rows: the test of the fold judges only.
         if config.data.validation > 0.0 {
             let inner = split(
@@ -414,9 +417,12 @@ fn cross_validate(
         settle(&mut trainer);
         let (loss, metric) = trainer.evaluate(&fitted.test)?;
         (controls.say)(&format!("fold {} of {count}: loss {loss:.6}, {} {metric:.4}", number + 1, metric_name(known.task)));
-        found.push(metric);
+        done.done.push(metric);
+        if let Some(path) = kept {
+            done.write(path)?;
+        }
     }
-    Ok(Some(found))
+    Ok(Some(done.done.clone()))
 }
 
 /// Says what the data is.

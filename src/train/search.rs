@@ -181,10 +181,10 @@ pub fn applied(config: &Config, text: &str, trial: &Trial) -> Result<(Config, St
     Ok((found, text))
 }
 
-/// The scores of trials, kept in a file so that a search that was stopped goes on.
+/// The scores of trials, or what folds came to, kept in a file so that what was stopped goes on.
 #[derive(Debug, Default)]
 pub struct Scores {
-    /// One for each trial that is done; the least is the best.
+    /// One for each that is done; of trials the least is the best.
     pub done: Vec<f64>,
     hash: String,
 }

@@ -67,7 +67,7 @@ fn explain_tells_contributions() {
     let text = folder.run(&[&base[..], &["--rows", "1"]].concat()).ok().out;
     assert!(text.starts_with("shapley, background: 6 rows of request, "), "{text}");
     assert!(
-        text.contains("row 1: ") && text.contains("  b = 2") && text.contains("completeness error") && !text.contains("row 2: "),
+        text.contains("row 1: ") && text.contains("  x2 = 2") && text.contains("completeness error") && !text.contains("row 2: "),
         "{text}"
     );
     let json: Value = serde_json::from_str(&folder.run(&[&base[..], &["--json"]].concat()).ok().out).unwrap();
@@ -143,6 +143,10 @@ fn deploy_refuses_what_is_wrong_or_worse() {
     let judged = ["deploy", &two, "--to", "served", "--data", "rows.csv", "--target", "class", "--features", "a,b"];
     let out = folder.run(&judged).ok().out;
     assert!(out.contains("accuracy: 1.000000 there, 1.000000 now"), "{out}");
+    for more in [&["--canary", "10"][..], &["--data", "rows.csv", "--target", "class"]] {
+        let to = ["deploy", &two, "--to", "http://127.0.0.1:1"];
+        folder.run(&[&to[..], more].concat()).fails(1, &["--canary and --data need the folder of the models"]);
+    }
     folder.run(&["deploy", &two, "--to", "http://127.0.0.1:1"]).fails(1, &["http://127.0.0.1:1: "]);
     folder.run(&["deploy", &two, "--to", "https://127.0.0.1:1"]).fails(1, &["only http:// can be asked"]);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use image::{GrayImage, Luma};
 use ndserve::engine::{Tensor, npz};
+use parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -107,10 +108,14 @@ fn data_that_is_more_than_memory_holds_gives_the_same_model() {
 
 /// The table of [`table`] as a file of two row groups.
 pub(crate) fn parquet(text: &str) -> Vec<u8> {
+    parquet_packed(text, Compression::SNAPPY)
+}
+
+fn parquet_packed(text: &str, compression: Compression) -> Vec<u8> {
     let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split(',').collect()).collect();
     let schema = "message rows { optional double size; required binary colour (STRING); required binary label (STRING); required int32 weight (DATE); }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let properties = WriterProperties::builder().set_compression(parquet::basic::Compression::SNAPPY).build();
+    let properties = WriterProperties::builder().set_compression(compression).build();
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).unwrap();
     for rows in rows.chunks(40) {
         let mut group = writer.next_row_group().unwrap();
@@ -142,14 +147,23 @@ fn formats_of_tables_give_the_same_model() {
         std::io::Write::write_all(&mut encoder, table().as_bytes()).unwrap();
         encoder.finish().unwrap()
     };
-    let folder = Folder::new().with("data.csv", table()).with("data.csv.gz", packed).with("data.parquet", parquet(&table()));
+    let mut folder = Folder::new().with("data.csv", table()).with("data.csv.gz", packed);
+    let compressions = [
+        ("none.parquet", Compression::UNCOMPRESSED),
+        ("snappy.parquet", Compression::SNAPPY),
+        ("gzip.parquet", Compression::GZIP(GzipLevel::default())),
+        ("zstd.parquet", Compression::ZSTD(ZstdLevel::default())),
+    ];
+    for (name, compression) in compressions {
+        folder = folder.with(name, parquet_packed(&table(), compression));
+    }
     let parameters = |name: &str| {
         let folder = &folder.0.join("train.toml");
         fs::write(folder, TABLE.replace("data.csv", name)).unwrap();
     };
     parameters("data.csv");
     let want = folder.done("csv/model");
-    for name in ["data.csv.gz", "data.parquet"] {
+    for name in ["data.csv.gz"].into_iter().chain(compressions.map(|(name, _)| name)) {
         parameters(name);
         let found = folder.done(&format!("of-{name}/model"));
         assert_eq!((found.history, found.test, found.rows), (want.history.clone(), want.test, want.rows), "{name}");

@@ -6,7 +6,7 @@ use ndserve::engine::{LoadOptions, Tensor, read_graph};
 use ndserve::train::Ended;
 
 use crate::fixture::Folder;
-use crate::runs::pictures;
+use crate::runs::{TABLE, pictures, table};
 
 const CONVOLUTIONS: &str = "[data]\npath = \"data.npz\"\ntarget = \"label\"\nlabels = [\"row\", \"column\"]\ntest = 0.25\n[prepare]\nscale = \"min_max\"\n\
      [[layer]]\nkind = \"conv\"\nfilters = 6\nkernel = 3\npadding = \"same\"\n[[layer]]\nkind = \"batch_norm\"\n[[layer]]\nkind = \"activation\"\nfunction = \"relu\"\n\
@@ -126,6 +126,22 @@ fn a_search_that_was_stopped_in_its_trials_goes_on_to_the_same_bits() {
         assert_eq!((parts.trials, parts.history), (whole.trials, whole.history), "{more}");
         assert!(folder.model("whole/model") == folder.model("parts/model"), "{more}: going on gives other bits");
     }
+}
+
+#[test]
+fn folds_that_are_done_are_not_trained_again() {
+    let config = TABLE.replace("test = 0.2\n", "test = 0.2\nfolds = 3\n").replace("epochs = 30", "epochs = 4");
+    let folder = Folder::new().with("data.csv", table()).with("train.toml", config);
+    let whole = folder.done("whole/model");
+    assert_eq!(folder.train_until("parts/model", "fold 1 of 3"), Ended::Stopped);
+    let kept = folder.0.join("parts/model/folds.txt");
+    let text = fs::read_to_string(&kept).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    // No fold comes to this.
+    fs::write(&kept, format!("{}\n7.5\n", text.lines().next().unwrap())).unwrap();
+    let Ended::Done(parts) = folder.train("parts/model", true, 0, 1).unwrap() else { panic!("it was not stopped") };
+    assert_eq!((parts.folds[0], &parts.folds[1..], parts.history), (7.5, &whole.folds[1..], whole.history));
+    assert!(!kept.exists() && folder.model("whole/model") == folder.model("parts/model"), "going on gives other bits");
 }
 
 #[test]

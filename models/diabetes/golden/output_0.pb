@@ -1,1 +1,1 @@
-BprogressionJ + C"ÌPCê¸ÐBäÞ!C=nC³¸ÙB¡’ßBðC
+BprogressionJ + CÌPCî¸ÐBãÞ!C>nC¶¸ÙB¤’ßBðC

@@ -1,1 +1,2 @@
-BprobabilityJq5ïqW9Në?þ?Jþ?
+BprobabilityJ9q5
+rW9Në?þ?Jþ?

@@ -1,5 +1,6 @@
 //! BatchNormalization in all its versions: as it serves, and as it trains.
 
+mod channels;
 pub(crate) mod gradient;
 
 use smallvec::{SmallVec, smallvec};
@@ -7,7 +8,10 @@ use smallvec::{SmallVec, smallvec};
 use super::ANY;
 use super::axes::{product, same_type};
 use super::number::{Number, with_float};
+use super::scalar::{Scalar, with_scalar};
+use channels::{each_plane, moments};
 use crate::engine::attrs::Attrs;
+use crate::engine::dtype::DType;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -176,7 +180,7 @@ impl Op for Statistical {
         Ok([x.into(), mean, variance].into_iter().chain(saved).collect())
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?;
         let sizes = Sizes::of(x.shape(), self.spatial)?;
         let parameters: SmallVec<[Vec<f64>; 4]> = (1..5).map(|i| doubles(inputs.at(i)?)).collect::<Result<_, _>>()?;
@@ -184,9 +188,25 @@ impl Op for Statistical {
         let Some(momentum) = self.training.map(f64::from) else {
             return self.norm.normalise(x, sizes, [scale, bias, mean, variance], outputs.at(0)?);
         };
-        let current = with_float!(x.dtype(), T => statistics(x.slice::<T>()?, sizes), else return Err(OpError::wrong_type(DType::F32, x.dtype())));
+        let current = match x.dtype() {
+            DType::F32 | DType::F64 => with_scalar!(x.dtype(), T => {
+                let x = x.slice::<T>()?;
+                let current = moments(x, sizes, ctx.threads);
+                each_plane([x], outputs.at(0)?.slice()?, sizes, ctx.threads, |c, [x], y| {
+                    let factor = scale[c] / (current.1[c] + f64::from(self.norm.epsilon)).sqrt();
+                    let [factor, mean, bias] = [factor, current.0[c], bias[c]].map(<T as Scalar>::of);
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * factor + bias);
+                });
+                Ok(current)
+            })?,
+            _ => {
+                let current =
+                    with_float!(x.dtype(), T => statistics(x.slice::<T>()?, sizes), else return Err(OpError::wrong_type(DType::F32, x.dtype())));
+                self.norm.normalise(x, sizes, [scale, bias, &current.0, &current.1], outputs.at(0)?)?;
+                current
+            }
+        };
         let update = |old: &[f64], new: &[f64]| -> Vec<f64> { old.iter().zip(new).map(|(old, new)| old * momentum + new * (1.0 - momentum)).collect() };
-        self.norm.normalise(x, sizes, [scale, bias, &current.0, &current.1], outputs.at(0)?)?;
         write(&update(mean, &current.0), outputs.get(1))?;
         write(&update(variance, &current.1), outputs.get(2))?;
         write(&current.0, outputs.get(3))?;
@@ -198,7 +218,6 @@ impl Op for Statistical {
 mod tests {
     use super::super::testing::{Case, assert_close, noise, op, tensor};
     use super::*;
-    use crate::engine::dtype::DType;
     use crate::engine::tensor::Tensor;
 
     fn parameters(channels: usize) -> [Tensor; 4] {

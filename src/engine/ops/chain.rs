@@ -8,6 +8,7 @@ use super::scalar::{Scalar, with_scalar};
 use crate::engine::adjoint::{Emit, ValueId};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::Kind;
+use crate::engine::threads::Threads;
 use crate::engine::view::{View, ViewMut};
 
 static CHAIN: OpDef = own("Chain");
@@ -29,10 +30,19 @@ impl Slope {
         Self::Of(Box::new(slope))
     }
 
-    /// `g = g * slope(at)`.
-    fn apply<T: Scalar>(&self, at: View<'_>, g: &mut ViewMut<'_>) -> Result<(), OpError> {
-        let pairs = g.slice::<T>()?.iter_mut().zip(at.slice::<T>()?);
+    /// `g = g * slope(at)`, on as many threads as the work is worth.
+    fn apply<T: Scalar>(&self, at: View<'_>, g: &mut ViewMut<'_>, threads: &Threads) -> Result<(), OpError> {
+        let (g, at) = (g.slice::<T>()?, at.slice::<T>()?);
+        let cost = if matches!(self, Self::Of(_)) { 50 } else { 2 };
+        let part = g.len().div_ceil(threads.parts(cost * g.len() as u64)).max(1);
+        threads.for_each(g.chunks_mut(part).zip(at.chunks(part)).collect(), |(g, at)| self.apply_here(at, g));
+        Ok(())
+    }
+
+    fn apply_here<T: Scalar>(&self, at: &[T], g: &mut [T]) {
+        let pairs = g.iter_mut().zip(at);
         match self {
+            Self::Rectifier(below) if *below == 0.0 => pairs.for_each(|(g, &at)| *g = if at > T::zero() { *g } else { T::zero() }),
             Self::Rectifier(below) => {
                 let below = T::of(*below);
                 pairs.for_each(|(g, &at)| *g = if at > T::zero() { *g } else { *g * below });
@@ -41,7 +51,6 @@ impl Slope {
             Self::Tanh => pairs.for_each(|(g, &y)| *g = *g * (T::one() - y * y)),
             Self::Of(slope) => pairs.for_each(|(g, &x)| *g = T::of(g.wide() * slope(x.wide()))),
         }
-        Ok(())
     }
 }
 
@@ -79,18 +88,18 @@ impl Op for Chain {
         Ok(vec![g.into()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (g, at, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         y.data().copy_from(0, &g.data());
-        with_scalar!(g.dtype(), T => self.slope.apply::<T>(at, y))
+        with_scalar!(g.dtype(), T => self.slope.apply::<T>(at, y, ctx.threads))
     }
 
     fn in_place(&self) -> &'static [usize] {
         &[0]
     }
 
-    fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (at, y) = (inputs.at(1)?, outputs.at(0)?);
-        with_scalar!(at.dtype(), T => self.slope.apply::<T>(at, y))
+        with_scalar!(at.dtype(), T => self.slope.apply::<T>(at, y, ctx.threads))
     }
 }

@@ -44,9 +44,15 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
         }
         Right::Plain { data, transposed, n } => {
             let parts = ctx.threads.parts(flops(m, k, n));
-            if parts > 1 && !left.transposed {
+            if parts > 1 {
                 let b = Weights::pack(Precision::F32, ctx.isa, data, k, n, transposed);
-                split(left.data, m, &b, epilogue, c, (ctx.threads, parts));
+                if left.transposed {
+                    // The kernels split rows over threads where they lie behind each other.
+                    transpose(left.data, k, m, &mut ctx.scratch.f32);
+                    split(&ctx.scratch.f32, m, &b, epilogue, c, (ctx.threads, parts));
+                } else {
+                    split(left.data, m, &b, epilogue, c, (ctx.threads, parts));
+                }
             } else {
                 gemm(ctx.isa, m, k, n, left.data, left.transposed, data, transposed, c, epilogue, &mut ctx.scratch.f32);
             }
@@ -58,9 +64,20 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
 pub(crate) fn transpose<T: Copy + Default>(from: &[T], rows: usize, columns: usize, to: &mut Vec<T>) {
     to.clear();
     to.resize(rows * columns, T::default());
-    for (r, row) in from.chunks_exact(columns.max(1)).enumerate() {
-        for (c, &value) in row.iter().enumerate() {
-            to[c * rows + r] = value;
+    transpose_into(from, rows, columns, to);
+}
+
+/// [`transpose`] into as many elements. Squares of it are done one after the other, each of which the first-level cache holds.
+pub(crate) fn transpose_into<T: Copy>(from: &[T], rows: usize, columns: usize, to: &mut [T]) {
+    const SIDE: usize = 16;
+    for first in (0..rows).step_by(SIDE) {
+        let end = rows.min(first + SIDE);
+        for column in (0..columns).step_by(SIDE) {
+            for c in column..columns.min(column + SIDE) {
+                for (r, to) in (first..end).zip(&mut to[c * rows + first..c * rows + end]) {
+                    *to = from[r * columns + c];
+                }
+            }
         }
     }
 }
@@ -171,6 +188,7 @@ mod tests {
             c
         };
         let plain = Right::Plain { data: &b, transposed: false, n };
+        assert_eq!((across[3 * m + 2], across.len()), (a[2 * k + 3], m * k));
         let want = run(Left { data: &a, transposed: false, m, k }, plain);
         assert_eq!(run(Left { data: &across, transposed: true, m, k }, plain), want);
         assert_eq!(run(Left { data: &across, transposed: true, m, k }, Right::Packed(&packed)), want);

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use num_traits::Float;
 
-use super::product::{Left, Right, flops, multiply, transpose};
+use super::product::{Left, Right, multiply, transpose};
 use crate::engine::dtype::Element;
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm::{gemm, gemm_generic};
@@ -57,12 +57,6 @@ impl Scalar for f32 {
     fn product(product: Product<'_, Self>, c: &mut [Self], ctx: &mut Context<'_>) {
         let Product { m, k, n, left, left_transposed, right, right_transposed } = product;
         let right = Right::Plain { data: right, transposed: right_transposed, n };
-        if left_transposed && ctx.threads.parts(flops(m, k, n)) > 1 {
-            // The kernels split rows over threads where they lie behind each other.
-            let mut rows = Vec::new();
-            transpose(left, k, m, &mut rows);
-            return multiply(Left { data: &rows, transposed: false, m, k }, right, &Epilogue::default(), c, ctx);
-        }
         multiply(Left { data: left, transposed: left_transposed, m, k }, right, &Epilogue::default(), c, ctx);
     }
 

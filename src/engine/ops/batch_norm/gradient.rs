@@ -2,13 +2,15 @@
 
 use smallvec::smallvec;
 
-use super::{BatchNorm, Sizes, Statistical, doubles, statistics, write};
+use super::channels::{each_plane, moments, weighted};
+use super::{BatchNorm, Sizes, Statistical, doubles, write};
 use crate::engine::adjoint::{Adjoint, Emit, Gradients, Rule};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::ops::axes::same_type;
 use crate::engine::ops::own;
 use crate::engine::ops::scalar::{Scalar, with_scalar};
 use crate::engine::tensor::Kind;
+use crate::engine::threads::Threads;
 use crate::engine::view::View;
 
 pub(crate) const RULES: &[Rule] = &[Rule::new("BatchNormalization", batch_norm)];
@@ -37,39 +39,26 @@ struct BatchNormGradient {
     training: bool,
 }
 
-/// What each channel adds up: of the gradient, and of the gradient times the distance from the mean.
-fn sums<T: Scalar>(g: &[T], x: &[T], mean: &[f64], sizes: Sizes) -> (Vec<f64>, Vec<f64>) {
-    let (mut plain, mut weighted) = (vec![0.0; sizes.channels], vec![0.0; sizes.channels]);
-    let size = sizes.size.max(1);
-    for (plane, (g, x)) in g.chunks_exact(size).zip(x.chunks_exact(size)).enumerate() {
-        let c = plane % sizes.channels;
-        plain[c] += g.iter().map(|g| g.wide()).sum::<f64>();
-        weighted[c] += g.iter().zip(x).map(|(g, x)| g.wide() * (x.wide() - mean[c])).sum::<f64>();
-    }
-    (plain, weighted)
-}
-
 impl BatchNormGradient {
-    fn run_typed<T: Scalar>(&self, g: View<'_>, inputs: &Inputs<'_>, moments: (Vec<f64>, Vec<f64>), outputs: &mut Outputs<'_, '_>) -> Result<(), OpError> {
+    fn run_typed<T: Scalar>(&self, g: View<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, threads: &Threads) -> Result<(), OpError> {
         let x = inputs.at(1)?;
         let sizes = Sizes::of(x.shape(), self.spatial)?;
         let (g, x, scale) = (g.slice::<T>()?, x.slice::<T>()?, doubles(inputs.at(2)?)?);
-        let (mean, variance) = moments;
+        let (mean, variance) =
+            if self.training { moments(x, sizes, threads) } else { (doubles(inputs.at(3)?)?, doubles(inputs.at(4)?)?) };
         let inverse: Vec<f64> = variance.iter().map(|variance| 1.0 / (variance + self.epsilon).sqrt()).collect();
-        let (plain, weighted) = sums(g, x, &mean, sizes);
+        let (plain, weighted) = weighted(g, x, &mean, sizes, threads);
         let count = (sizes.samples * sizes.size) as f64;
-        let (factor, size) = (|c: usize| scale[c] * inverse[c], sizes.size.max(1));
+        let factor = |c: usize| scale[c] * inverse[c];
         if let Some(y) = outputs.get(0) {
-            let y = y.slice::<T>()?;
-            for (plane, ((g, x), y)) in g.chunks_exact(size).zip(x.chunks_exact(size)).zip(y.chunks_exact_mut(size)).enumerate() {
-                let c = plane % sizes.channels;
-                let factor = factor(c);
+            each_plane([g, x], y.slice::<T>()?, sizes, threads, |c, [g, x], y| {
                 // In training the mean and the variance move with the input.
                 let (shift, slope) = if self.training { (plain[c] / count, weighted[c] * inverse[c] * inverse[c] / count) } else { (0.0, 0.0) };
-                for ((y, g), x) in y.iter_mut().zip(g).zip(x) {
-                    *y = T::of(factor * (g.wide() - shift - (x.wide() - mean[c]) * slope));
+                let [factor, shift, slope, mean] = [factor(c), shift, slope, mean[c]].map(T::of);
+                for ((y, &g), &x) in y.iter_mut().zip(g).zip(x) {
+                    *y = factor * (g - shift - (x - mean) * slope);
                 }
-            }
+            });
         }
         let per_channel = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..sizes.channels).map(f).collect() };
         write(&per_channel(&|c| weighted[c] * inverse[c]), outputs.get(1))?;
@@ -91,16 +80,8 @@ impl Op for BatchNormGradient {
         Ok(vec![inputs.shape(1)?.into(), scale.clone(), scale, inputs.shape(3)?.into(), inputs.shape(4)?.into()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let g = inputs.at(0)?;
-        with_scalar!(g.dtype(), T => {
-            let moments = if self.training {
-                let x = inputs.at(1)?;
-                statistics::<T>(x.slice()?, Sizes::of(x.shape(), self.spatial)?)
-            } else {
-                (doubles(inputs.at(3)?)?, doubles(inputs.at(4)?)?)
-            };
-            self.run_typed::<T>(g, inputs, moments, outputs)
-        })
+        with_scalar!(g.dtype(), T => self.run_typed::<T>(g, inputs, outputs, ctx.threads))
     }
 }

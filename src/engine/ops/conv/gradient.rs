@@ -1,15 +1,23 @@
-//! The gradients of Conv, as products of matrices: of the input by the transpose of gathering columns, of the weights by a product
-//! with the columns, of the bias by sums over a channel.
+//! The gradients of Conv: of the input a convolution with the weights turned round, or, with strides, the transpose of gathering
+//! columns; of the weights a product with the columns; of the bias sums over a channel.
 
-use super::super::columns::{Geometry, scatter, segments};
-use super::Conv;
+use std::ops::Range;
+
+use super::super::columns::{Geometry, segments};
+use super::{Conv, PADDED_ELEMENTS, flat, run_packed};
 use crate::engine::adjoint::{Adjoint, Emit, Gradients, Rule, concrete};
+use crate::engine::dtype::DType;
+use crate::engine::kernels::conv::PackedConv;
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::ops::axes::{require, same_type, size};
 use crate::engine::ops::own;
+use crate::engine::ops::product::transpose_into;
+use crate::engine::ops::residual::End;
 use crate::engine::ops::scalar::{Product, Scalar, with_scalar};
+use crate::engine::ops::window::Axis;
 use crate::engine::tensor::Kind;
 use crate::engine::view::View;
 
@@ -50,20 +58,32 @@ fn check(geometry: &Geometry, g: &[usize]) -> Result<(), OpError> {
     Err(OpError::shape(format!("a gradient of shape {g:?} does not fit the convolution")))
 }
 
-/// The columns of one group of one sample, `[depth, positions]`, into zeros.
-fn gather<T: Scalar>(geometry: &Geometry, x: &[T], columns: &mut [T]) {
-    let (taps, (from, to)) = (geometry.taps(), geometry.planes());
-    columns.fill(T::zero());
-    segments(&geometry.axes, 0..to, |s| {
-        for (c, x) in x.chunks_exact(from).enumerate() {
-            let to = &mut columns[(c * taps + s.tap) * to + s.column..][..s.len];
-            if s.stride == 1 {
-                to.copy_from_slice(&x[s.element..][..s.len]);
-            } else {
-                to.iter_mut().zip(x[s.element..].iter().step_by(s.stride)).for_each(|(to, from)| *to = *from);
-            }
+/// Output positions that share a product: the samples of small images stand side by side, so that what does not depend on them is
+/// packed once for many columns.
+const POSITIONS: usize = 512;
+
+/// Elements of columns that a thread gathers before it multiplies them: 1 MiB of f32.
+const GATHERED: usize = 1 << 18;
+
+/// The samples that share a product.
+fn together(geometry: &Geometry) -> usize {
+    POSITIONS.div_ceil(geometry.planes().1.max(1)).clamp(1, geometry.samples.max(1))
+}
+
+/// The gradients of one group of some samples side by side, `[c_out, samples * positions]`.
+fn side_by_side<'a, T: Scalar>(geometry: &Geometry, g: &'a [T], group: usize, samples: &Range<usize>, store: &'a mut Vec<T>) -> &'a [T] {
+    let (c_out, (_, to)) = (geometry.c_out, geometry.planes());
+    let start = |sample: usize| (sample * geometry.groups + group) * c_out * to;
+    if samples.len() == 1 {
+        return &g[start(samples.start)..][..c_out * to];
+    }
+    store.clear();
+    for channel in 0..c_out {
+        for sample in samples.clone() {
+            store.extend_from_slice(&g[start(sample) + channel * to..][..to]);
         }
-    });
+    }
+    store
 }
 
 /// Inputs: the gradient of the output, the weights, the shape of the input.
@@ -79,28 +99,91 @@ impl OfInput {
             return Ok(());
         }
         let (depth, c_out, (from, to)) = (geometry.depth(), geometry.c_out, geometry.planes());
-        let (taken, given) = (geometry.c_in * from, c_out * to);
-        let isa = ctx.isa;
-        let work = |first: usize, y: &mut [T], columns: &mut Vec<T>, scratch: &mut Vec<T>| {
-            columns.resize(depth * to, T::zero());
-            for (i, y) in y.chunks_exact_mut(taken).enumerate() {
-                let unit = first + i;
-                let w = &w[unit % geometry.groups * c_out * depth..][..c_out * depth];
-                let g = &g[unit * given..][..given];
-                let product = Product { m: depth, k: c_out, n: to, left: w, left_transposed: true, right: g, right_transposed: false };
-                T::product_here(product, columns, isa, scratch);
-                for (y, columns) in y.chunks_exact_mut(from).zip(columns.chunks_exact(geometry.taps() * to)) {
-                    scatter(&geometry.axes, 0..to, columns, y, |a, b| a + b);
+        let (taken, isa) = (geometry.groups * geometry.c_in * from, ctx.isa);
+        let samples_of_part = geometry.samples.div_ceil(ctx.threads.parts(geometry.flops()).min(geometry.samples));
+        let work = |part: usize, y: &mut [T]| {
+            let (mut columns, mut given, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+            for (block, y) in y.chunks_mut(together(&geometry) * taken).enumerate() {
+                let first = part * samples_of_part + block * together(&geometry);
+                let samples = first..first + y.len() / taken;
+                let n = samples.len() * to;
+                columns.resize(depth * n, T::zero());
+                for group in 0..geometry.groups {
+                    let left = &w[group * c_out * depth..][..c_out * depth];
+                    let right = side_by_side(&geometry, g, group, &samples, &mut given);
+                    let product = Product { m: depth, k: c_out, n, left, left_transposed: true, right, right_transposed: false };
+                    T::product_here(product, &mut columns[..depth * n], isa, &mut scratch);
+                    give(&geometry, group, &columns, y);
                 }
             }
         };
-        let units = geometry.samples * geometry.groups;
-        let parts = ctx.threads.parts(geometry.flops()).min(units);
-        let per_part = units.div_ceil(parts);
-        let items: Vec<_> = y.chunks_mut(per_part * taken).enumerate().collect();
-        ctx.threads.for_each(items, |(part, y)| work(part * per_part, y, &mut Vec::new(), &mut Vec::new()));
+        let items: Vec<_> = y.chunks_mut(samples_of_part * taken).enumerate().collect();
+        ctx.threads.for_each(items, |(part, y)| work(part, y));
         Ok(())
     }
+
+    /// The same as a convolution of the gradient with the weights turned round, where neighbouring positions meet neighbouring elements.
+    /// `None` where they do not, or the kernel cannot.
+    fn as_convolution(&self, g: View<'_>, w: View<'_>, y: (&[usize], &mut [f32]), ctx: &mut Context<'_>) -> Result<Option<()>, OpError> {
+        let geometry = self.0.sizes(y.0, w.shape())?;
+        let (g, w) = (g.slice::<f32>()?, w.slice::<f32>()?);
+        let Some((shape, Some(padded))) = turned(&geometry).as_ref().and_then(flat) else { return Ok(None) };
+        if padded > PADDED_ELEMENTS || g.is_empty() || y.1.is_empty() || w.is_empty() {
+            return Ok(None);
+        }
+        let (taps, c_in, c_out) = (geometry.taps(), geometry.c_in, geometry.c_out);
+        let mut around = vec![0.0; w.len()];
+        for (w, around) in w.chunks_exact(c_out * c_in * taps).zip(around.chunks_exact_mut(c_out * c_in * taps)) {
+            for (at, w) in w.chunks_exact(taps).enumerate() {
+                let (out, channel) = (at / c_in, at % c_in);
+                let to = &mut around[(channel * c_out + out) * taps..][..taps];
+                to.iter_mut().zip(w.iter().rev()).for_each(|(to, w)| *to = *w);
+            }
+        }
+        let packed =
+            PackedConv::pack(Precision::F32, ctx.isa, &around, shape.c_out, c_out, shape.kernel_h, shape.kernel_w, geometry.groups);
+        run_packed(&shape, &packed, g, None, End { adds: false, activation: Activation::None }, y.1, ctx);
+        Ok(Some(()))
+    }
+}
+
+/// The convolution from the gradient of the output to that of the input, if the strides are 1 and no padding is wider than the kernel
+/// reaches.
+fn turned(geometry: &Geometry) -> Option<Geometry> {
+    let turn = |axis: &Axis| {
+        let reach = axis.dilation * (axis.kernel - 1);
+        (axis.stride == 1).then_some(())?;
+        Some(Axis {
+            input: axis.output,
+            output: axis.input,
+            pad_begin: reach.checked_sub(axis.pad_begin)?,
+            pad_end: reach.checked_sub(axis.pad_end)?,
+            ..*axis
+        })
+    };
+    let axes = geometry.axes.iter().map(turn).collect::<Option<_>>()?;
+    Some(Geometry { c_in: geometry.c_out, c_out: geometry.c_in, axes, ..*geometry })
+}
+
+/// Adds the columns of one group of some samples, `[depth, samples * positions]`, to the elements of their inputs that the taps meet.
+fn give<T: Scalar>(geometry: &Geometry, group: usize, columns: &[T], y: &mut [T]) {
+    let (taps, (from, to)) = (geometry.taps(), geometry.planes());
+    let channels = geometry.groups * geometry.c_in;
+    let samples = y.len() / (channels * from);
+    let row = samples * to;
+    segments(&geometry.axes, 0..to, |s| {
+        for c in 0..geometry.c_in {
+            for sample in 0..samples {
+                let columns = &columns[(c * taps + s.tap) * row + sample * to + s.column..][..s.len];
+                let y = &mut y[(sample * channels + group * geometry.c_in + c) * from + s.element..];
+                if s.stride == 1 {
+                    y.iter_mut().zip(columns).for_each(|(y, &v)| *y += v);
+                } else {
+                    y.iter_mut().step_by(s.stride).zip(columns).for_each(|(y, &v)| *y += v);
+                }
+            }
+        }
+    });
 }
 
 impl Op for OfInput {
@@ -118,6 +201,9 @@ impl Op for OfInput {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (g, w, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let shape = Shape::from(y.shape());
+        if g.dtype() == DType::F32 && self.as_convolution(g, w, (&shape, y.slice()?), ctx)?.is_some() {
+            return Ok(());
+        }
         with_scalar!(g.dtype(), T => self.run_typed::<T>(g, w, (&shape, y.slice()?), ctx))
     }
 
@@ -126,9 +212,6 @@ impl Op for OfInput {
         sizes.map_or(0, |sizes| sizes.flops())
     }
 }
-
-/// Samples are added up in as many parts as there are, at most this many, whatever the threads: the bits depend on no split.
-const PARTS: usize = 4;
 
 /// Inputs: the gradient of the output, the input, the shape of the weights.
 #[derive(Debug)]
@@ -142,40 +225,59 @@ impl OfWeights {
             y.fill(T::zero());
             return Ok(());
         }
-        let per_part = geometry.samples.div_ceil(PARTS);
-        let count = geometry.samples.div_ceil(per_part);
-        let mut sums = vec![T::zero(); (count - 1) * y.len()];
-        let (first, isa) = (y.len(), ctx.isa);
-        let mut items: Vec<(usize, &mut [T])> = vec![(0, y)];
-        items.extend(sums.chunks_exact_mut(first).enumerate().map(|(i, sum)| (i + 1, sum)));
-        let add = |(part, sum): (usize, &mut [T])| {
-            let samples = part * per_part..((part + 1) * per_part).min(geometry.samples);
-            accumulate(&geometry, samples, (g, x), sum, isa);
-        };
-        if ctx.threads.parts(geometry.flops()) > 1 { ctx.threads.for_each(items, add) } else { items.into_iter().for_each(add) }
-        for sum in sums.chunks_exact(first) {
-            y.iter_mut().zip(sum).for_each(|(y, &sum)| *y += sum);
+        let (taps, depth, c_out, (_, to)) = (geometry.taps(), geometry.depth(), geometry.c_out, geometry.planes());
+        // A row for each input channel and tap: threads get channels, whose columns nobody else gathers.
+        let mut sums = vec![T::zero(); y.len()];
+        let channels = geometry.c_in.div_ceil(ctx.threads.parts(geometry.flops()).div_ceil(geometry.groups));
+        let channels = channels.min(GATHERED / (taps * together(&geometry) * to)).max(1);
+        let mut items = Vec::new();
+        for (group, sums) in sums.chunks_exact_mut(depth * c_out).enumerate() {
+            items.extend(sums.chunks_mut(channels * taps * c_out).enumerate().map(|(part, sums)| (group, part * channels, sums)));
+        }
+        let isa = ctx.isa;
+        ctx.threads.for_each(items, |(group, first, sums)| accumulate(&geometry, (group, first), (g, x), sums, isa));
+        for (sums, y) in sums.chunks_exact(depth * c_out).zip(y.chunks_exact_mut(depth * c_out)) {
+            transpose_into(sums, depth, c_out, y);
         }
         Ok(())
     }
 }
 
-/// `sum = Σ G · columnsᵀ` over some samples.
-fn accumulate<T: Scalar>(geometry: &Geometry, samples: std::ops::Range<usize>, (g, x): (&[T], &[T]), sum: &mut [T], isa: Isa) {
-    let (depth, c_out, (from, to)) = (geometry.depth(), geometry.c_out, geometry.planes());
-    let mut columns = vec![T::zero(); depth * to];
-    let mut product = vec![T::zero(); c_out * depth];
-    let mut scratch = Vec::new();
-    sum.fill(T::zero());
-    for sample in samples {
-        for (group, sum) in sum.chunks_exact_mut(c_out * depth).enumerate() {
-            let unit = sample * geometry.groups + group;
-            gather(geometry, &x[unit * geometry.c_in * from..][..geometry.c_in * from], &mut columns);
-            let left = &g[unit * c_out * to..][..c_out * to];
-            let operands = Product { m: c_out, k: to, n: depth, left, left_transposed: false, right: &columns, right_transposed: true };
-            T::product_here(operands, &mut product, isa, &mut scratch);
-            sum.iter_mut().zip(&product).for_each(|(sum, &product)| *sum += product);
+/// `sums = columns · Gᵀ` over all samples, `[channels * taps, c_out]`: some channels of a group, from `first` on.
+fn accumulate<T: Scalar>(geometry: &Geometry, (group, first): (usize, usize), (g, x): (&[T], &[T]), sums: &mut [T], isa: Isa) {
+    let (taps, c_out, (from, to)) = (geometry.taps(), geometry.c_out, geometry.planes());
+    let (rows, block) = (sums.len() / c_out, together(geometry));
+    let (mut columns, mut given, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+    let mut product = vec![T::zero(); sums.len()];
+    for start in (0..geometry.samples).step_by(block) {
+        let samples = start..geometry.samples.min(start + block);
+        let k = samples.len() * to;
+        // What is padding is so in every block.
+        if columns.len() != rows * k {
+            columns.clear();
+            columns.resize(rows * k, T::zero());
         }
+        segments(&geometry.axes, 0..to, |s| {
+            for channel in 0..rows / taps {
+                for sample in samples.clone() {
+                    let x = &x[((sample * geometry.groups + group) * geometry.c_in + first + channel) * from + s.element..];
+                    let to = &mut columns[(channel * taps + s.tap) * k + (sample - start) * to + s.column..][..s.len];
+                    if s.stride == 1 {
+                        to.copy_from_slice(&x[..s.len]);
+                    } else {
+                        to.iter_mut().zip(x.iter().step_by(s.stride)).for_each(|(to, from)| *to = *from);
+                    }
+                }
+            }
+        });
+        let right = side_by_side(geometry, g, group, &samples, &mut given);
+        let operands = Product { m: rows, k, n: c_out, left: &columns, left_transposed: false, right, right_transposed: true };
+        if start == 0 {
+            T::product_here(operands, sums, isa, &mut scratch);
+            continue;
+        }
+        T::product_here(operands, &mut product, isa, &mut scratch);
+        sums.iter_mut().zip(&product).for_each(|(sum, &product)| *sum += product);
     }
 }
 
