@@ -24,7 +24,7 @@ pub mod int8;
 pub mod integer;
 pub mod isa;
 pub mod pool;
-mod rows;
+pub mod rows;
 pub mod vector;
 pub mod weights;
 

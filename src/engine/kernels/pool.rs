@@ -1,4 +1,5 @@
-//! Max pooling of planes: the greatest of the rows that a window meets, then the greatest along what that gives.
+//! Pooling. Max pooling of planes: the greatest of the rows that a window meets, then the greatest along what that gives. With channels
+//! last a window is a few rows of channels, and the channels are the lanes.
 //!
 //! A window costs its height plus its width in vector operations, not their product. For every second window the row is taken
 //! apart into even and odd columns first, so that what one tap meets lies side by side.
@@ -122,4 +123,100 @@ fn merge(y: &mut [f32], x: &[f32]) {
     for i in 0..y.len().min(x.len()) {
         y[i] = greater(x[i], y[i]);
     }
+}
+
+/// As [`max_pool`], with channels last: `x` is `[samples, rows.input, columns.input, channels]`, `y` `[samples, rows.output, columns.output,
+/// channels]`.
+pub fn max_pool_last(isa: Isa, rows: PoolAxis, columns: PoolAxis, channels: usize, x: &[f32], y: &mut [f32]) {
+    for axis in [rows, columns] {
+        assert!(axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1, "a window has taps");
+    }
+    let (from, to) = (rows.input * columns.input * channels, rows.output * columns.output * channels);
+    if y.is_empty() {
+        return;
+    }
+    assert!(to > 0 && y.len().is_multiple_of(to) && x.len() == y.len() / to * from, "images of the input against the output's");
+    if from == 0 {
+        return y.fill(f32::NEG_INFINITY);
+    }
+    for (x, y) in x.chunks_exact(from).zip(y.chunks_exact_mut(to)) {
+        greatest_pixels(isa, [rows, columns], channels, x, y);
+    }
+}
+
+fn greatest_pixels(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[f32], y: &mut [f32]) {
+    instantiate!(isa, greatest_pixels_body, (axes: [PoolAxis; 2], channels: usize, x: &[f32], y: &mut [f32]));
+}
+
+#[inline(always)]
+fn greatest_pixels_body<const FMA: bool>([rows, columns]: [PoolAxis; 2], channels: usize, x: &[f32], y: &mut [f32]) {
+    for (at, y) in y.chunks_exact_mut(channels).enumerate() {
+        let (row, column) = (at / columns.output, at % columns.output);
+        let mut first = true;
+        for i in 0..rows.kernel {
+            let i = (row * rows.stride + i * rows.dilation).wrapping_sub(rows.pad);
+            for j in 0..columns.kernel {
+                let j = (column * columns.stride + j * columns.dilation).wrapping_sub(columns.pad);
+                if i >= rows.input || j >= columns.input {
+                    continue;
+                }
+                let x = &x[(i * columns.input + j) * channels..][..channels];
+                if first {
+                    y.copy_from_slice(x);
+                } else {
+                    merge(y, x);
+                }
+                first = false;
+            }
+        }
+        if first {
+            y.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// Channels whose sums are kept in registers.
+const CHANNELS: usize = 64;
+
+/// Pixels that are added up before the sum goes to the others, so that the error grows with the longer of the two counts only.
+const PIXELS: usize = 64;
+
+/// The mean of each channel of an image `[pixels, channels]`, within `(PIXELS + pixels / PIXELS) * 2^-24` of the mean magnitude. Panics
+/// unless `y` has a place for each channel and they divide the elements of `x`.
+pub fn mean_last(isa: Isa, x: &[f32], y: &mut [f32]) {
+    assert!(!y.is_empty() && x.len().is_multiple_of(y.len()), "whole pixels");
+    instantiate!(isa, mean_last_body, (x: &[f32], y: &mut [f32]));
+}
+
+#[inline(always)]
+fn mean_last_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
+    let channels = y.len();
+    let pixels = x.len() / channels;
+    let done = channels / CHANNELS * CHANNELS;
+    for (block, y) in y.as_chunks_mut::<CHANNELS>().0.iter_mut().enumerate() {
+        let mut total = [0.0f32; CHANNELS];
+        for part in x.chunks(PIXELS * channels) {
+            let mut sums = [0.0f32; CHANNELS];
+            for pixel in part.chunks_exact(channels) {
+                let values: &[f32; CHANNELS] = pixel[block * CHANNELS..].first_chunk().expect("a block of channels");
+                for i in 0..CHANNELS {
+                    sums[i] += values[i];
+                }
+            }
+            for i in 0..CHANNELS {
+                total[i] += sums[i];
+            }
+        }
+        *y = total.map(|sum| sum / pixels as f32);
+    }
+    let rest = &mut y[done..];
+    rest.fill(0.0);
+    for part in x.chunks(PIXELS * channels) {
+        let mut sums = [0.0f32; CHANNELS];
+        for pixel in part.chunks_exact(channels) {
+            sums.iter_mut().zip(&pixel[done..]).for_each(|(sum, x)| *sum += x);
+        }
+        rest.iter_mut().zip(&sums).for_each(|(y, sum)| *y += sum);
+    }
+    rest.iter_mut().for_each(|y| *y /= pixels as f32);
 }

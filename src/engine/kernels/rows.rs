@@ -1,4 +1,4 @@
-//! Rows of images: every second element, and pairs of neighbouring channels rounded to bf16.
+//! Rows of images: every second element, pairs of neighbouring channels rounded to bf16, and rows put beside others.
 
 use super::bf16::pair;
 use super::isa::Isa;
@@ -15,6 +15,27 @@ pub(crate) fn every_second<T: Copy>(isa: Isa, from: &[T], to: &mut [T]) {
     }
     let _ = isa;
     to.iter_mut().zip(from.iter().step_by(2)).for_each(|(to, from)| *to = *from);
+}
+
+/// Copies rows of `len` elements, which lie behind each other in `from`, to where they begin every `pitch` elements in `to`; the last as
+/// far as `to` reaches. Short as the rows of channels are, a call of the system's copy for each costs more than the copy. Panics if `len`
+/// exceeds `pitch`.
+pub fn copy_rows(from: &[f32], len: usize, to: &mut [f32], pitch: usize) {
+    const PIECE: usize = 16;
+    assert!(len <= pitch, "rows of {len} every {pitch}");
+    if len == 0 {
+        return;
+    }
+    for (from, to) in from.chunks_exact(len).zip(to.chunks_mut(pitch)) {
+        let to = &mut to[..len];
+        match from.last_chunk::<PIECE>() {
+            Some(tail) => {
+                to.as_chunks_mut::<PIECE>().0.iter_mut().zip(from.as_chunks::<PIECE>().0).for_each(|(to, from)| *to = *from);
+                *to.last_chunk_mut().expect("as long") = *tail;
+            }
+            None => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
+        }
+    }
 }
 
 /// `to[i]` is the pair of `even[i]` and `odd[i]`, as far as all reach.

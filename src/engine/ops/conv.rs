@@ -31,9 +31,9 @@ pub(crate) const DEFS: &[OpDef] = &[OpDef { name: "Conv", domain: "", opsets: 1.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv {
     window: Window,
-    groups: usize,
+    pub(super) groups: usize,
     pub(crate) activation: Activation,
-    precision: Precision,
+    pub(super) precision: Precision,
 }
 
 fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
@@ -71,8 +71,13 @@ impl Conv {
         Self { precision, ..self }
     }
 
+    /// Whether taps may lie apart.
+    pub(super) fn dilated(&self) -> bool {
+        self.window.dilations().is_some_and(|all| all.iter().any(|&d| d > 1))
+    }
+
     /// Sizes for an input `x` and weights of shape `w`.
-    fn sizes(&self, x: &[usize], w: &[usize]) -> Result<Geometry, OpError> {
+    pub(super) fn sizes(&self, x: &[usize], w: &[usize]) -> Result<Geometry, OpError> {
         if x.len() < 3 || w.len() != x.len() {
             return Err(OpError::shape(format!("an input of shape {x:?} and weights of shape {w:?}")));
         }
@@ -175,7 +180,7 @@ pub(crate) fn flat(sizes: &Geometry) -> Option<(ConvShape, Option<usize>)> {
     Some((shape, padded))
 }
 
-fn flops(shape: &ConvShape) -> u64 {
+pub(super) fn flops(shape: &ConvShape) -> u64 {
     let taps = (shape.c_in / shape.groups * shape.kernel_h * shape.kernel_w) as u64;
     (shape.output_len() as u64).saturating_mul(2).saturating_mul(taps)
 }

@@ -10,6 +10,7 @@ use super::broadcast::{self, Broadcast};
 use super::number::{Number, with_float};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{Element, with_bits};
+use crate::engine::kernels::rows::copy_rows;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
 use crate::engine::view::{View, ViewMut};
@@ -94,6 +95,15 @@ fn copy_strided_typed<T: Element>(x: View<'_>, start: isize, strides: &[isize], 
         });
         return Ok(());
     }
+    let (dims, steps) = merged(shape, strides);
+    if let ([outer @ .., rows, columns], [outer_steps @ .., 1, step]) = (&dims[..], &steps[..]) {
+        let len = rows * columns;
+        offsets(outer, outer_steps, start, |from| {
+            turn(&x[from as usize..], *step as usize, *columns, &mut y[at..at + len]);
+            at += len;
+        });
+        return Ok(());
+    }
     let (len, step) = (shape[outer - 1], strides[outer - 1]);
     offsets(&shape[..outer - 1], &strides[..outer - 1], start, |from| {
         let row = &mut y[at..at + len];
@@ -101,6 +111,36 @@ fn copy_strided_typed<T: Element>(x: View<'_>, start: isize, strides: &[isize], 
         at += len;
     });
     Ok(())
+}
+
+/// The dimensions with those joined that continue one another, and without those of size 1.
+fn merged(shape: &[usize], strides: &[isize]) -> (SmallVec<[usize; 6]>, SmallVec<[isize; 6]>) {
+    let (mut dims, mut steps) = (SmallVec::<[usize; 6]>::new(), SmallVec::<[isize; 6]>::new());
+    for (&n, &step) in shape.iter().zip(strides).filter(|(n, _)| **n != 1) {
+        match (dims.last_mut(), steps.last_mut()) {
+            (Some(last), Some(before)) if *before == step * n as isize => (*last, *before) = (*last * n, step),
+            _ => {
+                dims.push(n);
+                steps.push(step);
+            }
+        }
+    }
+    (dims, steps)
+}
+
+/// Rows to columns: `y` is `[rows, columns]`, and row `i` of it the elements `i`, `i + step`, … of `x`. Block by block, so that lines of
+/// neither are fetched twice.
+fn turn<T: Element>(x: &[T], step: usize, columns: usize, y: &mut [T]) {
+    const BLOCK: usize = 16;
+    for (block, y) in y.chunks_mut(BLOCK * columns).enumerate() {
+        for first in (0..columns).step_by(BLOCK) {
+            let last = columns.min(first + BLOCK);
+            for (row, y) in y.chunks_exact_mut(columns).enumerate() {
+                let from = x[first * step + block * BLOCK + row..].iter().step_by(step);
+                y[first..last].iter_mut().zip(from).for_each(|(y, x)| y.clone_from(x));
+            }
+        }
+    }
 }
 
 /// Tensors behind each other along an axis.
@@ -139,6 +179,11 @@ impl Op for Concat {
         for i in 0..inputs.len() {
             let x = inputs.at(i)?;
             let row = x.shape()[axis] * inner;
+            if let (Ok(x), Ok(y)) = (x.slice::<f32>(), y.slice::<f32>()) {
+                copy_rows(x, row, &mut y[start..], size * inner);
+                start += row;
+                continue;
+            }
             for o in 0..outer {
                 y.data().copy_from(o * size * inner + start, &x.data().range(o * row..(o + 1) * row));
             }

@@ -373,11 +373,16 @@ enum Over {
 
 /// One number per channel.
 #[derive(Debug)]
-struct GlobalPool {
+pub(crate) struct GlobalPool {
     over: Over,
 }
 
 impl GlobalPool {
+    /// Whether the number is the mean.
+    pub(crate) fn is_mean(&self) -> bool {
+        matches!(self.over, Over::Mean)
+    }
+
     fn run_wide<T: Number>(&self, x: View<'_>, size: usize, y: &mut ViewMut<'_>) -> Result<(), OpError> {
         let x = x.slice::<T>()?;
         for (i, y) in y.slice::<T>()?.iter_mut().enumerate() {

@@ -84,6 +84,11 @@ impl Window {
         self.kernel.as_deref()
     }
 
+    /// The dilations as the attribute gives them.
+    pub(crate) fn dilations(&self) -> Option<&[usize]> {
+        self.dilations.as_deref()
+    }
+
     /// The window over an input of `spatial` dimensions.
     ///
     /// # Errors

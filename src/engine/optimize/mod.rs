@@ -2,6 +2,7 @@
 //!
 //! A pass keeps every invariant of [`Graph::verify`], which is checked after each, and changes no result beyond rounding.
 
+mod channels_last;
 mod dead_code;
 mod fold_batch_norm;
 mod fold_constants;
@@ -52,6 +53,11 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "fuse-attention", run: fuse_attention::run, why_here: "before activations are fused: then a mask is still an Add" },
     Pass { name: "fuse-activation", run: fuse_activation::run, why_here: "after batch norm: the activation then follows the convolution" },
     Pass { name: "reduce-precision", run: reduce_precision::run, why_here: "after the fusions: they decide which products there are" },
+    Pass {
+        name: "channels-last",
+        run: channels_last::run,
+        why_here: "after all that looks for convolutions: these become another operator",
+    },
     Pass { name: "dead-code", run: dead_code::run, why_here: "last: constants and nodes that the others left without readers" },
 ];
 

@@ -5,6 +5,7 @@ use std::arch::x86_64::{
     _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use super::pack::Part;
 use super::{Line, PANEL, STEP, STRIP, Sums, TILE_LINES};
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 
@@ -21,24 +22,33 @@ fn line(values: &[f32; STEP]) -> Line {
     unsafe { std::mem::transmute::<__m512bh, Line>(halves) }
 }
 
-/// [`super::pack::left`] into lines that are there already.
+/// [`super::pack::left_part`] into lines that are there already.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub(super) fn pack_left(a: &[f32], (lda, m, k): (usize, usize, usize), lines: &mut [Line]) {
-    let steps = k.div_ceil(STEP);
-    for (row, a) in (0..m).zip(a.chunks(lda.max(1))) {
-        let strip = row / STRIP * STRIP;
-        let tiles = STRIP.min(m - strip).div_ceil(TILE_LINES);
-        let lines = &mut lines[strip * steps + row % STRIP..];
-        let (whole, rest) = a[..k].as_chunks::<STEP>();
-        for (step, values) in whole.iter().enumerate() {
-            lines[step * tiles * TILE_LINES] = line(values);
+pub(super) fn pack_left(a: &[f32], part: &Part, lines: &mut [Line]) {
+    for (index, row) in part.rows.clone().enumerate() {
+        let (first, step) = part.place(row);
+        let lines = &mut lines[first..];
+        let (whole, rest) = a[index * part.lda..][..part.len].as_chunks::<STEP>();
+        for (at, values) in whole.iter().enumerate() {
+            lines[at * step] = line(values);
         }
         if !rest.is_empty() {
-            let mut values = [0.0; STEP];
-            values[..rest.len()].copy_from_slice(rest);
-            lines[whole.len() * tiles * TILE_LINES] = line(&values);
+            lines[whole.len() * step] = short_line(rest);
         }
     }
+}
+
+/// A line of less than 32 numbers, the others zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn short_line(values: &[f32]) -> Line {
+    let mask = |v: usize| ((1u32 << values.len().saturating_sub(v * LANES).min(LANES)) - 1) as u16;
+    // SAFETY: the masks leave out what lies beyond the values.
+    let (low, high) =
+        unsafe { (_mm512_maskz_loadu_ps(mask(0), values.as_ptr()), _mm512_maskz_loadu_ps(mask(1), values.as_ptr().wrapping_add(LANES))) };
+    let halves = _mm512_cvtne2ps_pbh(high, low);
+    // SAFETY: both are 64 bytes without padding, and every bit pattern is a line.
+    unsafe { std::mem::transmute::<__m512bh, Line>(halves) }
 }
 
 /// [`super::finish`] for scale, bias and a pair of bounds (infinite ones where there is no activation).

@@ -18,7 +18,7 @@ mod pack;
 use std::cell::Cell;
 use std::ops::Range;
 
-pub(crate) use pack::{RoundedLeft, pair};
+pub(crate) use pack::{Part, RoundedLeft, left_part, pair, reserve};
 
 use super::epilogue::{Activation, Bias, Epilogue, activate};
 use super::isa::{Isa, instantiate};
@@ -93,12 +93,12 @@ impl PackedBf16 {
         PANEL
     }
 
-    fn steps(&self) -> usize {
+    pub(crate) fn steps(&self) -> usize {
         self.k.div_ceil(STEP)
     }
 
     /// The panel that starts at `column`.
-    fn panel(&self, column: usize) -> &[Line] {
+    pub(crate) fn panel(&self, column: usize) -> &[Line] {
         let len = self.steps() * 2 * TILE_LINES;
         &self.lines[column / PANEL * len..][..len]
     }

@@ -1,5 +1,7 @@
 //! Rounding to bf16, and operands in the order of tiles.
 
+use std::ops::Range;
+
 use super::{Line, PANEL, STEP, STRIP, TILE_COLUMNS, TILE_LINES};
 use crate::engine::kernels::isa::{Isa, instantiate};
 
@@ -84,37 +86,67 @@ pub(super) fn right(b: &[f32], k: usize, n: usize, transposed: bool) -> Vec<Line
 /// it has more than 16 rows. What lies beyond `k` is zero.
 pub(super) fn left(isa: Isa, a: &[f32], lda: usize, m: usize, k: usize, lines: &mut Vec<Line>) {
     let steps = k.div_ceil(STEP);
+    reserve(m, steps, lines);
+    left_part(isa, a, &Part { lda, len: k, rows: 0..m, of: m, step: 0, steps }, lines);
+}
+
+/// Makes room for `m` rows of a left operand in lines.
+pub(crate) fn reserve(m: usize, steps: usize, lines: &mut Vec<Line>) {
     // What is left of another operand in the lines of rows beyond `m` makes sums that nobody reads.
     lines.resize(m.div_ceil(TILE_LINES) * TILE_LINES * steps, Line::default());
-    if steps == 0 {
+}
+
+/// A part of a left operand: neighbours along `k` of some rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    /// From row to row.
+    pub(crate) lda: usize,
+    /// Elements of a row, filled up with zeros to whole steps.
+    pub(crate) len: usize,
+    /// Which rows it is, of how many.
+    pub(crate) rows: Range<usize>,
+    pub(crate) of: usize,
+    /// The step at which it begins, of how many.
+    pub(crate) step: usize,
+    pub(crate) steps: usize,
+}
+
+impl Part {
+    /// The first line of a row, and the distance to that of the next step.
+    #[inline(always)]
+    pub(super) fn place(&self, row: usize) -> (usize, usize) {
+        let strip = row / STRIP * STRIP;
+        let step = STRIP.min(self.of - strip).div_ceil(TILE_LINES) * TILE_LINES;
+        (strip * self.steps + row % STRIP + self.step * step, step)
+    }
+}
+
+/// Rounds and packs a part of a left operand in which there is room for all of it ([`reserve`]).
+pub(crate) fn left_part(isa: Isa, a: &[f32], part: &Part, lines: &mut [Line]) {
+    if part.len == 0 {
         return;
     }
-    type Sizes = (usize, usize, usize);
-    let sizes: Sizes = (lda, m, k);
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx {
         isa.require();
         // SAFETY: `require` has just shown that this machine has the features it is compiled for.
-        return unsafe { super::avx512::pack_left(a, sizes, lines) };
+        return unsafe { super::avx512::pack_left(a, part, lines) };
     }
-    instantiate!(isa, left_body, (a: &[f32], sizes: Sizes, lines: &mut [Line]));
+    instantiate!(isa, left_body, (a: &[f32], part: &Part, lines: &mut [Line]));
 }
 
 #[inline(always)]
-fn left_body<const FMA: bool>(a: &[f32], (lda, m, k): (usize, usize, usize), lines: &mut [Line]) {
-    let steps = k.div_ceil(STEP);
-    for (row, a) in (0..m).zip(a.chunks(lda.max(1))) {
-        let strip = row / STRIP * STRIP;
-        let tiles = STRIP.min(m - strip).div_ceil(TILE_LINES);
-        let first = strip * steps + row % STRIP;
-        let (whole, rest) = a[..k].as_chunks::<STEP>();
-        for (step, values) in whole.iter().enumerate() {
-            lines[first + step * tiles * TILE_LINES].0 = packed(values);
+fn left_body<const FMA: bool>(a: &[f32], part: &Part, lines: &mut [Line]) {
+    for (index, row) in part.rows.clone().enumerate() {
+        let (first, step) = part.place(row);
+        let (whole, rest) = a[index * part.lda..][..part.len].as_chunks::<STEP>();
+        for (at, values) in whole.iter().enumerate() {
+            lines[first + at * step].0 = packed(values);
         }
         if !rest.is_empty() {
             let mut values = [0.0; STEP];
             values[..rest.len()].copy_from_slice(rest);
-            lines[first + whole.len() * tiles * TILE_LINES].0 = packed(&values);
+            lines[first + whole.len() * step].0 = packed(&values);
         }
     }
 }

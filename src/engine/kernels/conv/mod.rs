@@ -9,6 +9,7 @@
 
 mod depthwise;
 mod image;
+pub mod last;
 mod product;
 mod rounded;
 

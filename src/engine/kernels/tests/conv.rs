@@ -8,7 +8,7 @@ use crate::engine::kernels::weights::Precision;
 
 /// A shape with the given input, kernel and group sizes, no padding, stride and dilation 1; the output size is set by
 /// [`with`].
-fn dense(n: usize, c_in: usize, size: (usize, usize), c_out: usize, kernel: (usize, usize)) -> ConvShape {
+pub(super) fn dense(n: usize, c_in: usize, size: (usize, usize), c_out: usize, kernel: (usize, usize)) -> ConvShape {
     let shape = ConvShape {
         n,
         c_in,
@@ -31,7 +31,7 @@ fn dense(n: usize, c_in: usize, size: (usize, usize), c_out: usize, kernel: (usi
 }
 
 /// The shape with the same padding on both sides.
-fn with(s: ConvShape, stride: (usize, usize), pad: (usize, usize), dilation: (usize, usize), groups: usize) -> ConvShape {
+pub(super) fn with(s: ConvShape, stride: (usize, usize), pad: (usize, usize), dilation: (usize, usize), groups: usize) -> ConvShape {
     let out =
         |len: usize, pad: usize, kernel: usize, dilation: usize, stride: usize| (len + 2 * pad - (kernel - 1) * dilation - 1) / stride + 1;
     ConvShape {
@@ -48,7 +48,7 @@ fn with(s: ConvShape, stride: (usize, usize), pad: (usize, usize), dilation: (us
     }
 }
 
-fn shapes() -> Vec<ConvShape> {
+pub(super) fn shapes() -> Vec<ConvShape> {
     vec![
         with(dense(3, 1, (8, 8), 32, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
         with(dense(2, 5, (7, 9), 13, (3, 3)), (2, 2), (1, 1), (1, 1), 1),
@@ -74,7 +74,7 @@ fn shapes() -> Vec<ConvShape> {
 }
 
 /// The definition in `f64`, and the sum of the magnitudes of the terms of each element.
-fn reference(s: &ConvShape, w: &[f32], x: &[f32], bias: &[f32]) -> Vec<(f64, f64)> {
+pub(super) fn reference(s: &ConvShape, w: &[f32], x: &[f32], bias: &[f32]) -> Vec<(f64, f64)> {
     let (per_group_in, per_group_out) = (s.c_in / s.groups, s.c_out / s.groups);
     let element = |at: usize| {
         let (ox, oy) = (at % s.w_out, at / s.w_out % s.h_out);
@@ -104,7 +104,7 @@ fn ways() -> impl Iterator<Item = (Isa, Precision)> {
 }
 
 /// Numbers that every precision has, so that rounding them changes nothing.
-fn values(random: &mut Random, len: usize) -> Vec<f32> {
+pub(super) fn values(random: &mut Random, len: usize) -> Vec<f32> {
     random.values(len).into_iter().map(|v| half::bf16::from_f32(v).to_f32()).collect()
 }
 
@@ -112,7 +112,7 @@ fn pack((isa, precision): (Isa, Precision), s: &ConvShape, weights: &[f32]) -> P
     PackedConv::pack(precision, isa, weights, s.c_out, s.c_in / s.groups, s.kernel_h, s.kernel_w, s.groups)
 }
 
-fn weights_len(s: &ConvShape) -> usize {
+pub(super) fn weights_len(s: &ConvShape) -> usize {
     s.c_out * (s.c_in / s.groups) * s.kernel_h * s.kernel_w
 }
 

@@ -4,6 +4,7 @@
 mod attention;
 mod bf16;
 mod conv;
+mod conv_last;
 mod gemm;
 mod int8;
 mod integer;

@@ -1,0 +1,265 @@
+//! Convolution with channels last, with AVX-512 intrinsics: the tile, and the depthwise form.
+//!
+//! As in the tile of matrix products the sums stay in registers; here the rows of the left operand are pixels of an image, and there
+//! are several runs of neighbours in it. Every third row has a pointer of its own, those between are reached by the scaled index that
+//! an address may have.
+
+use std::arch::x86_64::{
+    __m512, __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps,
+};
+
+use std::ops::Range;
+
+use super::tile::Tile;
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+
+/// Elements per register.
+const LANES: usize = 16;
+
+/// Computes a tile.
+///
+/// # Safety
+///
+/// - The machine has the features named below.
+/// - `Tile::check` has passed for AVX-512: at most 12 rows, width 32 or 16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
+    macro_rules! by_rows {
+        ($vectors:literal, $($rows:literal)*) => {
+            match tile.rows {
+                // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
+                $($rows => unsafe { body::<$rows, $vectors>(tile) },)*
+                rows => unreachable!("a tile of {rows} rows passed the check"),
+            }
+        };
+    }
+    if tile.width == 2 * LANES {
+        by_rows!(2, 1 2 3 4 5 6 7 8 9 10 11 12);
+    } else {
+        by_rows!(1, 1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+}
+
+/// # Safety
+///
+/// As for [`tile`], and `R == tile.rows`, `V * 16 == tile.width`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
+    let masks: [__mmask16; V] = std::array::from_fn(|v| ((1_u32 << tile.columns.saturating_sub(v * LANES).min(LANES)) - 1) as __mmask16);
+    let mut acc = [[_mm512_setzero_ps(); V]; R];
+    if !tile.first {
+        for i in 0..R {
+            for v in 0..V {
+                // SAFETY: the mask leaves out columns beyond `columns`, and `check` saw `columns` elements in row `i` of c.
+                acc[i][v] = unsafe { _mm512_maskz_loadu_ps(masks[v], tile.c.as_ptr().add(i * tile.ldc).wrapping_add(v * LANES)) };
+            }
+        }
+    }
+    // SAFETY: `check` saw a and b to hold all runs in this layout.
+    unsafe { accumulate::<R, V>(tile, &mut acc) };
+    if let Some(epilogue) = &tile.finish {
+        finish::<R, V>(epilogue, tile.columns, &masks, &mut acc);
+    }
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: as for the load above.
+            unsafe {
+                _mm512_mask_storeu_ps(tile.c.as_mut_ptr().add(i * tile.ldc).wrapping_add(v * LANES), masks[v], acc[i][v]);
+            }
+        }
+    }
+    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
+    if bounds(activation).is_none() {
+        activate_rows(activation, tile);
+    }
+}
+
+/// The other activations, on what was stored; one copy of their code serves all tile sizes.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
+    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
+        activate::<true>(activation, &mut row[..tile.columns]);
+    }
+}
+
+/// Rows that one pointer reaches: itself, and once and twice the distance, which an address scales by 4 and 8.
+const REACH: usize = 3;
+
+/// Pointers that 12 rows need.
+const POINTERS: usize = 4;
+
+/// # Safety
+///
+/// As for [`body`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn accumulate<const R: usize, const V: usize>(tile: &Tile<'_>, acc: &mut [[__m512; V]; R]) {
+    let mut sums = *acc;
+    let mut b = tile.b.as_ptr();
+    let lda = tile.lda;
+    // One step of the run, `$s` elements behind the pointers.
+    macro_rules! step {
+        ($a:ident, $s:literal) => {
+            // SAFETY: in step s of the run, b points at `width` elements of the panel, and row i of a has an element s behind the
+            // beginning of the run: all seen by `check`.
+            unsafe {
+                let mut row = [_mm512_setzero_ps(); V];
+                for v in 0..V {
+                    row[v] = _mm512_loadu_ps(b.wrapping_add(($s * V + v) * LANES));
+                }
+                for i in 0..R {
+                    let value = _mm512_set1_ps(*$a[i / REACH].wrapping_add(i % REACH * lda + $s));
+                    for v in 0..V {
+                        sums[i][v] = _mm512_fmadd_ps(value, row[v], sums[i][v]);
+                    }
+                }
+            }
+        };
+    }
+    for run in tile.runs {
+        let first = tile.a.as_ptr().wrapping_add(*run);
+        let mut a: [*const f32; POINTERS] = std::array::from_fn(|p| first.wrapping_add(p * REACH * lda));
+        // Four steps for each time that addresses are computed: that takes the ports that multiply.
+        for _ in 0..tile.len / 4 {
+            step!(a, 0);
+            step!(a, 1);
+            step!(a, 2);
+            step!(a, 3);
+            a = a.map(|a| a.wrapping_add(4));
+            b = b.wrapping_add(4 * V * LANES);
+        }
+        for _ in 0..tile.len % 4 {
+            step!(a, 0);
+            a = a.map(|a| a.wrapping_add(1));
+            b = b.wrapping_add(V * LANES);
+        }
+    }
+    *acc = sums;
+}
+
+/// The activations that are a pair of bounds.
+#[inline]
+fn bounds(activation: Activation) -> Option<(f32, f32)> {
+    match activation {
+        Activation::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
+        Activation::Relu => Some((0.0, f32::INFINITY)),
+        Activation::Clip { min, max } => Some((min, max)),
+        _ => None,
+    }
+}
+
+/// The bias, and the activations that are a pair of bounds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize, masks: &[__mmask16; V], acc: &mut [[__m512; V]; R]) {
+    if let Bias::PerColumn(bias) = finish.bias {
+        assert!(bias.len() >= columns);
+        for v in 0..V {
+            // SAFETY: the mask leaves out what lies beyond `columns`.
+            let bias = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
+            for i in 0..R {
+                acc[i][v] = _mm512_add_ps(acc[i][v], bias);
+            }
+        }
+    }
+    let Some((low, high)) = bounds(finish.activation).filter(|_| finish.activation != Activation::None) else { return };
+    let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
+    for i in 0..R {
+        for v in 0..V {
+            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+            acc[i][v] = _mm512_min_ps(high, _mm512_max_ps(low, acc[i][v]));
+        }
+    }
+}
+
+/// Operands of a depthwise convolution over some pixels of a line.
+#[derive(Clone, Debug)]
+pub(super) struct Depthwise<'a> {
+    /// The image.
+    pub(super) x: &'a [f32],
+    /// Where in `x` the first pixel meets a tap, `base` left out; none if it is padding for all of them.
+    pub(super) taps: &'a [Option<usize>],
+    pub(super) base: usize,
+    /// From what a pixel meets to what the next one does.
+    pub(super) step: usize,
+    /// `[taps, pitch]`.
+    pub(super) weights: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    /// Whether the sums start from what `y` holds.
+    pub(super) adds: bool,
+    /// Channels to compute.
+    pub(super) channels: Range<usize>,
+    /// All channels: from pixel to pixel of the output.
+    pub(super) pitch: usize,
+}
+
+/// Some channels of `count` pixels, `y` being `[count, pitch]`, the last pixel as far as the channels reach.
+///
+/// # Safety
+///
+/// - The machine has the features named below.
+/// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
+///   and `base` on at least `(count - 1) * step + channels.end`; the channels end within `pitch`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn depthwise(operands: &Depthwise<'_>, count: usize, activation: Activation, y: &mut [f32]) {
+    let bounds = bounds(activation);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match count {
+            8 => depthwise_pixels::<8>(operands, bounds, y),
+            4 => depthwise_pixels::<4>(operands, bounds, y),
+            2 => depthwise_pixels::<2>(operands, bounds, y),
+            1 => depthwise_pixels::<1>(operands, bounds, y),
+            count => unreachable!("{count} pixels side by side"),
+        }
+    }
+    if bounds.is_none() {
+        for y in y.chunks_mut(operands.pitch).take(count) {
+            activate::<true>(activation, &mut y[operands.channels.clone()]);
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`depthwise`], and `P` is the number of pixels.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn depthwise_pixels<const P: usize>(operands: &Depthwise<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
+    let Depthwise { x, taps, base, step, weights, bias, adds, pitch, .. } = *operands;
+    for channel in operands.channels.clone().step_by(LANES) {
+        let mask = ((1_u32 << (operands.channels.end - channel).min(LANES)) - 1) as __mmask16;
+        let mut sums = [_mm512_setzero_ps(); P];
+        // SAFETY: the masks leave out channels beyond the last; the caller's promise covers the rest.
+        unsafe {
+            if adds {
+                for p in 0..P {
+                    sums[p] = _mm512_maskz_loadu_ps(mask, y.as_ptr().add(p * pitch + channel));
+                }
+            }
+            for (index, tap) in taps.iter().enumerate() {
+                let weight = _mm512_maskz_loadu_ps(mask, weights.as_ptr().add(index * pitch + channel));
+                let from = tap.map(|from| x.as_ptr().add(from + base + channel));
+                for p in 0..P {
+                    let value = from.map_or(_mm512_setzero_ps(), |from| _mm512_maskz_loadu_ps(mask, from.add(p * step)));
+                    sums[p] = _mm512_fmadd_ps(weight, value, sums[p]);
+                }
+            }
+            if let Some(bias) = bias {
+                let bias = _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(channel));
+                for p in 0..P {
+                    sums[p] = _mm512_add_ps(sums[p], bias);
+                }
+            }
+            if let Some((low, high)) = bounds {
+                for p in 0..P {
+                    sums[p] = _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), sums[p]));
+                }
+            }
+            for p in 0..P {
+                _mm512_mask_storeu_ps(y.as_mut_ptr().add(p * pitch + channel), mask, sums[p]);
+            }
+        }
+    }
+}

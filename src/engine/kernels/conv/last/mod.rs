@@ -1,0 +1,141 @@
+//! Two-dimensional convolution over images whose channels come last (NHWC).
+//!
+//! A pixel is a row of channels, so what an output pixel meets in one line of the image are neighbours in memory: `kernel_w * c_in`
+//! elements. The convolution is a product of such rows with the weights `[kernel * c_in, c_out]`; its rows are read where they lie
+//! (`product.rs`), and only an image with padding is copied, a strip of lines at a time (`strip.rs`). No output column is wasted on
+//! images of 7 by 7, as it is where the pixels are the columns. With one channel per group the channels are the lanes
+//! (`depthwise.rs`).
+//!
+//! Padding is a zero like any other: it is multiplied, so an infinite weight over padding gives NaN.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod depthwise;
+mod product;
+mod rounded;
+mod strip;
+mod tile;
+
+use std::ops::Range;
+
+use super::{ConvShape, ROUNDED_DEPTH};
+use crate::engine::kernels::epilogue::{Bias, Epilogue};
+use crate::engine::kernels::gemm::PackedB;
+use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
+
+/// Weights for images with channels last, packed once at load for one instruction set.
+#[derive(Clone, Debug)]
+pub struct PackedConvLast {
+    isa: Isa,
+    c_out: usize,
+    c_in_per_group: usize,
+    kernel: (usize, usize),
+    groups: usize,
+    weights: Weights,
+}
+
+#[derive(Clone, Debug)]
+enum Weights {
+    /// One channel in, one out per group: `[kernel, channels]`.
+    Depthwise(Vec<f32>),
+    /// Per group the right operand `[kernel * c_in, c_out]`.
+    Groups(Vec<PackedB>),
+    /// The same, rounded to bf16.
+    Rounded(rounded::Rounded),
+}
+
+impl PackedConvLast {
+    /// Packs `weights`, `[c_out, c_in_per_group, kernel_h, kernel_w]`, at a precision; with one channel per group, and where sums are
+    /// short, it is f32 in any case. `dilated` says whether taps of a line may lie apart. Panics unless the length fits, `groups` divides `c_out` and the instruction set is available.
+    pub fn pack(
+        (precision, isa): (Precision, Isa),
+        weights: &[f32],
+        (c_out, c_in_per_group): (usize, usize),
+        kernel: (usize, usize),
+        (groups, dilated): (usize, bool),
+    ) -> PackedConvLast {
+        isa.require();
+        let taps = kernel.0 * kernel.1;
+        assert!(groups >= 1 && c_out.is_multiple_of(groups), "groups divide the output channels");
+        assert_eq!(weights.len(), c_out * c_in_per_group * taps, "length of the weights");
+        let rows = c_out / groups;
+        let weights = if c_in_per_group == 1 && rows == 1 && groups > 1 {
+            Weights::Depthwise((0..taps * c_out).map(|at| weights[at % c_out * taps + at / c_out]).collect())
+        } else if precision == Precision::Bf16 && c_in_per_group * taps >= ROUNDED_DEPTH {
+            Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, dilated)))
+        } else {
+            let k = c_in_per_group * taps;
+            let mut ordered = vec![0.0; rows * k];
+            let group = |index: usize| {
+                for (at, weight) in weights[index * rows * k..][..rows * k].iter().enumerate() {
+                    let (row, channel, tap) = (at / k, at % k / taps, at % taps);
+                    ordered[row * k + tap * c_in_per_group + channel] = *weight;
+                }
+                PackedB::pack(isa, &ordered, k, rows, true)
+            };
+            Weights::Groups((0..groups).map(group).collect())
+        };
+        PackedConvLast { isa, c_out, c_in_per_group, kernel, groups, weights }
+    }
+
+    /// Memory held by the weights, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Depthwise(weights) => size_of_val(weights.as_slice()),
+            Weights::Groups(groups) => groups.iter().map(PackedB::bytes).sum(),
+            Weights::Rounded(weights) => weights.bytes(),
+        }
+    }
+}
+
+/// The input of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// `[n, c_in, h_in, w_in]`, or `[n, h_in, w_in, c_in]`.
+    pub data: &'a [f32],
+    /// Whether the channels come last.
+    pub channels_last: bool,
+}
+
+/// Some lines (of `n * h_out`) of `epilogue(x * w)`: `y` is `[lines, w_out, c_out]`, the bias, per column, `[c_out]`.
+///
+/// The bits of a pixel depend on what it meets of the input and on the constants alone, not on how lines are split. `scratch` grows as
+/// needed and can be reused. Panics if a length does not fit the shape, or the shape does not fit the weights.
+pub fn conv2d_last(
+    shape: &ConvShape,
+    w: &PackedConvLast,
+    x: Image<'_>,
+    epilogue: &Epilogue<'_>,
+    lines: Range<usize>,
+    y: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    shape.check();
+    assert_eq!(shape.c_out, w.c_out, "output channels against the weights");
+    assert_eq!(shape.c_in, w.c_in_per_group * w.groups, "input channels against the weights");
+    assert_eq!((shape.kernel_h, shape.kernel_w, shape.groups), (w.kernel.0, w.kernel.1, w.groups), "kernel against the weights");
+    assert_eq!(x.data.len(), shape.input_len(), "length of the input");
+    assert!(lines.start <= lines.end && lines.end <= shape.n * shape.h_out, "lines {lines:?}");
+    assert_eq!(y.len(), lines.len() * shape.w_out * shape.c_out, "length of the output");
+    assert!(epilogue.alpha == 1.0 && !matches!(epilogue.bias, Bias::PerRow(_)), "a bias per channel, and no factor");
+    epilogue.bias.check(0, shape.c_out);
+    if y.is_empty() {
+        return;
+    }
+    let job = Job { shape, isa: w.isa, epilogue: *epilogue, lines };
+    match &w.weights {
+        Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
+        Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),
+        Weights::Rounded(weights) => rounded::run(&job, weights, x, y, scratch),
+    }
+}
+
+/// What both ways of computing a convolution need; all lengths are checked.
+struct Job<'a> {
+    shape: &'a ConvShape,
+    isa: Isa,
+    epilogue: Epilogue<'a>,
+    /// Lines of the output to compute; `y` holds these only.
+    lines: Range<usize>,
+}

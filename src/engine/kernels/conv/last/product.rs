@@ -1,0 +1,186 @@
+//! Convolution with channels last as products of lines.
+//!
+//! From the outside in: a strip of lines, which stays in the second-level cache; a panel of output channels; a part of it, which stays in
+//! the first-level cache; the strip's pixels, a tile at a time. Partial sums are stored and loaded between the parts, which is exact.
+
+use std::ops::Range;
+
+use super::strip::Reading;
+use super::tile::{self, Tile};
+use super::{ConvShape, Image, Job};
+use crate::engine::kernels::epilogue::Epilogue;
+use crate::engine::kernels::gemm::PackedB;
+
+/// Steps of a panel that are used for all pixels of a strip before the next: 192 × 32 × 4 = 24 KiB, beside what a tile meets of the image
+/// in a first-level cache of 32.
+const STEPS: usize = 192;
+
+pub(super) fn run(job: &Job<'_>, groups: &[PackedB], x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
+    let reading = Reading::new(job.shape, &x);
+    let plan = Plan::new(job, reading.pitch * job.shape.c_in, reading.dense);
+    strips(job, &reading, x, scratch, y, |lines, y| {
+        groups.iter().enumerate().for_each(|(group, weights)| plan.group(group, weights, lines, y))
+    });
+}
+
+/// Calls `f` with every strip of the input and its part of the output.
+pub(super) fn strips(
+    job: &Job<'_>,
+    reading: &Reading,
+    x: Image<'_>,
+    scratch: &mut Vec<f32>,
+    y: &mut [f32],
+    mut f: impl FnMut(&Lines<'_>, &mut [f32]),
+) {
+    let shape = job.shape;
+    let (line, pitch) = (shape.w_out * shape.c_out, reading.pitch * shape.c_in);
+    scratch.resize(scratch.len().max(reading.len(shape)), 0.0);
+    let mut next = job.lines.start;
+    while next < job.lines.end {
+        let (sample, first) = (next / shape.h_out, next % shape.h_out);
+        let mut count = reading.lines.min(shape.h_out - first).min(job.lines.end - next);
+        let strip = if reading.dense && !reading.copies {
+            // Samples continue one another, too.
+            count = reading.lines.max(SMALL.div_ceil(shape.w_out)).min(job.lines.end - next);
+            Lines { a: &x.data[next * pitch..], pitch: 0, count: 1, pixels: count * shape.w_out }
+        } else {
+            let a = reading.strip(shape, x, sample, first..first + count, scratch);
+            let (lines, pixels) = if reading.dense { (1, count * shape.w_out) } else { (count, shape.w_out) };
+            Lines { a, pitch: pitch * shape.stride_h, count: lines, pixels }
+        };
+        f(&strip, &mut y[(next - job.lines.start) * line..][..count * line]);
+        next += count;
+    }
+}
+
+/// Pixels of images so small that those of several samples fill tiles together.
+const SMALL: usize = 256;
+
+/// Some lines of input.
+pub(super) struct Lines<'a> {
+    /// From what the first pixel of the first line meets.
+    pub(super) a: &'a [f32],
+    /// From what the first pixel of a line meets to the same of the next line.
+    pub(super) pitch: usize,
+    pub(super) count: usize,
+    /// Pixels of each line.
+    pub(super) pixels: usize,
+}
+
+/// A part of the sums: some of the runs of neighbours that a pixel meets, and some elements of each.
+struct Part {
+    runs: Range<usize>,
+    elements: Range<usize>,
+}
+
+/// What is the same for all strips.
+struct Plan<'a> {
+    job: &'a Job<'a>,
+    /// From what a pixel meets to what the next one does.
+    lda: usize,
+    /// Where the runs that a pixel meets begin.
+    runs: Vec<usize>,
+    /// Elements of a run.
+    len: usize,
+    parts: Vec<Part>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(job: &'a Job<'a>, pitch: usize, dense: bool) -> Plan<'a> {
+        let shape = job.shape;
+        let (runs, len) = runs(shape, pitch, shape.dilation_w > 1);
+        let mut parts = Vec::new();
+        if len > STEPS {
+            // Of equal size: a short last one would pay for loading and storing sums with little work.
+            let step = len.div_ceil(len.div_ceil(STEPS));
+            for run in 0..runs.len() {
+                parts.extend((0..len).step_by(step).map(|from| Part { runs: run..run + 1, elements: from..len.min(from + step) }));
+            }
+        } else {
+            let step = STEPS / len.max(1);
+            parts.extend((0..runs.len()).step_by(step).map(|run| Part { runs: run..runs.len().min(run + step), elements: 0..len }));
+        }
+        if parts.is_empty() {
+            parts.push(Part { runs: 0..0, elements: 0..0 });
+        }
+        let lda = if dense { shape.c_in } else { shape.stride_w * shape.c_in };
+        Plan { job, lda, runs, len, parts }
+    }
+
+    /// All channels of a group.
+    fn group(&self, group: usize, weights: &PackedB, lines: &Lines<'_>, y: &mut [f32]) {
+        let shape = self.job.shape;
+        let (c_in, c_out) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+        let a = if lines.a.is_empty() { lines.a } else { &lines.a[group * c_in..] };
+        for column in (0..c_out).step_by(weights.panel_width()) {
+            let (b, width) = weights.panels().panel(column, 0..weights.k());
+            for (index, part) in self.parts.iter().enumerate() {
+                let from = part.runs.start * self.len + part.elements.start;
+                let panel = Panel {
+                    b: &b[from * width..],
+                    width,
+                    columns: width.min(c_out - column),
+                    channel: group * c_out + column,
+                    first: index == 0,
+                    last: index + 1 == self.parts.len(),
+                    part,
+                };
+                let a = a.get(part.elements.start..).unwrap_or_default();
+                for line in 0..lines.count {
+                    let y = &mut y[line * lines.pixels * shape.c_out..][..lines.pixels * shape.c_out];
+                    self.line(&panel, a.get(line * lines.pitch..).unwrap_or_default(), lines.pixels, y);
+                }
+            }
+        }
+    }
+
+    fn line(&self, panel: &Panel<'_>, a: &[f32], pixels: usize, y: &mut [f32]) {
+        let (job, c_out) = (self.job, self.job.shape.c_out);
+        let bias = job.epilogue.bias.tile(0, 0, panel.channel, panel.columns);
+        // Tiles of equal height: a low last one would wait for its own sums.
+        let tiles = pixels.div_ceil(tile::rows_max(job.isa));
+        let mut first = 0;
+        for index in 0..tiles {
+            let rows = (pixels - first).div_ceil(tiles - index);
+            let mut tile = Tile {
+                a: a.get(first * self.lda..).unwrap_or_default(),
+                lda: self.lda,
+                runs: &self.runs[panel.part.runs.clone()],
+                len: panel.part.elements.len(),
+                b: panel.b,
+                width: panel.width,
+                rows,
+                columns: panel.columns,
+                c: &mut y[first * c_out + panel.channel..],
+                ldc: c_out,
+                first: panel.first && !job.epilogue.adds,
+                finish: panel.last.then_some(Epilogue { bias, ..job.epilogue }),
+            };
+            tile::run(job.isa, &mut tile);
+            first += rows;
+        }
+    }
+}
+
+/// Where the runs of neighbours that a pixel meets begin, and how long each is: a line of the kernel, or a tap where `taps` are apart.
+pub(super) fn runs(shape: &ConvShape, pitch: usize, taps: bool) -> (Vec<usize>, usize) {
+    let line = |ky: usize| ky * shape.dilation_h * pitch;
+    if shape.groups == 1 && !taps {
+        return ((0..shape.kernel_h).map(line).collect(), shape.kernel_w * shape.c_in);
+    }
+    let taps = (0..shape.kernel_h).flat_map(|ky| (0..shape.kernel_w).map(move |kx| (ky, kx)));
+    (taps.map(|(ky, kx)| line(ky) + kx * shape.dilation_w * shape.c_in).collect(), shape.c_in / shape.groups)
+}
+
+/// A part of a panel of output channels.
+struct Panel<'a> {
+    b: &'a [f32],
+    width: usize,
+    /// Channels of it, and the first.
+    columns: usize,
+    channel: usize,
+    /// Whether sums begin, and end, with this part.
+    first: bool,
+    last: bool,
+    part: &'a Part,
+}

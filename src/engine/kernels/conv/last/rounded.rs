@@ -1,0 +1,129 @@
+//! Convolution with channels last and both operands rounded to bf16: the product of tiles, whose left operand is packed of runs of
+//! neighbours in the image, each filled up to whole steps.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::product::{Lines, runs, strips};
+use super::strip::Reading;
+use super::{Image, Job};
+use crate::engine::kernels::bf16::{Line, Multiplier, PANEL, PackedBf16, Part, ROWS_BLOCK, STEP, STRIP, Sums, finish, left_part, reserve};
+use crate::engine::kernels::epilogue::Epilogue;
+use crate::engine::kernels::isa::Isa;
+
+/// Weights of each group, `[runs of whole steps, c_out]`.
+#[derive(Clone, Debug)]
+pub(super) struct Rounded {
+    groups: Vec<PackedBf16>,
+    /// Whether a run is a tap, rather than a line of the kernel.
+    taps: bool,
+}
+
+impl Rounded {
+    /// Packs `weights`, `[c_out, c_in, kernel]`; `taps` says that those of a line do not meet neighbours.
+    pub(super) fn pack(
+        isa: Isa,
+        weights: &[f32],
+        (c_out, c_in): (usize, usize),
+        kernel: (usize, usize),
+        (groups, taps): (usize, bool),
+    ) -> Rounded {
+        let taps = taps || groups > 1;
+        let (rows, depth) = (c_out / groups, c_in * kernel.0 * kernel.1);
+        let len = if taps { c_in } else { kernel.1 * c_in };
+        let full = len.next_multiple_of(STEP);
+        let k = depth / len * full;
+        let group = |weights: &[f32]| {
+            let mut ordered = vec![0.0; rows * k];
+            for (at, weight) in weights.iter().enumerate() {
+                let (row, channel, tap) = (at / depth, at % depth / (depth / c_in), at % (depth / c_in));
+                let element = tap * c_in + channel;
+                ordered[row * k + element / len * full + element % len] = *weight;
+            }
+            PackedBf16::pack(isa, &ordered, k, rows, true)
+        };
+        Rounded { groups: weights.chunks_exact(rows * depth).map(group).collect(), taps }
+    }
+
+    /// Memory held, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.groups.iter().map(PackedBf16::bytes).sum()
+    }
+}
+
+thread_local! {
+    /// The packed pixels of the convolution at hand, kept for the next.
+    static LEFT: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+pub(super) fn run(job: &Job<'_>, weights: &Rounded, x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
+    let shape = job.shape;
+    assert!(weights.taps || shape.dilation_w == 1, "weights packed for neighbours");
+    let reading = Reading::new(shape, &x);
+    let (runs, len) = runs(shape, reading.pitch * shape.c_in, weights.taps);
+    let lda = if reading.dense { shape.c_in } else { shape.stride_w * shape.c_in };
+    let product = Product { job, runs: &runs, len, lda, multiplier: Multiplier::new(job.isa) };
+    let mut left = LEFT.take();
+    strips(job, &reading, x, scratch, y, |lines, y| {
+        let pixels = lines.count * lines.pixels;
+        for first in (0..pixels).step_by(ROWS_BLOCK) {
+            let block = first..pixels.min(first + ROWS_BLOCK);
+            for (group, weights) in weights.groups.iter().enumerate() {
+                product.pack(lines, group, block.clone(), &mut left);
+                product.multiply(weights, group, &left, &mut y[first * shape.c_out..][..block.len() * shape.c_out]);
+            }
+        }
+    });
+    LEFT.set(left);
+}
+
+struct Product<'a> {
+    job: &'a Job<'a>,
+    /// Where the runs that a pixel meets begin, and how long each is.
+    runs: &'a [usize],
+    len: usize,
+    /// From what a pixel meets to what the next one does.
+    lda: usize,
+    multiplier: Multiplier,
+}
+
+impl Product<'_> {
+    /// Packs what some pixels of a strip meet in a group.
+    fn pack(&self, lines: &Lines<'_>, group: usize, pixels: Range<usize>, left: &mut Vec<Line>) {
+        let shape = self.job.shape;
+        let per_run = self.len.div_ceil(STEP);
+        let steps = self.runs.len() * per_run;
+        reserve(pixels.len(), steps, left);
+        let mut next = pixels.start;
+        while next < pixels.end {
+            let (line, x) = (next / lines.pixels, next % lines.pixels);
+            let count = (lines.pixels - x).min(pixels.end - next);
+            let from = line * lines.pitch + x * self.lda + group * (shape.c_in / shape.groups);
+            let row = next - pixels.start;
+            for (index, run) in self.runs.iter().enumerate() {
+                let rows = row..row + count;
+                let part = Part { lda: self.lda, len: self.len, rows, of: pixels.len(), step: index * per_run, steps };
+                left_part(self.job.isa, &lines.a[from + run..], &part, left);
+            }
+            next += count;
+        }
+    }
+
+    /// All channels of a group of the packed pixels, whose output is `y`.
+    fn multiply(&self, weights: &PackedBf16, group: usize, left: &[Line], y: &mut [f32]) {
+        let (job, ldc) = (self.job, self.job.shape.c_out);
+        let rows = y.len() / ldc;
+        let mut sums = [Sums::ZERO; ROWS_BLOCK / STRIP];
+        for column in (0..weights.n()).step_by(PANEL) {
+            let width = PANEL.min(weights.n() - column);
+            let channel = group * weights.n() + column;
+            self.multiplier.expect(&mut y[channel..], ldc, rows);
+            self.multiplier.multiply_panel(left, rows, weights.panel(column), weights.steps(), &mut sums);
+            for (row, sums) in (0..rows).step_by(STRIP).zip(&sums) {
+                let bias = job.epilogue.bias.tile(0, 0, channel, width);
+                let size = (ldc, STRIP.min(rows - row), width);
+                finish(job.isa, sums, &Epilogue { bias, ..job.epilogue }, &mut y[row * ldc + channel..], size);
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Convolutions and pooling of images with channels last.
+
+use super::conv::{dense, reference, shapes, values, weights_len, with};
+use super::{Random, bits};
+use crate::engine::kernels::conv::ConvShape;
+use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::pool::{PoolAxis, max_pool, max_pool_last, mean_last};
+use crate::engine::kernels::rows::copy_rows;
+use crate::engine::kernels::weights::Precision;
+
+/// The shapes of the other tests, and some that fill tiles, panels and strips and leave some over.
+fn all_shapes() -> Vec<ConvShape> {
+    let mut shapes = shapes();
+    shapes.extend([
+        with(dense(2, 16, (7, 7), 70, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+        with(dense(1, 40, (30, 37), 33, (1, 1)), (1, 1), (0, 0), (1, 1), 1),
+        with(dense(2, 37, (15, 29), 37, (3, 3)), (1, 1), (1, 1), (1, 1), 37),
+        with(dense(2, 64, (13, 13), 64, (5, 5)), (2, 2), (2, 2), (1, 1), 64),
+        with(dense(1, 18, (9, 12), 18, (3, 3)), (1, 1), (2, 2), (2, 2), 18),
+        with(dense(1, 3, (70, 300), 5, (3, 3)), (2, 2), (1, 1), (1, 1), 1),
+        // Several strips: 240 × 70 × 24 elements and more.
+        with(dense(1, 24, (240, 70), 3, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+    ]);
+    shapes
+}
+
+fn pack(way: (Precision, Isa), s: &ConvShape, weights: &[f32]) -> PackedConvLast {
+    PackedConvLast::pack(way, weights, (s.c_out, s.c_in / s.groups), (s.kernel_h, s.kernel_w), (s.groups, s.dilation_w > 1))
+}
+
+/// Every instruction set with every precision.
+fn ways() -> Vec<(Precision, Isa)> {
+    Isa::available().into_iter().flat_map(|isa| Precision::ALL.map(|precision| (precision, isa))).collect()
+}
+
+/// Images `[n, channels, pixels]` with their channels last.
+fn turned(x: &[f32], channels: usize, pixels: usize) -> Vec<f32> {
+    let sample = (channels * pixels).max(1);
+    x.chunks(sample).flat_map(|x| (0..pixels).flat_map(move |pixel| (0..channels).map(move |c| x[c * pixels + pixel]))).collect()
+}
+
+fn after(bias: &[f32], activation: Activation) -> Epilogue<'_> {
+    Epilogue { bias: Bias::PerColumn(bias), activation, ..Epilogue::default() }
+}
+
+#[test]
+fn they_match_the_definition_for_every_isa_in_either_order_of_the_input() {
+    let mut random = Random::new(21);
+    // One scratch for all, so that what an earlier shape left behind would show.
+    let mut scratch = vec![f32::NAN; 100];
+    for shape in all_shapes() {
+        let (w, x) = (values(&mut random, weights_len(&shape)), values(&mut random, shape.input_len()));
+        let (bias, held) = (random.values(shape.c_out), random.values(shape.output_len()));
+        let want = reference(&shape, &w, &x, &bias);
+        let last = turned(&x, shape.c_in, shape.h_in * shape.w_in);
+        let pixels = shape.h_out * shape.w_out;
+        let (held_last, k) = (turned(&held, shape.c_out, pixels), weights_len(&shape) / shape.c_out);
+        for (way, adds, channels_last) in
+            ways().into_iter().flat_map(|way| [(false, true), (true, true), (true, false)].map(|(adds, last)| (way, adds, last)))
+        {
+            let mut y = if adds { held_last.clone() } else { vec![f32::NAN; held_last.len()] };
+            let image = Image { data: if channels_last { &last } else { &x }, channels_last };
+            let epilogue = Epilogue { adds, ..after(&bias, Activation::Relu) };
+            conv2d_last(&shape, &pack(way, &shape, &w), image, &epilogue, 0..shape.n * shape.h_out, &mut y, &mut scratch);
+            let want: Vec<(f64, f64)> = want
+                .iter()
+                .zip(&held)
+                .map(|((want, size), held)| {
+                    let held = if adds { f64::from(*held) } else { 0.0 };
+                    ((want + held).max(0.0), size + held.abs())
+                })
+                .collect();
+            for (at, got) in y.iter().enumerate() {
+                let (sample, pixel, channel) = (at / (pixels * shape.c_out), at / shape.c_out % pixels, at % shape.c_out);
+                let (want, size) = want[(sample * shape.c_out + channel) * pixels + pixel];
+                let bound = 2.0 * (k + 3) as f64 * size * 2f64.powi(-24);
+                assert!(
+                    (f64::from(*got) - want).abs() <= bound,
+                    "{way:?} {adds} {channels_last} {shape:?}: element {at} is {got}, want {want}"
+                );
+            }
+            scratch.fill(f32::NAN);
+        }
+    }
+}
+
+#[test]
+fn lines_computed_in_parts_and_samples_in_a_batch_have_the_same_bits() {
+    let mut random = Random::new(22);
+    for shape in all_shapes().into_iter().filter(|shape| shape.n > 0) {
+        for way in ways() {
+            let packed = pack(way, &shape, &random.values(weights_len(&shape)));
+            let bias = random.values(shape.c_out);
+            for activation in [Activation::Clip { min: -0.5, max: 0.5 }, Activation::Silu] {
+                let batch = ConvShape { n: 1 + random.below(5), ..shape };
+                let one = ConvShape { n: 1, ..shape };
+                let x = random.values(batch.input_len());
+                let lines = batch.n * batch.h_out;
+                let run = |shape: &ConvShape, x: &[f32], lines: std::ops::Range<usize>| {
+                    let mut y = vec![0.0; lines.len() * shape.w_out * shape.c_out];
+                    let image = Image { data: x, channels_last: true };
+                    conv2d_last(shape, &packed, image, &after(&bias, activation), lines, &mut y, &mut Vec::new());
+                    y
+                };
+                let whole = run(&batch, &x, 0..lines);
+                let cut = random.below(lines + 1);
+                let mut parts = run(&batch, &x, 0..cut);
+                parts.extend(run(&batch, &x, cut..lines));
+                assert_eq!(bits(&parts), bits(&whole), "{way:?} {batch:?} cut at line {cut}");
+                let sample = random.below(batch.n);
+                let alone = run(&one, &x[sample * one.input_len()..][..one.input_len()], 0..one.h_out);
+                assert_eq!(bits(&alone), bits(&whole[sample * alone.len()..][..alone.len()]), "{way:?} {batch:?} sample {sample}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_propagates_and_padding_is_multiplied() {
+    for way in ways() {
+        for groups in [1, 2] {
+            let shape = with(dense(1, 2, (4, 4), 2, (3, 3)), (1, 1), (1, 1), (1, 1), groups);
+            let mut x = vec![0.0; shape.input_len()];
+            x[10] = f32::NAN;
+            let run = |weight: f32, x: &[f32], activation| {
+                let mut y = vec![0.0; shape.output_len()];
+                let packed = pack(way, &shape, &vec![weight; weights_len(&shape)]);
+                let image = Image { data: x, channels_last: true };
+                conv2d_last(&shape, &packed, image, &Epilogue { activation, ..Epilogue::default() }, 0..4, &mut y, &mut Vec::new());
+                y
+            };
+            let y = run(0.0, &x, Activation::Relu);
+            assert_eq!(y.iter().step_by(2).filter(|v| v.is_nan()).count(), 9, "{way:?}");
+            let y = run(f32::INFINITY, &vec![1.0; x.len()], Activation::None);
+            assert!(y[0].is_nan() && y[10].is_infinite(), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn the_greatest_of_every_window_with_channels_last() {
+    let mut random = Random::new(23);
+    let axis = |input: usize, kernel: usize, stride: usize, dilation: usize, pad: usize| {
+        let room = (input + 2 * pad).checked_sub((kernel - 1) * dilation + 1)?;
+        Some(PoolAxis { input, output: room / stride + 1, kernel, stride, dilation, pad })
+    };
+    for (kernel, stride, dilation, pad) in [(1, 1, 1, 0), (2, 2, 1, 0), (3, 2, 1, 1), (5, 1, 1, 2), (2, 3, 3, 1)] {
+        for (height, width, channels) in [(1, 1, 1), (6, 9, 3), (12, 7, 35)] {
+            let (Some(rows), Some(columns)) = (axis(height, kernel, stride, dilation, pad), axis(width, kernel, 1, 1, kernel / 2)) else {
+                continue;
+            };
+            let mut x = random.values(2 * height * width * channels);
+            let len = x.len();
+            x[random.below(len)] = f32::NAN;
+            let last = turned(&x, channels, height * width);
+            for isa in Isa::available() {
+                let mut planes = vec![0.5; 2 * channels * rows.output * columns.output];
+                max_pool(isa, rows, columns, &x, &mut planes);
+                let want = turned(&planes, channels, rows.output * columns.output);
+                let mut y = vec![0.5; want.len()];
+                max_pool_last(isa, rows, columns, channels, &last, &mut y);
+                let same = y.iter().zip(&want).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()));
+                assert!(same, "{isa}: {rows:?} {columns:?} {channels}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_mean_of_every_channel() {
+    let mut random = Random::new(24);
+    for (pixels, channels) in [(1, 1), (49, 70), (200, 64), (4097, 3)] {
+        let x = random.values(pixels * channels);
+        for isa in Isa::available() {
+            let mut y = vec![f32::NAN; channels];
+            mean_last(isa, &x, &mut y);
+            for (channel, got) in y.iter().enumerate() {
+                let of =
+                    |f: fn(f64) -> f64| x.iter().skip(channel).step_by(channels).map(|&v| f(f64::from(v))).sum::<f64>() / pixels as f64;
+                let bound = (64 + pixels / 64) as f64 * of(f64::abs) * 2f64.powi(-24);
+                assert!((f64::from(*got) - of(|v| v)).abs() <= bound.max(1e-9), "{isa} {pixels} {channels}: {got}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_go_where_they_begin_and_nowhere_else() {
+    let mut random = Random::new(25);
+    for (rows, len, pitch) in [(0, 3, 5), (1, 7, 7), (4, 1, 2), (3, 16, 40), (5, 37, 37), (2, 50, 64)] {
+        let from = random.values(rows * len);
+        // The last row has nothing behind it.
+        let mut to = vec![9.0; (rows * pitch).saturating_sub(pitch - len)];
+        copy_rows(&from, len, &mut to, pitch);
+        for (at, value) in to.iter().enumerate() {
+            let want = if at % pitch < len { from[at / pitch * len + at % pitch] } else { 9.0 };
+            assert_eq!(*value, want, "{rows} rows of {len} every {pitch}: element {at}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Pooling of f32 images whose channels come last, as the pass `channels-last` makes it.
+
+use super::window::{AxisList, Window};
+use crate::engine::kernels::pool::{PoolAxis, max_pool_last, mean_last};
+use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Shape};
+
+/// MaxPool without indices, `[n, h, w, channels]` to the same.
+#[derive(Debug)]
+pub(crate) struct MaxPoolLast {
+    pub(crate) window: Window,
+}
+
+impl MaxPoolLast {
+    fn axes(&self, x: &[usize]) -> Result<AxisList, OpError> {
+        match *x {
+            [_, h, w, _] => self.window.over(&[h, w], self.window.kernel().unwrap_or_default()),
+            _ => Err(OpError::shape(format!("pooling of a tensor of shape {x:?} where images are expected"))),
+        }
+    }
+}
+
+impl Op for MaxPoolLast {
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        let x = inputs.shape(0)?;
+        let axes = self.axes(x)?;
+        Ok(vec![[x[0]].into_iter().chain(axes.iter().map(|axis| axis.output)).chain([x[3]]).collect()])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let (x, y) = (inputs.at(0)?, outputs.at(0)?);
+        let axes = self.axes(x.shape())?;
+        let channels = x.shape()[3];
+        let axis = |i: usize| {
+            let a = &axes[i];
+            PoolAxis { input: a.input, output: a.output, kernel: a.kernel, stride: a.stride, dilation: a.dilation, pad: a.pad_begin }
+        };
+        max_pool_last(ctx.isa, axis(0), axis(1), channels, x.slice()?, y.slice()?);
+        Ok(())
+    }
+}
+
+/// GlobalAveragePool, `[n, h, w, channels]` to `[n, 1, 1, channels]`.
+#[derive(Debug)]
+pub(crate) struct MeanLast;
+
+impl Op for MeanLast {
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        match *inputs.shape(0)? {
+            [n, _, _, channels] => Ok(vec![Shape::from_slice(&[n, 1, 1, channels])]),
+            ref x => Err(OpError::shape(format!("pooling of a tensor of shape {x:?} where images are expected"))),
+        }
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
+        let (x, y) = (inputs.at(0)?, outputs.at(0)?);
+        let &[_, h, w, channels] = x.shape() else { return Err(OpError::shape("pooling of what is no image")) };
+        let (x, y) = (x.slice::<f32>()?, y.slice::<f32>()?);
+        if x.is_empty() || y.is_empty() {
+            // The mean of nothing.
+            y.fill(f32::NAN);
+            return Ok(());
+        }
+        for (x, y) in x.chunks_exact(h * w * channels).zip(y.chunks_exact_mut(channels)) {
+            mean_last(ctx.isa, x, y);
+        }
+        Ok(())
+    }
+}
