@@ -2,14 +2,15 @@
 """Reload a model again and again under load, and see that nobody notices.
 
     cargo build --release
-    scripts/swap.py [--binary target/release/ndserve] [--model digits] [--reloads 200] [--connections 64] [--seconds 10]
+    scripts/swap.py [--binary target/release/ndserve] [--model digits] [--reloads 200] [--pause 0.25] [--connections 64] [--seconds 10]
 
-A round loads the server once without and once with reloads, one after the other as fast as they come from the first to the last
-moment of the load. Rounds follow until there were so many reloads, three at least. Fails if a request fails, if the 99th
+A round loads the server once without and once with reloads, one after the other from the first to the last moment of the load, with a
+pause behind each. Rounds follow until there were so many reloads, three at least. The model is one of `models/`, or `dense`: four
+layers of 1,024 units with random weights, 17 MB, made here. Fails if a request fails, if the 99th
 percentile during reloads is more than 1.3 times that without (medians over the rounds), or if resident memory after everything
 is more than 5 % above that before the first reload. Needs wrk (Debian's package); the load stays on this machine.
 """
-import argparse, http.client, json, os, pathlib, re, shutil, socket, statistics, subprocess, sys, tempfile, threading, time
+import argparse, array, http.client, json, os, pathlib, random, re, shutil, socket, statistics, struct, subprocess, sys, tempfile, threading, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RATIO_MAX, GROWTH_MAX = 1.3, 1.05
@@ -18,9 +19,27 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--binary", default=str(ROOT / "target/release/ndserve"))
 parser.add_argument("--model", default="digits")
 parser.add_argument("--reloads", type=int, default=200)
+parser.add_argument("--pause", type=float, default=0.25, help="seconds behind each reload; 0 for as many as can be")
 parser.add_argument("--connections", type=int, default=64)
 parser.add_argument("--seconds", type=int, default=10, help="load without, and load with reloads, in each round")
 args = parser.parse_args()
+
+
+def dense(folder, layers=4, units=1024):
+    """Writes a folder of a network of dense layers."""
+    tensors, data = {}, bytearray()
+    for layer in range(layers):
+        for name, shape in (("weight", [units, units]), ("bias", [units])):
+            count = shape[0] * (shape[1] if name == "weight" else 1)
+            start = len(data)
+            data += array.array("f", (random.gauss(0, units**-0.5) for _ in range(count))).tobytes()
+            tensors[f"{layer}.{name}"] = {"dtype": "F32", "shape": shape, "data_offsets": [start, len(data)]}
+    header = json.dumps(tensors).encode()
+    (folder / "1").mkdir(parents=True)
+    (folder / "1/model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    layer = '[[layers]]\nkind = "dense"\nname = "{}"\n[[layers]]\nkind = "activation"\nfunction = "relu"\n'
+    network = "".join(layer.format(i) for i in range(layers))
+    (folder / "model.toml").write_text(f'[input]\nname = "x"\nshape = [{units}]\n[output]\nname = "y"\n{network}')
 
 
 def ask(port, method, path, body=""):
@@ -74,6 +93,7 @@ def reload(stop):
         status, text = ask(port, "POST", f"/v2/repository/models/{args.model}/load")
         assert status == 200, text
         took.append(time.monotonic() - start)
+        stop.wait(args.pause)
     return len(took), max(took)
 
 
@@ -89,7 +109,10 @@ def load_with_reloads(script):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    shutil.copytree(ROOT / "models" / args.model, pathlib.Path(folder) / args.model)
+    if args.model == "dense":
+        dense(pathlib.Path(folder) / "dense")
+    else:
+        shutil.copytree(ROOT / "models" / args.model, pathlib.Path(folder) / args.model)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndserve::engine::{
     Appender, Attr, DType, Emit, Graph, LoadOptions, Loaded, Model, Session, Tensor, Threads, ValueId, gradient, npz, onnx, read_graph,
@@ -22,7 +23,10 @@ fn fixture(name: &str) -> (PathBuf, BTreeMap<String, Tensor>) {
         bytes
     };
     let arrays = npz::read(Cursor::new(member("data.npz")), 1 << 24).unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("gradients-{name}-{}", std::process::id()));
+    // Tests that run at the same time read the same network.
+    static FOLDERS: AtomicUsize = AtomicUsize::new(0);
+    let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("gradients-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("model.onnx"), member("model.onnx")).unwrap();
     (folder, arrays)

@@ -83,7 +83,7 @@ impl Member {
         if state.fair.grant() == Some(turn) {
             let started = Instant::now();
             state.progress = started;
-            return Permit { compute, turn, started };
+            return Permit { compute, turn, started, beside: state.fair.running() > 1 };
         }
         let bell = Arc::new(Condvar::new());
         state.sleepers.insert(turn, Arc::clone(&bell));
@@ -102,7 +102,7 @@ impl Member {
             wait = PATIENCE.saturating_sub(idle).max(PATIENCE / 4);
         }
         compute.contended.store(state.fair.is_contended(), Relaxed);
-        Permit { compute, turn, started: Instant::now() }
+        Permit { compute, turn, started: Instant::now(), beside: state.fair.running() > 1 }
     }
 }
 
@@ -118,6 +118,14 @@ pub(super) struct Permit<'a> {
     compute: &'a Compute,
     turn: Turn,
     started: Instant,
+    beside: bool,
+}
+
+impl Permit<'_> {
+    /// Whether other passes ran when this one began.
+    pub(super) fn has_company(&self) -> bool {
+        self.beside
+    }
 }
 
 impl Drop for Permit<'_> {
@@ -179,7 +187,7 @@ mod tests {
         let compute = Arc::new(Compute::new(2));
         let member = compute.join(1.0);
         let (a, b) = (member.enter(), member.enter());
-        assert!(!compute.is_contended());
+        assert!(!compute.is_contended() && !a.has_company() && b.has_company());
         drop(a);
         drop(b);
         drop(member.enter());

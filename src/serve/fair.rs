@@ -75,6 +75,11 @@ impl Fair {
         turn
     }
 
+    /// How many turns have begun and not ended.
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
     /// Begins the turn that is next, if a permit is free.
     pub(super) fn grant(&mut self) -> Option<Turn> {
         if self.running.len() < self.permits { self.begin(|_| true) } else { None }

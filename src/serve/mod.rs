@@ -21,6 +21,7 @@ mod sequence;
 mod servable;
 mod settings;
 mod shadow;
+mod split;
 mod stats;
 mod worker;
 

@@ -445,7 +445,7 @@ impl Folder {
     pub(super) fn copy(&self, model: &str, to: &str) -> PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(model);
         let target = self.0.join(to);
-        for file in ["1/model.onnx", "golden/input_0.pb", "golden/output_0.pb", "model.toml"] {
+        for file in ["1/model.onnx", "golden/input_0.pb", "golden/output_0.pb", "model.toml", "background.npz"] {
             std::fs::create_dir_all(target.join(file).parent().unwrap()).unwrap();
             if from.join(file).is_file() {
                 std::fs::copy(from.join(file), target.join(file)).unwrap();
@@ -543,7 +543,7 @@ async fn requests_of_different_lengths_share_a_pass() {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats/bert-sequence");
     let sequence = |max_padding: f64| {
         format!(
-            "max_delay_ms = 60000\nmax_batch_rows = 8\n[sequence]\ndimension = 'sequence'\nbuckets = [8, 16]\nmax_padding = {max_padding}\n\
+            "max_delay_ms = 60000\nmax_batch_rows = 8\npreferred_batch_rows = [8]\n[sequence]\ndimension = 'sequence'\nbuckets = [8, 16]\nmax_padding = {max_padding}\n\
              [sequence.padding]\ninput_ids = 0\nattention_mask = 0\ntoken_type_ids = 0\n"
         )
     };

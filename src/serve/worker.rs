@@ -11,6 +11,7 @@ use super::compute::Member;
 use super::queue::{Batch, Done, Failed, Payload, Queue};
 use super::request::{InferResponse, OperatorTime, Timing};
 use super::sequence::Padding;
+use super::split::{Splitting, Way};
 use super::stats::{Answered, FailReason, Pass, Stats};
 use crate::engine::{Model, RunError, RunTime, Session, Tensor, Threads, Value};
 use crate::error::Error;
@@ -205,14 +206,22 @@ impl Runner {
 
     /// Takes batches from the queue until it is closed, a turn at the processors for each.
     pub(super) fn work(mut self, worker: usize, queue: &Queue, member: &Member) {
+        let single = Arc::new(Threads::single());
+        let mut splitting = Splitting::default();
         while queue.wait() {
             let permit = member.enter();
             // While waiting for the turn the batch grew; or its clients went away.
             let Some(Batch { jobs, reason }) = queue.take(worker) else { continue };
             let (class, rows) = (jobs[0].class, jobs.iter().map(|job| job.rows).sum());
             let alone = jobs[0].payload.is_alone();
+            let may_choose = permit.has_company() && !alone && self.threads.count() > 1;
+            let way = if may_choose { splitting.choose(class, rows) } else { Way::Split };
+            self.session.use_threads(Arc::clone(if way == Way::Whole { &single } else { &self.threads }));
             let time = self.run_batch(jobs, reason);
             drop(permit);
+            if let Some(time) = time.filter(|_| may_choose) {
+                splitting.observe(class, rows, way, time);
+            }
             queue.done(worker, time.filter(|_| !alone).map(|time| Done { class, rows, time }));
         }
     }

@@ -38,6 +38,9 @@ pub(super) fn command(args: Args) -> Outcome {
     run(settings)
 }
 
+/// Most workers that a model gets by itself: each has memory of its own.
+const INSTANCES_MAX: usize = 4;
+
 /// What models get that do not say otherwise.
 pub(super) fn defaults(settings: &Settings) -> Defaults {
     Defaults {
@@ -45,6 +48,7 @@ pub(super) fn defaults(settings: &Settings) -> Defaults {
         max_delay: settings.max_delay.0,
         queue_limit: settings.queue_limit,
         timeout: Some(settings.request_timeout.0),
+        instances: settings.engine_threads().clamp(1, INSTANCES_MAX),
         strict: settings.strict,
     }
 }

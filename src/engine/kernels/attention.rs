@@ -70,9 +70,10 @@ pub struct Buffers {
 /// Scores of a block: 64 KiB, half of a second-level cache's smallest share beside packed keys and values.
 const SCORES: usize = 16 * 1024;
 
-/// Whether so many queries of a head are too few for packing keys and values.
-pub fn few(queries: usize) -> bool {
-    queries <= 2
+/// Whether so many queries of a head are too few for packing so many keys and values. Their products are summed in another order: where
+/// there is a query for each key, as in an encoder, a sequence that is padded must have the bits of the one that is not.
+pub fn few(queries: usize, keys: usize) -> bool {
+    queries <= 2 && keys > queries
 }
 
 /// Writes the results of all queries of a head: row `i` of `[queries, width]` at `i * ldy` of `y`. Panics if a slice is too short.

@@ -34,13 +34,15 @@ pub struct Defaults {
     pub queue_limit: usize,
     /// How long a request may take if it does not say.
     pub timeout: Option<Duration>,
+    /// Workers of a model.
+    pub instances: usize,
     /// Whether what is not understood of a configuration is an error and not a warning.
     pub strict: bool,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { max_batch_rows: 64, max_delay: Duration::ZERO, queue_limit: 1024, timeout: None, strict: false }
+        Self { max_batch_rows: 64, max_delay: Duration::ZERO, queue_limit: 1024, timeout: None, instances: 1, strict: false }
     }
 }
 
@@ -252,7 +254,7 @@ impl ModelSettings {
             priority_levels: 1,
             default_priority: 1,
             priorities: BTreeMap::new(),
-            instances: 1,
+            instances: defaults.instances,
             share: 1.0,
             sequence: None,
             explain: ExplainSettings::default(),

@@ -51,7 +51,7 @@ fn a_head_matches_its_definition() {
                 scale: 0.3,
                 nan_weight: None,
                 queries,
-                few: few(queries),
+                few: few(queries, keys),
                 keys,
                 depth,
                 width,

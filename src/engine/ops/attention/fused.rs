@@ -246,7 +246,7 @@ impl FusedAttention {
             scale: sizes.scale,
             nan_weight: self.nan_weight,
             queries,
-            few: few(queries),
+            few: few(queries, keys),
             keys,
             depth,
             width,
