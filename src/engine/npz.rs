@@ -55,7 +55,7 @@ pub fn write(arrays: &[(&str, &Tensor)]) -> Result<Vec<u8>, String> {
     write_each(Cursor::new(Vec::new()), each).map(Cursor::into_inner)
 }
 
-/// [`write`] to a file or memory, one array at a time: no more than one is held.
+/// [`write()`] to a file or memory, one array at a time: no more than one is held.
 ///
 /// # Errors
 /// If the archive cannot be written.
