@@ -13,5 +13,5 @@ seconds=${1:-3600}
 for target; do
     mkdir -p "corpus/$target"
     python3 -m zipfile -e "seeds/$target.zip" "corpus/$target"
-    cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -max_len=4096 -timeout=20 -rss_limit_mb=2048
+    cargo +nightly fuzz run --dev "$target" -- -max_total_time="$seconds" -max_len=4096 -timeout=20 -rss_limit_mb=2048
 done
