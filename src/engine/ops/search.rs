@@ -90,7 +90,8 @@ impl Op for Arg {
     fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
         let mut shape: Shape = inputs.shape(0)?.into();
         let axis = axis(self.axis, shape.len())?;
-        if shape[axis] == 0 {
+        // Where the result has no element either, none is missing.
+        if shape[axis] == 0 && shape.iter().enumerate().all(|(at, &size)| at == axis || size > 0) {
             return Err(OpError::shape(format!("axis {axis} of {:?} has no element", shape.as_slice())));
         }
         if self.keep {
@@ -256,6 +257,7 @@ mod tests {
         assert!(matches!(op("ArgMax").error(&[&tensor::<f32>(&[0], &[])]), OpError::Shape(_)));
         assert!(matches!(op("ArgMax").attr("axis", 2_i64).error(&[&x]), OpError::Value(_)));
         assert_eq!(op("ArgMax").attr("axis", 1_i64).one(&[&tensor::<f32>(&[0, 2], &[])]).shape(), [0, 1]);
+        assert_eq!(op("ArgMax").attr("axis", 1_i64).one(&[&tensor::<i64>(&[3, 0, 0], &[])]).shape(), [3, 1, 0]);
     }
 
     #[test]
