@@ -26,14 +26,13 @@ fn line(values: &[f32; STEP]) -> Line {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(super) fn pack_left(a: &[f32], part: &Part, lines: &mut [Line]) {
     for (index, row) in part.rows.clone().enumerate() {
-        let (first, step) = part.place(row);
-        let lines = &mut lines[first..];
+        let lines = &mut lines[part.place(row)..];
         let (whole, rest) = a[index * part.lda..][..part.len].as_chunks::<STEP>();
         for (at, values) in whole.iter().enumerate() {
-            lines[at * step] = line(values);
+            lines[at * TILE_LINES] = line(values);
         }
         if !rest.is_empty() {
-            lines[whole.len() * step] = short_line(rest);
+            lines[whole.len() * TILE_LINES] = short_line(rest);
         }
     }
 }

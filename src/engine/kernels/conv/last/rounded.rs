@@ -7,7 +7,9 @@ use std::ops::Range;
 use super::product::{Lines, runs, strips};
 use super::strip::Reading;
 use super::{Image, Job};
-use crate::engine::kernels::bf16::{Line, Multiplier, PANEL, PackedBf16, Part, ROWS_BLOCK, STEP, STRIP, Sums, finish, left_part, reserve};
+use crate::engine::kernels::bf16::{
+    Multiplier, PANEL, PackedBf16, PackedLeft, Part, ROWS_BLOCK, STEP, STRIP, SumsBlock, finish, left_part,
+};
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::isa::Isa;
 
@@ -53,7 +55,7 @@ impl Rounded {
 
 thread_local! {
     /// The packed pixels of the convolution at hand, kept for the next.
-    static LEFT: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static LEFT: Cell<PackedLeft> = const { Cell::new(PackedLeft::EMPTY) };
 }
 
 pub(super) fn run(job: &Job<'_>, weights: &Rounded, x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
@@ -89,11 +91,11 @@ struct Product<'a> {
 
 impl Product<'_> {
     /// Packs what some pixels of a strip meet in a group.
-    fn pack(&self, lines: &Lines<'_>, group: usize, pixels: Range<usize>, left: &mut Vec<Line>) {
+    fn pack(&self, lines: &Lines<'_>, group: usize, pixels: Range<usize>, left: &mut PackedLeft) {
         let shape = self.job.shape;
         let per_run = self.len.div_ceil(STEP);
         let steps = self.runs.len() * per_run;
-        reserve(pixels.len(), steps, left);
+        let left = left.reserve(pixels.len(), steps);
         let mut next = pixels.start;
         while next < pixels.end {
             let (line, x) = (next / lines.pixels, next % lines.pixels);
@@ -102,7 +104,7 @@ impl Product<'_> {
             let row = next - pixels.start;
             for (index, run) in self.runs.iter().enumerate() {
                 let rows = row..row + count;
-                let part = Part { lda: self.lda, len: self.len, rows, of: pixels.len(), step: index * per_run, steps };
+                let part = Part { lda: self.lda, len: self.len, rows, step: index * per_run, steps };
                 left_part(self.job.isa, &lines.a[from + run..], &part, left);
             }
             next += count;
@@ -110,20 +112,19 @@ impl Product<'_> {
     }
 
     /// All channels of a group of the packed pixels, whose output is `y`.
-    fn multiply(&self, weights: &PackedBf16, group: usize, left: &[Line], y: &mut [f32]) {
+    fn multiply(&self, weights: &PackedBf16, group: usize, left: &PackedLeft, y: &mut [f32]) {
         let (job, ldc) = (self.job, self.job.shape.c_out);
         let rows = y.len() / ldc;
-        let mut sums = [Sums::ZERO; ROWS_BLOCK / STRIP];
+        let mut sums = SumsBlock::ZERO;
         for column in (0..weights.n()).step_by(PANEL) {
             let width = PANEL.min(weights.n() - column);
             let channel = group * weights.n() + column;
-            self.multiplier.expect(&mut y[channel..], ldc, rows);
-            self.multiplier.multiply_panel(left, rows, weights.panel(column), weights.steps(), &mut sums);
-            for (row, sums) in (0..rows).step_by(STRIP).zip(&sums) {
-                let bias = job.epilogue.bias.tile(0, 0, channel, width);
-                let size = (ldc, STRIP.min(rows - row), width);
-                finish(job.isa, sums, &Epilogue { bias, ..job.epilogue }, &mut y[row * ldc + channel..], size);
-            }
+            let bias = job.epilogue.bias.tile(0, 0, channel, width);
+            let (y, epilogue) = (&mut y[channel..], Epilogue { bias, ..job.epilogue });
+            let touch = (y.as_ptr(), ldc);
+            self.multiplier.multiply_panel(&left.rows(rows), weights.panel(column), touch, &mut sums, |row, sums| {
+                finish(job.isa, sums, &epilogue, &mut y[row * ldc..], (ldc, STRIP.min(rows - row), width));
+            });
         }
     }
 }
