@@ -13,14 +13,16 @@
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod finish;
 mod pack;
 
 use std::cell::Cell;
 use std::ops::Range;
 
-pub(crate) use pack::{PackedLeft, Part, RoundedLeft, left_part, pair};
+pub(crate) use finish::finish;
+pub(crate) use pack::{PackedLeft, Part, RoundedLeft, left_part, pair, round_pixels};
 
-use super::epilogue::{Activation, Bias, Epilogue, activate};
+use super::epilogue::Epilogue;
 use super::isa::{Isa, instantiate};
 use super::vector::math;
 
@@ -138,7 +140,7 @@ pub fn gemm_bf16_columns(
             multiplier.multiply_panel(&left.rows(count), b.panel(column), touch, &mut sums, |row, sums| {
                 let rows = STRIP.min(count - row);
                 let bias = epilogue.bias.tile(start + row, rows, column, width);
-                finish(b.isa, sums, &Epilogue { bias, ..*epilogue }, &mut c[row * ldc..], (ldc, rows, width));
+                finish(b.isa, sums, 0..rows, &Epilogue { bias, ..*epilogue }, &mut c[row * ldc..], (ldc, width));
             });
         }
     }
@@ -325,58 +327,4 @@ fn portable_rows<const FMA: bool, const R: usize>(rows: &Rows<'_>, right: &[Line
         }
     }
     sums[..R].copy_from_slice(&acc);
-}
-
-/// Applies the epilogue to a tile's sums and writes them: `rows` by `width` elements, rows `ldc` apart.
-pub(crate) fn finish(isa: Isa, sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], size: (usize, usize, usize)) {
-    type Size = (usize, usize, usize);
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx
-        && !epilogue.adds
-        && let Some(bounds) = bounds(epilogue.activation)
-    {
-        isa.require();
-        // SAFETY: `require` has shown that this machine has the features it is compiled for.
-        return unsafe { avx512::finish_bounded(sums, epilogue, bounds, c, size) };
-    }
-    instantiate!(isa, finish_body, (sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], size: Size));
-}
-
-/// The bounds that an activation is, `Some(None)` for none at all, or `None` if it is something else.
-fn bounds(activation: Activation) -> Option<Option<(f32, f32)>> {
-    match activation {
-        Activation::None => Some(None),
-        Activation::Relu => Some(Some((0.0, f32::INFINITY))),
-        Activation::Clip { min, max } => Some(Some((min, max))),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn finish_body<const FMA: bool>(sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], (ldc, rows, width): (usize, usize, usize)) {
-    let alpha = epilogue.alpha;
-    let mut columns = [0.0f32; PANEL];
-    if let Bias::PerColumn(bias) = epilogue.bias {
-        columns[..width].copy_from_slice(&bias[..width]);
-    }
-    for (i, row) in c.chunks_mut(ldc).take(rows).enumerate() {
-        if let Bias::PerRow(bias) = epilogue.bias {
-            columns = [bias[i]; PANEL];
-        }
-        let (tile, line) = (i / TILE_LINES * 2, i % TILE_LINES);
-        let mut values = [0.0f32; PANEL];
-        for j in 0..TILE_COLUMNS {
-            values[j] = math::fma::<FMA>(alpha, sums.0[tile][line][j], columns[j]);
-            values[TILE_COLUMNS + j] = math::fma::<FMA>(alpha, sums.0[tile + 1][line][j], columns[TILE_COLUMNS + j]);
-        }
-        if epilogue.adds {
-            values.iter_mut().zip(&row[..width]).for_each(|(value, held)| *value += held);
-        }
-        activate::<FMA>(epilogue.activation, &mut values);
-        if width == PANEL {
-            *row.first_chunk_mut().expect("a row has the panel's width") = values;
-        } else {
-            row[..width].copy_from_slice(&values[..width]);
-        }
-    }
 }

@@ -175,3 +175,32 @@ fn packed(values: &[f32; STEP]) -> [u32; 16] {
     let halves = values.map(|v| rounded(v) as u16);
     std::array::from_fn(|i| u32::from(halves[2 * i]) | u32::from(halves[2 * i + 1]) << 16)
 }
+
+/// Rounds rows of `len` elements, `step` apart, to lines, `stride` apart, as many as `to` has room for. The last line of a row is filled
+/// up with zeros.
+pub(crate) fn round_pixels(isa: Isa, from: &[f32], (step, len): (usize, usize), to: &mut [Line], stride: usize) {
+    type Size = (usize, usize);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        isa.require();
+        // SAFETY: `require` has just shown that this machine has the features it is compiled for.
+        return unsafe { super::avx512::round_pixels(from, (step, len), to, stride) };
+    }
+    let size = (step, len);
+    instantiate!(isa, round_pixels_body, (from: &[f32], size: Size, to: &mut [Line], stride: usize));
+}
+
+#[inline(always)]
+fn round_pixels_body<const FMA: bool>(from: &[f32], (step, len): (usize, usize), to: &mut [Line], stride: usize) {
+    for (index, lines) in to.chunks_exact_mut(stride).enumerate() {
+        let (whole, rest) = from[index * step..][..len].as_chunks::<STEP>();
+        for (to, values) in lines.iter_mut().zip(whole) {
+            to.0 = packed(values);
+        }
+        if !rest.is_empty() {
+            let mut values = [0.0; STEP];
+            values[..rest.len()].copy_from_slice(rest);
+            lines[whole.len()].0 = packed(&values);
+        }
+    }
+}

@@ -112,7 +112,7 @@ impl Product<'_> {
                     let count = STRIP.min(rows.len() - row);
                     let bias = self.epilogue.bias.tile(channel + row, count, 0, 0);
                     let epilogue = Epilogue { bias, ..self.epilogue };
-                    finish(self.job.isa, sums, &epilogue, &mut y[row * pixels..], (pixels, count, width));
+                    finish(self.job.isa, sums, 0..count, &epilogue, &mut y[row * pixels..], (pixels, width));
                 });
             }
         }

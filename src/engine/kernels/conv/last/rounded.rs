@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::placed;
 use super::product::{Lines, runs, strips};
 use super::strip::Reading;
 use super::{Image, Job};
@@ -19,6 +20,8 @@ pub(super) struct Rounded {
     groups: Vec<PackedBf16>,
     /// Whether a run is a tap, rather than a line of the kernel.
     taps: bool,
+    /// Whether tiles read the image where it lies (`placed.rs`).
+    placed: bool,
 }
 
 impl Rounded {
@@ -30,7 +33,10 @@ impl Rounded {
         kernel: (usize, usize),
         (groups, taps): (usize, bool),
     ) -> Rounded {
-        let taps = taps || groups > 1;
+        let line = (kernel.1 * c_in).next_multiple_of(STEP);
+        // Each tap is filled up to whole steps then: half as much again costs less than copying what every tap meets.
+        let placed = groups == 1 && 2 * kernel.1 * c_in.next_multiple_of(STEP) <= 3 * line;
+        let taps = taps || placed || groups > 1;
         let (rows, depth) = (c_out / groups, c_in * kernel.0 * kernel.1);
         let len = if taps { c_in } else { kernel.1 * c_in };
         let full = len.next_multiple_of(STEP);
@@ -44,7 +50,7 @@ impl Rounded {
             }
             PackedBf16::pack(isa, &ordered, k, rows, true)
         };
-        Rounded { groups: weights.chunks_exact(rows * depth).map(group).collect(), taps }
+        Rounded { groups: weights.chunks_exact(rows * depth).map(group).collect(), taps, placed }
     }
 
     /// Memory held, in bytes.
@@ -60,19 +66,21 @@ thread_local! {
 
 pub(super) fn run(job: &Job<'_>, weights: &Rounded, x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
     let shape = job.shape;
+    if let (true, [weights]) = (weights.placed, &weights.groups[..]) {
+        return placed::run(job, weights, x, y, scratch);
+    }
     assert!(weights.taps || shape.dilation_w == 1, "weights packed for neighbours");
     let reading = Reading::new(shape, &x);
     let (runs, len) = runs(shape, reading.pitch * shape.c_in, weights.taps);
-    let lda = if reading.dense { shape.c_in } else { shape.stride_w * shape.c_in };
-    let product = Product { job, runs: &runs, len, lda, multiplier: Multiplier::new(job.isa) };
+    let product = Product { job, runs: &runs, len, lda: reading.step(shape), multiplier: Multiplier::new(job.isa) };
     let mut left = LEFT.take();
     strips(job, &reading, x, scratch, y, |lines, y| {
-        let pixels = lines.count * lines.pixels;
+        let (pixels, ldc) = (lines.count * lines.pixels, job.channels.len());
         for first in (0..pixels).step_by(ROWS_BLOCK) {
             let block = first..pixels.min(first + ROWS_BLOCK);
             for (group, weights) in weights.groups.iter().enumerate() {
                 product.pack(lines, group, block.clone(), &mut left);
-                product.multiply(weights, group, &left, &mut y[first * shape.c_out..][..block.len() * shape.c_out]);
+                product.multiply(weights, group, &left, &mut y[first * ldc..][..block.len() * ldc]);
             }
         }
     });
@@ -113,17 +121,18 @@ impl Product<'_> {
 
     /// All channels of a group of the packed pixels, whose output is `y`.
     fn multiply(&self, weights: &PackedBf16, group: usize, left: &PackedLeft, y: &mut [f32]) {
-        let (job, ldc) = (self.job, self.job.shape.c_out);
+        let (job, ldc) = (self.job, self.job.channels.len());
         let rows = y.len() / ldc;
         let mut sums = SumsBlock::ZERO;
-        for column in (0..weights.n()).step_by(PANEL) {
-            let width = PANEL.min(weights.n() - column);
+        let columns = job.columns(group);
+        for column in columns.clone().step_by(PANEL) {
+            let width = PANEL.min(columns.end - column);
             let channel = group * weights.n() + column;
             let bias = job.epilogue.bias.tile(0, 0, channel, width);
-            let (y, epilogue) = (&mut y[channel..], Epilogue { bias, ..job.epilogue });
+            let (y, epilogue) = (&mut y[channel - job.channels.start..], Epilogue { bias, ..job.epilogue });
             let touch = (y.as_ptr(), ldc);
             self.multiplier.multiply_panel(&left.rows(rows), weights.panel(column), touch, &mut sums, |row, sums| {
-                finish(job.isa, sums, &epilogue, &mut y[row * ldc..], (ldc, STRIP.min(rows - row), width));
+                finish(job.isa, sums, 0..STRIP.min(rows - row), &epilogue, &mut y[row * ldc..], (ldc, width));
             });
         }
     }
