@@ -20,11 +20,15 @@ mod pattern;
 mod reduce_precision;
 #[cfg(test)]
 pub(crate) mod testing;
+mod why;
 
 use super::graph::{Graph, Invalid, ValueId};
 use super::kernels::isa::Isa;
 use super::model::LoadOptions;
 use super::tensor::Tensor;
+
+pub(crate) use why::run as run_and_tell;
+pub use why::{Left, PassReport};
 
 /// A row of the pass table.
 #[derive(Debug)]
