@@ -48,6 +48,7 @@ type Look = fn(&Graph, &Links, &Node) -> Option<String>;
 /// By the pass's name: the reason why a node stays, or `None` if the pass is not there for it.
 const LOOKS: &[(&str, Look)] = &[
     ("integer-operators", quantised),
+    ("fold-padding", padding),
     ("fold-batch-norm", batch_norm),
     ("fuse-gelu", gelu),
     ("fuse-attention", attention),
@@ -189,14 +190,30 @@ fn activation(graph: &Graph, links: &Links, node: &Node) -> Option<String> {
     })
 }
 
+fn padding(graph: &Graph, links: &Links, node: &Node) -> Option<String> {
+    let convolution = |&at: &usize| graph.nodes.get(at).is_some_and(|reader| reader.op.downcast::<Conv>().is_some());
+    let readers = links.readers(node.outputs.first().copied().flatten()?);
+    // Pads elsewhere are nothing that a convolution could do.
+    if node.def.name != "Pad" || !readers.iter().any(convolution) {
+        return None;
+    }
+    Some(match readers.iter().all(convolution) {
+        true => "it pads with something else than a constant number of zeros at the ends of an image, or the convolution chooses its own padding".to_owned(),
+        false => "others than convolutions read its result too".to_owned(),
+    })
+}
+
 fn convolution(graph: &Graph, _: &Links, node: &Node) -> Option<String> {
-    node.op.downcast::<Conv>()?;
+    let convolution = node.op.downcast::<Conv>()?;
     let Some(weights) = node.inputs.get(1).copied().flatten().and_then(|id| graph.constants.get(&id)) else {
         return Some("its weights are no constants".to_owned());
     };
     let dimensions = weights.shape().len().saturating_sub(2);
-    if dimensions != 2 {
-        return Some(format!("images of {dimensions} dimension{} have no such kernels", if dimensions == 1 { "" } else { "s" }));
+    if !(1..=2).contains(&dimensions) {
+        return Some(format!("images of {dimensions} dimensions have no such kernels"));
+    }
+    if dimensions == 1 && convolution.groups() > 1 {
+        return Some("sequences in groups are computed from planes".to_owned());
     }
     Some("turning images over and back would cost more than it gains here".to_owned())
 }

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::{Line, Rows, Sums, TILE_LINES};
+use super::{Line, Rows, STRIP, Sums, TILE_LINES};
 
 /// Whether the machine has the unit, with products of bf16, and the system lets this process use it.
 ///
@@ -88,12 +88,10 @@ impl Configured {
         let Piece { rows, steps, panel, first, .. } = piece;
         let two = rows.count > TILE_LINES;
         assert!(steps.end <= rows.offsets.len() && panel.len() >= steps.end * 2 * TILE_LINES, "operands of steps {steps:?}");
-        if !steps.is_empty() {
-            rows.check(steps.clone());
-        }
+        assert!(rows.count <= STRIP, "a strip of {} rows", rows.count);
         let c = sums.0.as_mut_ptr().cast::<f32>();
-        // SAFETY: `self` shows that the unit is configured; the assertions, that every tile of the steps lies in its slice (a tile is
-        // 1 KiB); `sums` has four tiles. A prefetch may go anywhere.
+        // SAFETY: `self` shows that the unit is configured; the assertions, and what `Rows` promises, that every tile of the steps lies in
+        // its slice (a tile is 1 KiB); `sums` has four tiles. A prefetch may go anywhere.
         unsafe {
             match (first, two) {
                 (true, _) => {
@@ -106,8 +104,7 @@ impl Configured {
                     c = in(reg) c, s = in(reg) 64_usize, options(readonly, nostack, preserves_flags)),
             }
             if !steps.is_empty() {
-                let way = (two, piece.fetch.1, piece.touch.is_some());
-                let product = PRODUCTS.iter().find(|(of, _)| *of == way).map_or(PRODUCTS[0].1, |(_, product)| *product);
+                let product = PRODUCTS[usize::from(two)][piece.fetch.1 as usize][usize::from(piece.touch.is_some())];
                 product(piece);
             }
             match two {
@@ -136,10 +133,25 @@ pub(super) struct Piece<'a> {
     pub(super) panel: &'a [Line],
     /// Whether the sums start from zero.
     pub(super) first: bool,
-    /// What to fetch into the second-level cache, and how many lines per step: 8, 16 or 32.
-    pub(super) fetch: (*const Line, usize),
+    /// What to fetch, and how much of it per step.
+    pub(super) fetch: (*const Line, Pace),
     /// The rows of the output, two lines of each, `1` elements apart, to be written next.
     pub(super) touch: Option<(*const f32, usize)>,
+}
+
+/// How much of a panel's step a strip fetches: into the second-level cache if others fetch the rest, all of it into the first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pace {
+    Quarter,
+    Half,
+    All,
+}
+
+impl Pace {
+    /// Lines per step.
+    pub(super) fn lines(self) -> usize {
+        8 << self as usize
+    }
 }
 
 /// The inner loop for one or two tiles of rows by two tiles of columns.
@@ -149,20 +161,10 @@ pub(super) struct Piece<'a> {
 /// The unit is configured; the rows and the panel have tiles for all steps of the piece, of which there is at least one.
 type Product = unsafe fn(&Piece<'_>);
 
-/// The inner loops: whether there are two tiles of rows, how many lines are fetched per step, whether the output is.
-const PRODUCTS: [((bool, usize, bool), Product); 12] = [
-    ((true, 8, false), two_8),
-    ((true, 8, true), two_8_touching),
-    ((true, 16, false), two_16),
-    ((true, 16, true), two_16_touching),
-    ((true, 32, false), two_32),
-    ((true, 32, true), two_32_touching),
-    ((false, 8, false), one_8),
-    ((false, 8, true), one_8_touching),
-    ((false, 16, false), one_16),
-    ((false, 16, true), one_16_touching),
-    ((false, 32, false), one_32),
-    ((false, 32, true), one_32_touching),
+/// The inner loops: by whether there are two tiles of rows, by [`Pace`], by whether the output is fetched.
+const PRODUCTS: [[[Product; 2]; 3]; 2] = [
+    [[one_8, one_8_touching], [one_16, one_16_touching], [one_32, one_32_touching]],
+    [[two_8, two_8_touching], [two_16, two_16_touching], [two_32, two_32_touching]],
 ];
 
 /// A quarter of the lines that a step fetches.

@@ -133,11 +133,12 @@ pub fn gemm_bf16_columns(
     for start in (0..m).step_by(ROWS_BLOCK) {
         let count = ROWS_BLOCK.min(m - start);
         pack::left(b.isa, &a[start * lda..], lda, count, b.k, &mut left);
+        let rows = left.rows(count);
         for column in columns.clone().step_by(PANEL) {
             let width = PANEL.min(columns.end - column);
             let c = &mut c[start * ldc + column - columns.start..];
             let touch = (c.as_ptr(), ldc);
-            multiplier.multiply_panel(&left.rows(count), b.panel(column), touch, &mut sums, |row, sums| {
+            multiplier.multiply_panel(&rows, b.panel(column), touch, &mut sums, |row, sums| {
                 let rows = STRIP.min(count - row);
                 let bias = epilogue.bias.tile(start + row, rows, column, width);
                 finish(b.isa, sums, 0..rows, &Epilogue { bias, ..*epilogue }, &mut c[row * ldc..], (ldc, width));
@@ -152,33 +153,39 @@ thread_local! {
     static LEFT: Cell<PackedLeft> = const { Cell::new(PackedLeft::EMPTY) };
 }
 
-/// Some rows of a left operand of bf16, where tiles read them: a line for each step, `offsets` from the row's first on.
+/// Some rows of a left operand of bf16, where tiles read them: a line for each step, `offsets` from the row's first on. That all of
+/// them lie within the lines is checked where it is made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows<'a> {
     /// From the first row on; of a tile's 16 rows all are read, but those beyond `count` to no end.
-    pub(crate) lines: &'a [Line],
-    pub(crate) count: usize,
+    lines: &'a [Line],
+    count: usize,
     /// Lines from row to row of a tile.
-    pub(crate) stride: usize,
+    stride: usize,
     /// Lines from tile to tile.
-    pub(crate) tile: usize,
+    tile: usize,
     /// Bytes from the beginning of a row to each step.
-    pub(crate) offsets: &'a [usize],
+    offsets: &'a [usize],
 }
 
 impl<'a> Rows<'a> {
+    /// `count` rows, at least one, of tiles whose rows are `stride` lines apart, and they themselves `tile`. Panics unless they lie within
+    /// the lines, and each step begins with one.
+    pub(crate) fn new(lines: &'a [Line], count: usize, (stride, tile): (usize, usize), offsets: &'a [usize]) -> Rows<'a> {
+        let greatest = offsets.iter().fold(0, |greatest: usize, offset| greatest.max(*offset));
+        let whole = offsets.iter().all(|offset| offset.is_multiple_of(size_of::<Line>()));
+        let last = (count.div_ceil(TILE_LINES) - 1) * tile + (TILE_LINES - 1) * stride + greatest / size_of::<Line>();
+        assert!(offsets.is_empty() || whole && last < lines.len(), "tiles of {count} rows, the last line {last} of {}", lines.len());
+        Rows { lines, count, stride, tile, offsets }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// The rows of the strip from `row` on, a multiple of 32.
     fn strip(&self, row: usize) -> Rows<'a> {
         Rows { lines: &self.lines[row / TILE_LINES * self.tile..], count: STRIP.min(self.count - row), ..*self }
-    }
-
-    /// Panics unless the tiles of a strip lie within the lines for some steps.
-    fn check(&self, steps: Range<usize>) {
-        let offset = self.offsets[steps].iter().fold(0, |greatest, offset| greatest.max(*offset));
-        assert!(offset.is_multiple_of(size_of::<Line>()), "a step begins with a line");
-        let tiles = self.count.div_ceil(TILE_LINES);
-        let last = (tiles - 1) * self.tile + (TILE_LINES - 1) * self.stride + offset / size_of::<Line>();
-        assert!((1..=2).contains(&tiles) && last < self.lines.len(), "tiles of {} rows", self.count);
     }
 }
 
@@ -266,19 +273,19 @@ const FAR: usize = 40 * STRIP;
 #[cfg(target_arch = "x86_64")]
 fn piece<'a>(rows: &Rows<'a>, row: usize, panel: &'a [Line], steps: Range<usize>, (c, ldc): (*const f32, usize)) -> amx::Piece<'a> {
     // The strips share what is to be fetched: as much as the panel has for these steps.
-    let (lines, ahead) = match rows.count.div_ceil(STRIP) {
-        1 => (32, NEAR),
-        2 => (16, FAR),
-        _ => (8, FAR),
+    let (pace, ahead) = match rows.count.div_ceil(STRIP) {
+        1 => (amx::Pace::All, NEAR),
+        2 => (amx::Pace::Half, FAR),
+        _ => (amx::Pace::Quarter, FAR),
     };
-    let ahead = steps.start * STRIP + ahead + row / STRIP * lines * steps.len();
+    let ahead = steps.start * STRIP + ahead + row / STRIP * pace.lines() * steps.len();
     // The loop asks for a strip's output whole, however many rows it has.
     let touch = steps.start == 0 && 4 * (rows.count - row) >= 3 * STRIP;
     amx::Piece {
         rows: rows.strip(row),
         panel,
         first: steps.start == 0,
-        fetch: (panel.as_ptr().wrapping_add(ahead), lines),
+        fetch: (panel.as_ptr().wrapping_add(ahead), pace),
         touch: touch.then_some((c.wrapping_add(row * ldc), ldc)),
         steps,
     }

@@ -43,7 +43,7 @@ impl PackedLeft {
 
     /// The first `count` rows.
     pub(crate) fn rows(&self, count: usize) -> Rows<'_> {
-        Rows { lines: &self.lines, count, stride: 1, tile: TILE_LINES * self.offsets.len(), offsets: &self.offsets }
+        Rows::new(&self.lines, count, (1, TILE_LINES * self.offsets.len()), &self.offsets)
     }
 }
 
@@ -74,8 +74,8 @@ impl RoundedLeft {
 
     /// Some rows from one on that is a multiple of 32.
     pub(crate) fn rows(&self, rows: Range<usize>) -> Rows<'_> {
-        let all = self.packed.rows(rows.len());
-        Rows { lines: &all.lines[rows.start * self.steps()..], ..all }
+        let PackedLeft { lines, offsets } = &self.packed;
+        Rows::new(&lines[rows.start * offsets.len()..], rows.len(), (1, TILE_LINES * offsets.len()), offsets)
     }
 
     /// Memory held, in bytes.

@@ -64,7 +64,9 @@ impl PackedConvLast {
         let rows = c_out / groups;
         let weights = if c_in_per_group == 1 && rows == 1 && groups > 1 {
             Weights::Depthwise((0..taps * c_out).map(|at| weights[at % c_out * taps + at / c_out]).collect())
-        } else if precision == Precision::Bf16 && c_in_per_group * taps >= ROUNDED_DEPTH {
+        } else if precision == Precision::Bf16
+            && (c_in_per_group * taps >= ROUNDED_DEPTH || rounded::placed(c_in_per_group, kernel.1, groups))
+        {
             Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, dilated)))
         } else {
             let k = c_in_per_group * taps;

@@ -24,8 +24,8 @@ thread_local! {
 }
 
 pub(super) fn run(job: &Job<'_>, weights: &PackedBf16, x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
-    // Where nothing but a pixel's own place counts, samples continue one another.
-    let merged = continued(job.shape);
+    // Where nothing but a pixel's own place counts, samples with their channels last continue one another.
+    let merged = if x.channels_last { continued(job.shape) } else { *job.shape };
     let shape = &merged;
     let job = &Job { shape, isa: job.isa, epilogue: job.epilogue, lines: job.lines.clone(), channels: job.channels.clone() };
     let planes = Planes::new(shape);
@@ -176,18 +176,13 @@ impl Product<'_> {
         // The last line has no padding behind it.
         let pixels = lines * planes.pitch - (planes.pitch - shape.w_out);
         for first in (0..pixels).step_by(ROWS_BLOCK) {
-            let rows = Rows {
-                lines: &image[first * planes.pixel..],
-                count: ROWS_BLOCK.min(pixels - first),
-                stride: planes.pixel,
-                tile: TILE_LINES * planes.pixel,
-                offsets: self.offsets,
-            };
+            let (lines, count) = (&image[first * planes.pixel..], ROWS_BLOCK.min(pixels - first));
+            let rows = Rows::new(lines, count, (planes.pixel, TILE_LINES * planes.pixel), self.offsets);
             let touch = y[first / planes.pitch * shape.w_out * channels.len()..].as_ptr();
             for column in channels.clone().step_by(PANEL) {
                 let touch = (touch.wrapping_add(column - channels.start), channels.len());
                 self.multiplier.multiply_panel(&rows, self.weights.panel(column), touch, &mut sums, |row, sums| {
-                    self.finish(first + row..first + rows.count.min(row + STRIP), column, sums, y);
+                    self.finish(first + row..first + rows.count().min(row + STRIP), column, sums, y);
                 });
             }
         }

@@ -33,9 +33,7 @@ impl Rounded {
         kernel: (usize, usize),
         (groups, taps): (usize, bool),
     ) -> Rounded {
-        let line = (kernel.1 * c_in).next_multiple_of(STEP);
-        // Each tap is filled up to whole steps then: half as much again costs less than copying what every tap meets.
-        let placed = groups == 1 && 2 * kernel.1 * c_in.next_multiple_of(STEP) <= 3 * line;
+        let placed = placed(c_in, kernel.1, groups);
         let taps = taps || placed || groups > 1;
         let (rows, depth) = (c_out / groups, c_in * kernel.0 * kernel.1);
         let len = if taps { c_in } else { kernel.1 * c_in };
@@ -57,6 +55,13 @@ impl Rounded {
     pub(super) fn bytes(&self) -> usize {
         self.groups.iter().map(PackedBf16::bytes).sum()
     }
+}
+
+/// Whether tiles read the image where it lies. Each tap is filled up to whole steps then: half as much again costs less than copying what
+/// every tap meets. That pays for short sums, too, but not for those of pictures.
+pub(super) fn placed(c_in: usize, kernel_w: usize, groups: usize) -> bool {
+    let line = (kernel_w * c_in).next_multiple_of(STEP);
+    groups == 1 && 2 * c_in >= STEP && 2 * kernel_w * c_in.next_multiple_of(STEP) <= 3 * line
 }
 
 thread_local! {
@@ -123,7 +128,7 @@ impl Product<'_> {
     fn multiply(&self, weights: &PackedBf16, group: usize, left: &PackedLeft, y: &mut [f32]) {
         let (job, ldc) = (self.job, self.job.channels.len());
         let rows = y.len() / ldc;
-        let mut sums = SumsBlock::ZERO;
+        let (mut sums, left) = (SumsBlock::ZERO, left.rows(rows));
         let columns = job.columns(group);
         for column in columns.clone().step_by(PANEL) {
             let width = PANEL.min(columns.end - column);
@@ -131,7 +136,7 @@ impl Product<'_> {
             let bias = job.epilogue.bias.tile(0, 0, channel, width);
             let (y, epilogue) = (&mut y[channel - job.channels.start..], Epilogue { bias, ..job.epilogue });
             let touch = (y.as_ptr(), ldc);
-            self.multiplier.multiply_panel(&left.rows(rows), weights.panel(column), touch, &mut sums, |row, sums| {
+            self.multiplier.multiply_panel(&left, weights.panel(column), touch, &mut sums, |row, sums| {
                 finish(job.isa, sums, 0..STRIP.min(rows - row), &epilogue, &mut y[row * ldc..], (ldc, width));
             });
         }
