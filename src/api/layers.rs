@@ -33,7 +33,7 @@ use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 use super::access::{Guard, Refusal, Surface};
 use super::error::{self, Failure, kind_of};
 use super::hot::Hot;
-use super::metrics::{ModelMetrics, Phases};
+use super::metrics::Phases;
 use super::route::Route;
 use super::spans::{self, Trace};
 use super::{App, Shared, grpc, profile};
@@ -59,11 +59,8 @@ pub(super) struct Counts {
 }
 
 /// Where the time of an answer of a model went; an extension of the response.
-#[derive(Clone, Debug)]
-pub(super) struct Measured {
-    pub(super) phases: Phases,
-    pub(super) metrics: Arc<ModelMetrics>,
-}
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured(pub(super) Phases);
 
 /// A request under way. One that is dropped without an answer lost its client.
 pub(super) struct InFlight<'a> {
@@ -84,13 +81,6 @@ impl InFlight<'_> {
     /// It has its answer.
     pub(super) fn answered(mut self) {
         self.answered = true;
-    }
-}
-
-impl Measured {
-    /// Counts the phases.
-    pub(super) fn observe(&self) {
-        self.metrics.observe(&self.phases);
     }
 }
 
@@ -154,10 +144,7 @@ impl App {
                     profile::prepare(&mut request);
                 }
                 match (Hot::of(request.method(), request.uri().path()), &probe) {
-                    (Some(hot), None) => {
-                        // In a box: this future is moved for each request, and most of it would be the handler's.
-                        Box::pin(hot.answer(Arc::clone(&self.shared), self.inferences.clone(), request.map(Body::new))).await
-                    }
+                    (Some(hot), None) => hot.answer(shared, &self.inferences, request.map(Body::new)).await,
                     (_, probe) => {
                         // The service is cheap to clone (one reference count) and a call wants `&mut`.
                         let answered = self.service.clone().call(request);
@@ -176,16 +163,15 @@ impl App {
         let status = failed.as_ref().map_or(response.status(), |error| error::codes(error.kind()).http);
         if let Some(error) = failed {
             note_failure(&error, shared, route, &id, trace.as_ref());
-        } else if let Some(measured) = response.extensions_mut().remove::<Measured>() {
-            measured.metrics.observe(&measured.phases);
-            response.headers_mut().insert(SERVER_TIMING, server_timing(&measured.phases));
-            phases = Some(measured.phases);
+        } else if let Some(Measured(measured)) = response.extensions_mut().remove() {
+            response.headers_mut().insert(SERVER_TIMING, once(server_timing(&measured), http2));
+            phases = Some(measured);
         }
         if let Some(probe) = probe {
             response = spans::finish(&probe, route, started, phases, response).await;
         }
         let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, id);
+        headers.insert(REQUEST_ID, once(id, http2));
         if let Some(trace) = trace {
             trace.answer(headers);
         }
@@ -201,6 +187,13 @@ impl App {
         under_way.answered = true;
         response
     }
+}
+
+/// A value that comes but once: over HTTP/2 it is not put into the table of values that may come again, where it would take the
+/// place of one that does.
+fn once(mut value: HeaderValue, http2: bool) -> HeaderValue {
+    value.set_sensitive(http2);
+    value
 }
 
 /// What happens to a request before the router.

@@ -1,21 +1,20 @@
 //! What the server counts and measures, in the Prometheus text format.
 //!
 //! [`METRICS`] is the one list: the families are made from it, `/metrics` shows exactly it, and the documentation is written
-//! from it. Handles are made once per model and route, so that a request only adds to atomics.
+//! from it. What each request adds to is kept by thread ([`Sharded`]).
 //!
 //! To add a family: a row in [`METRICS`], and where it is read: [`server_metrics`] for the server, [`VERSION_ROWS`] for a counter
 //! or gauge of each version.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
-
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
 use super::Shared;
 use super::route::Route;
+use super::sharded::Sharded;
 use crate::error::Kind;
 use crate::explain::Method;
 use crate::resources;
@@ -90,117 +89,85 @@ pub(super) struct Phases {
     pub(super) serialize: Duration,
 }
 
-/// The handles of one version of a model.
-#[derive(Debug)]
-pub(super) struct ModelMetrics {
-    parse: Histogram,
-    queue: Histogram,
-    compute: Histogram,
-    serialize: Histogram,
+/// The names of the phases, in the order of [`OfModel`].
+const PHASES: [&str; 4] = ["parse", "queue", "compute", "serialize"];
+
+/// What one thread counted of a route.
+#[derive(Clone, Copy, Debug, Default)]
+struct RouteCounts {
+    /// Answers with status 200.
+    ok: u64,
+    seconds: Times,
 }
 
-impl ModelMetrics {
-    pub(super) fn observe(&self, phases: &Phases) {
-        self.parse.observe(phases.parse.as_secs_f64());
-        self.queue.observe(phases.queue.as_secs_f64());
-        self.compute.observe(phases.compute.as_secs_f64());
-        self.serialize.observe(phases.serialize.as_secs_f64());
-    }
-}
+/// What one thread measured of a model: a list of its versions, because there are few, with the times of each phase.
+type OfModel = Vec<(String, [Times; PHASES.len()])>;
 
-/// Versions of a model with their handles; a list, because there are few.
-type Versions = Vec<(String, Arc<ModelMetrics>)>;
-
-/// The handles of the server.
+/// What the server counts itself.
 #[derive(Debug)]
 pub(super) struct Metrics {
-    registry: Registry,
     /// By [`Route`].
-    ok: Vec<IntCounter>,
-    seconds: Vec<Histogram>,
-    requests: IntCounterVec,
-    errors: IntCounterVec,
-    phases: HistogramVec,
-    models: RwLock<HashMap<String, Versions>>,
+    routes: Sharded<[RouteCounts; Route::ALL.len()]>,
+    /// Answers of a route with another status than 200.
+    others: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// By the position in [`Kind::ALL`].
+    errors: [AtomicU64; Kind::ALL.len()],
+    /// By the model's name.
+    phases: Sharded<HashMap<String, OfModel>>,
     started: SystemTime,
     /// Whether the page has Triton's names too.
     triton: bool,
 }
 
-fn histogram(registry: &Registry, metric: &Metric) -> HistogramVec {
-    let options = HistogramOpts::new(metric.name, metric.help).buckets(SECONDS_BUCKETS.to_vec());
-    let family = HistogramVec::new(options, metric.labels).expect("METRICS has valid names");
-    registry.register(Box::new(family.clone())).expect("METRICS has each name once");
-    family
-}
-
-fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
-    let family = IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels).expect("METRICS has valid names");
-    registry.register(Box::new(family.clone())).expect("METRICS has each name once");
-    family
-}
-
 impl Metrics {
     pub(super) fn new(triton: bool) -> Self {
-        let registry = Registry::new();
-        let requests = counter(&registry, &REQUESTS);
-        let errors = counter(&registry, &ERRORS);
-        let seconds = histogram(&registry, &REQUEST);
-        let phases = histogram(&registry, &PHASE);
-        for kind in Kind::ALL {
-            errors.with_label_values(&[kind.name()]);
-        }
         Self {
-            ok: Route::ALL.iter().map(|route| requests.with_label_values(&[route.name(), "200"])).collect(),
-            seconds: Route::ALL.iter().map(|route| seconds.with_label_values(&[route.name()])).collect(),
-            requests,
-            errors,
-            phases,
-            models: RwLock::default(),
+            routes: Sharded::default(),
+            others: Mutex::default(),
+            errors: std::array::from_fn(|_| AtomicU64::new(0)),
+            phases: Sharded::default(),
             started: SystemTime::now(),
             triton,
-            registry,
         }
     }
 
-    /// The handles of a version.
-    pub(super) fn model(&self, name: &str, version: &str) -> Arc<ModelMetrics> {
-        let find = |versions: &Versions| versions.iter().find(|(known, _)| known == version).map(|(_, handles)| Arc::clone(handles));
-        let known = self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).and_then(find);
-        known.unwrap_or_else(|| {
-            let phase = |phase| self.phases.with_label_values(&[name, version, phase]);
-            let handles = Arc::new(ModelMetrics {
-                parse: phase("parse"),
-                queue: phase("queue"),
-                compute: phase("compute"),
-                serialize: phase("serialize"),
-            });
-            let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-            models.entry(name.to_owned()).or_default().push((version.to_owned(), Arc::clone(&handles)));
-            handles
-        })
+    /// Counts an answered inference.
+    pub(super) fn inferred(&self, model: &str, version: &str, &Phases { parse, queue, compute, serialize }: &Phases) {
+        self.phases.add(|models| {
+            let known = models.get_mut(model).and_then(|of| of.iter_mut().find(|(known, _)| known == version));
+            let times = match known {
+                Some((_, times)) => times,
+                None => {
+                    let of = models.entry(model.to_owned()).or_default();
+                    of.push((version.to_owned(), Default::default()));
+                    &mut of.last_mut().expect("one was pushed").1
+                }
+            };
+            times.iter_mut().zip([parse, queue, compute, serialize]).for_each(|(times, time)| times.add(time));
+        });
     }
 
     /// Counts an answer.
     pub(super) fn answered(&self, route: Route, status: u16, took: Duration) {
-        if status == 200 {
-            self.ok[route as usize].inc();
-        } else {
-            self.requests.with_label_values(&[route.name(), &status.to_string()]).inc();
+        self.routes.add(|routes| {
+            routes[route as usize].seconds.add(took);
+            routes[route as usize].ok += u64::from(status == 200);
+        });
+        if status != 200 {
+            *self.others.lock().unwrap_or_else(PoisonError::into_inner).entry((route.name(), status)).or_default() += 1;
         }
-        self.seconds[route as usize].observe(took.as_secs_f64());
     }
 
     /// Counts an error.
     pub(super) fn failed(&self, kind: Kind) {
-        self.errors.with_label_values(&[kind.name()]).inc();
+        let place = Kind::ALL.iter().position(|&known| known == kind).expect("ALL has every kind");
+        self.errors[place].fetch_add(1, Relaxed);
     }
 
     /// Everything in the text format. What others count is read now.
     pub(super) fn text(&self, shared: &Shared) -> String {
-        let mut text = String::new();
-        TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("METRICS has valid names");
-        let mut page = Page(text);
+        let mut page = Page(String::new());
+        self.request_metrics(&mut page);
         self.server_metrics(&mut page, shared);
         let handles: Vec<_> = shared.repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
         repository_metrics(&mut page, &shared.repository, &handles);
@@ -210,6 +177,46 @@ impl Metrics {
             triton_page(&mut page, &handles);
         }
         page.0
+    }
+
+    fn request_metrics(&self, page: &mut Page) {
+        let mut routes = [RouteCounts::default(); Route::ALL.len()];
+        self.routes.each(|shard| {
+            for (sum, counts) in routes.iter_mut().zip(shard) {
+                sum.ok += counts.ok;
+                sum.seconds += counts.seconds;
+            }
+        });
+        page.family(&REQUESTS);
+        for (route, counts) in Route::ALL.iter().zip(&routes) {
+            page.sample(&REQUESTS, "", &[route.name(), "200"], counts.ok as f64);
+        }
+        for ((route, status), &count) in &*self.others.lock().unwrap_or_else(PoisonError::into_inner) {
+            page.sample(&REQUESTS, "", &[route, &status.to_string()], count as f64);
+        }
+        page.family(&ERRORS);
+        for (kind, count) in Kind::ALL.iter().zip(&self.errors) {
+            page.sample(&ERRORS, "", &[kind.name()], count.load(Relaxed) as f64);
+        }
+        page.family(&REQUEST);
+        for (route, counts) in Route::ALL.iter().zip(&routes) {
+            page.times(&REQUEST, &[route.name()], &counts.seconds);
+        }
+        page.family(&PHASE);
+        let mut sums: BTreeMap<(String, String), [Times; PHASES.len()]> = BTreeMap::new();
+        self.phases.each(|models| {
+            for (model, version, times) in
+                models.iter().flat_map(|(model, of)| of.iter().map(move |(version, times)| (model, version, times)))
+            {
+                let sums = sums.entry((model.clone(), version.clone())).or_default();
+                sums.iter_mut().zip(times).for_each(|(sum, times)| *sum += *times);
+            }
+        });
+        for ((model, version), phases) in &sums {
+            for (phase, times) in PHASES.iter().zip(phases) {
+                page.times(&PHASE, &[model, version, phase], times);
+            }
+        }
     }
 
     fn server_metrics(&self, page: &mut Page, shared: &Shared) {
