@@ -143,11 +143,7 @@ const STRIDED: u8 = 2;
 /// Scale and bias, and the activations that are a pair of bounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(in crate::engine::kernels) fn scale_and_bias<const R: usize, const V: usize>(
-    finish: &Epilogue<'_>,
-    masks: &[__mmask16; V],
-    acc: &mut [[__m512; V]; R],
-) {
+fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, masks: &[__mmask16; V], acc: &mut [[__m512; V]; R]) {
     let alpha = _mm512_set1_ps(finish.alpha);
     let mut columns = [_mm512_setzero_ps(); V];
     if let Bias::PerColumn(bias) = finish.bias {
@@ -198,7 +194,7 @@ pub(in crate::engine::kernels) fn scale_and_bias<const R: usize, const V: usize>
 
 /// One mask per register: lane `j` of register `v` is set if column `v * 16 + j` is stored.
 #[inline]
-pub(in crate::engine::kernels) fn column_masks<const V: usize>(columns: usize) -> [__mmask16; V] {
+fn column_masks<const V: usize>(columns: usize) -> [__mmask16; V] {
     std::array::from_fn(|v| {
         let lanes = columns.saturating_sub(v * LANES).min(LANES);
         ((1u32 << lanes) - 1) as __mmask16

@@ -11,7 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(super) mod avx512;
+mod avx512;
 mod generic;
 mod pack;
 pub(crate) mod tile;

@@ -12,8 +12,7 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 use super::tile::Tile;
-use crate::engine::kernels::epilogue::{Activation, activate};
-use crate::engine::kernels::gemm::avx512::{column_masks, scale_and_bias};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 
 /// Elements per register.
 const LANES: usize = 16;
@@ -47,7 +46,7 @@ pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
 /// As for [`tile`], and `R == tile.rows`, `V * 16 == tile.width`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
-    let masks: [__mmask16; V] = column_masks(tile.columns);
+    let masks: [__mmask16; V] = std::array::from_fn(|v| ((1_u32 << tile.columns.saturating_sub(v * LANES).min(LANES)) - 1) as __mmask16);
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     if !tile.first {
         for i in 0..R {
@@ -59,8 +58,8 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
     }
     // SAFETY: `check` saw a and b to hold all runs in this layout.
     unsafe { accumulate::<R, V>(tile, &mut acc) };
-    if let Some(finish) = &tile.finish {
-        scale_and_bias(finish, &masks, &mut acc);
+    if let Some(epilogue) = &tile.finish {
+        finish::<R, V>(epilogue, tile.columns, &masks, &mut acc);
     }
     for i in 0..R {
         for v in 0..V {
@@ -148,6 +147,30 @@ fn bounds(activation: Activation) -> Option<(f32, f32)> {
         Activation::Relu => Some((0.0, f32::INFINITY)),
         Activation::Clip { min, max } => Some((min, max)),
         _ => None,
+    }
+}
+
+/// The bias, and the activations that are a pair of bounds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize, masks: &[__mmask16; V], acc: &mut [[__m512; V]; R]) {
+    if let Bias::PerColumn(bias) = finish.bias {
+        assert!(bias.len() >= columns);
+        for v in 0..V {
+            // SAFETY: the mask leaves out what lies beyond `columns`.
+            let bias = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
+            for i in 0..R {
+                acc[i][v] = _mm512_add_ps(acc[i][v], bias);
+            }
+        }
+    }
+    let Some((low, high)) = bounds(finish.activation).filter(|_| finish.activation != Activation::None) else { return };
+    let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
+    for i in 0..R {
+        for v in 0..V {
+            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+            acc[i][v] = _mm512_min_ps(high, _mm512_max_ps(low, acc[i][v]));
+        }
     }
 }
 
