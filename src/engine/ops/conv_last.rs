@@ -139,7 +139,7 @@ fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[
         return conv2d_last(shape, w, x, epilogue, 0..lines, y, &mut ctx.scratch.f32);
     }
     let count = lines.div_ceil(parts);
-    let items: Vec<_> = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate().collect();
+    let items = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate();
     ctx.threads.for_each(items, |(part, y)| {
         let lines = part * count..lines.min((part + 1) * count);
         conv2d_last(shape, w, x, epilogue, lines, y, &mut Vec::new());

@@ -90,7 +90,7 @@ fn each_plane<T: Sync, Y: Send>(threads: &Threads, axes: &[Axis], x: &[T], y: &m
     let taps = axes.iter().fold(1_u64, |taps, axis| taps.saturating_mul(axis.kernel.min(axis.input) as u64));
     let count = y.len() / to;
     let per_part = count.div_ceil(threads.parts(taps.saturating_mul(y.len() as u64)));
-    let items: Vec<_> = x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).collect();
+    let items = x.chunks(per_part * from).zip(y.chunks_mut(per_part * to));
     threads.for_each(items, |(x, y)| x.chunks_exact(from).zip(y.chunks_exact_mut(to)).for_each(|(x, y)| f(x, y)));
 }
 
@@ -143,7 +143,7 @@ impl MaxPool {
             return max_pool(isa, axis(rows), axis(columns), x, y);
         }
         let planes = (y.len() / to).div_ceil(parts);
-        let items: Vec<_> = x.chunks(planes * from).zip(y.chunks_mut(planes * to)).collect();
+        let items = x.chunks(planes * from).zip(y.chunks_mut(planes * to));
         threads.for_each(items, |(x, y)| max_pool(isa, axis(rows), axis(columns), x, y));
     }
 
