@@ -41,7 +41,7 @@ const BATCH: usize = 16;
 /// Allocations between the ends of each two neighbouring steps of one epoch.
 fn counted(network: &str, threads: usize, folder: &Path) -> Vec<usize> {
     let text = format!(
-        "{network}\ndata.path = \"data.npz\"\ndata.target = \"y\"\ndata.task = \"classify\"\ntrain.epochs = 1\ntrain.batch = {BATCH}\n"
+        "{network}\ndata.path = \"data.npz\"\ndata.target = \"y\"\ndata.task = \"classify\"\ntrain.epochs = 1\ntrain.batch = {BATCH}\ntrain.learning_rate = 0.01\n"
     );
     std::fs::write(folder.join("train.toml"), &text).unwrap();
     let (config, text) = Config::read(&folder.join("train.toml")).unwrap();

@@ -159,7 +159,8 @@ fn deploy_to_a_server_refuses_what_is_worse_or_other_too() {
     folder.write("worse/train.toml", &text);
     folder.write("worse/data.csv", "x1,x2,class\n1,2,1\n2,3,1\n3,4,0\n4,5,0\n5,6,0\n");
     folder.run(&["train", "worse/train.toml", "--output", "two-features"]).ok();
-    let server = Server::start(&folder, &["--models", "served"]);
+    let mut server = Server::start(&folder, &["--models", "served"]);
+    server.until("try: curl");
     let url = format!("http://{}", server.address);
     let answer = || server.ask("POST", "/v1/models/two-features:predict", r#"{"instances": [[5, 6]]}"#);
     let before = answer();
