@@ -36,7 +36,7 @@ class Server:
                 connection.request("GET", "/readyz")
                 if connection.getresponse().status in (200, 404, 405):
                     return self
-            except http.client.HTTPException:
+            except (http.client.HTTPException, ConnectionResetError):
                 return self  # it speaks HTTP/2 alone
             except OSError:
                 pass

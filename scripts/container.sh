@@ -186,7 +186,7 @@ ids=$(docker top "$container" -eo uid,gid,pid,args | awk 'NR > 1 { print $1 ":" 
 [ "$ids" = "$user" ] || die "the server runs as $ids, not as $user"
 say "runs as $ids, on a read-only file system, without capabilities"
 
-scripts/readme-requests.sh "127.0.0.1:$port"
+scripts/docs-requests.sh "127.0.0.1:$port"
 
 start=$(now)
 docker stop --time "$STOP_SECONDS" "$container" > /dev/null

@@ -17,6 +17,7 @@ in UNDECIDED, with the reason, and makes no graph.
 import argparse
 import collections
 import multiprocessing
+import multiprocessing.connection
 import os
 import subprocess
 import sys
@@ -124,6 +125,7 @@ REFERENCE = [
     (["ReduceL1", "ReduceSum"], EXTREME, "sums of integers wrap; ONNX Runtime saturates, and has but the digits of a float"),
     (["ReduceProd"], is_("int32", "int64"), "products of integers wrap; ONNX Runtime saturates"),
     (["ReduceMax", "ReduceMin"], lambda g, n, at, arrays: has_nan(arrays[0]), "ONNX Runtime passes over NaN in some places of a row"),
+    (["Softplus"], lambda g, n, at, arrays: arrays[0].dtype == np.float16 and (arrays[0] > 80).any(), "ONNX Runtime overflows in float16 only"),
     (["Softmax", "LogSoftmax"], unfinished_rows, "ONNX Runtime passes over NaN and infinity in float64 only"),
     (["Cast", "CastLike"], lambda g, n, at, arrays: arrays[0].dtype == bool and (at.get("to") == 8 or arrays[-1].dtype.kind in "OU"),
      "the standard's text of a bool is that of Python; ONNX Runtime writes 0 and 1"),
@@ -132,6 +134,7 @@ REFERENCE = [
      "ONNX Runtime passes over NaN in max and min"),
     (["DynamicQuantizeLinear"], lambda g, n, at, arrays: not arrays[0].any(), "ONNX Runtime takes 1 as the scale of zeros"),
     (["MeanVarianceNormalization"], constant_row, "ONNX Runtime divides 0 by 0 where the standard adds 1e-9"),
+    (["Unique"], lambda g, n, at, arrays: EMPTY(g, n, at, arrays) and "axis" in at, "ONNX Runtime aborts its process"),
     (["Shrink"], is_("float64"), "ONNX Runtime computes float64 in float32"),
 ]
 # What neither computes as the standard says, or what it leaves open: (operators, condition, reason).
@@ -146,6 +149,10 @@ UNDECIDED = [
      "ONNX Runtime has float32 only, the reference evaluator shifts the windows"),
     (["Softmax", "LogSoftmax"], lambda g, n, at, arrays: g.opset < 13 and unfinished_rows(g, n, at, arrays),
      "ONNX Runtime passes over NaN and infinity in float64 only, the reference evaluator computes the form of opset 13"),
+    (["LogSoftmax"], lambda g, n, at, arrays: unfinished_rows(g, n, at, arrays) and np.ptp(arrays[0][np.isfinite(arrays[0])].tolist() or 0) > 700,
+     "ONNX Runtime passes over NaN and infinity in float64 only, the reference evaluator takes the logarithm of what has vanished"),
+    (["ReduceLogSumExp"], lambda g, n, at, arrays: has_nan(arrays[0]) and bool(np.isinf(arrays[0]).any()),
+     "ONNX Runtime passes over NaN beside infinity, the reference evaluator subtracts infinity from infinity"),
     (["PRelu"], lambda g, n, at, arrays: arrays[0].dtype != np.float32 and not np.isfinite(arrays[1]).all(),
      "ONNX Runtime has float32 only, the reference evaluator multiplies zeros by the slope"),
     (["Clip"], lambda g, n, at, arrays: arrays[0].dtype in (np.float16, np.float64) and np.isinf(arrays[0]).any() and len(arrays) < 3,
@@ -163,6 +170,8 @@ UNDECIDED = [
      "ONNX Runtime has float32 only, the reference evaluator makes up for what a window lacks at the end"),
     (["AveragePool", "LpPool"], lambda g, n, at, arrays: arrays[0].dtype != np.float32 and at.get("auto_pad") == b"VALID" and at.get("dilations"),
      "ONNX Runtime has float32 only, the reference evaluator forgets the dilations"),
+    (["Unique"], lambda g, n, at, arrays: EMPTY(g, n, at, arrays) and "axis" in at and at.get("sorted", 1) == 0,
+     "ONNX Runtime aborts its process, the reference evaluator picks along the wrong axis"),
     (["Unique"], is_("int32"), "ONNX Runtime has no kernel; the reference evaluator picks along the wrong axis if unsorted"),
     (["TreeEnsembleRegressor"], is_("int64"), "ONNX Runtime has floats only, the reference evaluator rounds to the type of the input"),
     (["GlobalMaxPool"], is_("float64", "float16"), "ONNX Runtime has float32 only, the reference evaluator keeps dimensions"),
@@ -449,6 +458,37 @@ def batch(job):
     return counts, differences
 
 
+def compared(jobs, width):
+    """What `batch` says of each job, in a process of its own, `width` at a time.
+
+    An oracle may abort its process, which a pool would wait for without end. A batch whose process died runs once more; one that
+    dies again counts as a difference.
+    """
+    waiting, running, died = list(reversed(jobs)), {}, collections.Counter()
+    while waiting or running:
+        while waiting and len(running) < width:
+            receive, send = multiprocessing.Pipe(duplex=False)
+            job = waiting.pop()
+            process = multiprocessing.Process(target=lambda send=send, job=job: send.send(batch(job)))
+            process.start()
+            send.close()
+            running[receive] = process, job
+        for receive in multiprocessing.connection.wait(list(running)):
+            process, job = running.pop(receive)
+            try:
+                yield receive.recv()
+            except EOFError:
+                process.join()
+                died[job[1]] += 1
+                if died[job[1]] == 1:
+                    waiting.append(job)
+                else:
+                    yield collections.Counter(), [("process", f"batch {job[1]} died twice, with {process.exitcode}")]
+            process.join()
+    for number in sorted(died):
+        print(f"batch {number}: an oracle's process died {died[number]} times", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/ndserve")
@@ -463,14 +503,13 @@ def main():
     options.families = options.families.split(",")
     started, counts, differences = time.time(), collections.Counter(), []
     jobs = [(options, options.first + i) for i in range(-(-options.count // options.batch))]
-    with multiprocessing.Pool(options.jobs) as pool:
-        for done, (more, found) in enumerate(pool.imap_unordered(batch, jobs), 1):
-            counts += more
-            differences += found
-            for kind, text in found:
-                print(f"{kind}: {text}", flush=True)
-            if done % 50 == 0:
-                print(f"… {counts['graphs']} graphs, {len(differences)} differences, {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+    for done, (more, found) in enumerate(compared(jobs, options.jobs), 1):
+        counts += more
+        differences += found
+        for kind, text in found:
+            print(f"{kind}: {text}", flush=True)
+        if done % 50 == 0:
+            print(f"… {counts['graphs']} graphs, {len(differences)} differences, {time.time() - started:.0f} s", file=sys.stderr, flush=True)
     operators = {key[3:]: n for key, n in counts.items() if key.startswith("op ")}
     print(f"\nseed {options.seed}, {counts['graphs']} graphs, {sum(operators.values())} nodes of {len(operators)} operators, opsets 9 to 24")
     print(f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}, numpy {np.__version__}; {time.time() - started:.0f} s")

@@ -2,7 +2,8 @@
 
 A graph grows by fragments (mostly one node), each computed as soon as it is made, so that the next one knows the shapes and
 values it builds on. A value is `exact` if every right implementation has the same bits for it; operators that jump (Floor,
-ArgMax, a comparison) take only exact ones, or a difference in the last bit would decide.
+ArgMax, a comparison) take only exact ones, or a difference in the last bit would decide. An integer that is not exact (Resize
+interpolates and rounds, so that a half may go either way) is an output, and nothing is built on it.
 """
 
 import numpy as np
@@ -117,7 +118,7 @@ class Graph:
             if any(kind_of(v.dtype) == np.dtype(d) for d in dtypes)
             and (ranks is None or v.rank in ranks)
             and (shape is None or v.shape == tuple(shape))
-            and (v.exact or not exact)
+            and (v.exact or not (exact or v.dtype.kind in "iu"))
             and (not finite or v.dtype.kind != "f" or np.isfinite(v.array).all())
             and (where is None or where(v))
         ]

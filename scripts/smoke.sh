@@ -1,5 +1,5 @@
 #!/bin/bash
-# Starts a release binary as a user would, sends it the requests of README.md, and stops it with SIGTERM.
+# Starts a release binary as a user would, sends it the requests of README.md and the docs, and stops it with SIGTERM.
 #
 #   scripts/smoke.sh [BINARY]      default target/release/ndserve
 set -euo pipefail
@@ -33,7 +33,7 @@ done
 $ready || die "not ready within 10 s"
 echo "smoke: ready $((($(date +%s%N) - start) / 1000000)) ms after the start, on $address"
 
-scripts/readme-requests.sh "$address" || die "the server's log follows"
+scripts/docs-requests.sh "$address" || die "the server's log follows"
 
 kill -TERM "$pid"
 code=0

@@ -2,7 +2,8 @@
 //! decompressed. An answer's is sent in the pieces that it was made of, compressed if the client accepts it.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
@@ -31,7 +32,14 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Re
     if announced > max_bytes as u64 {
         return Err(Error::new(Kind::TooLarge, format!("the body has {announced} bytes, the limit is {max_bytes}")));
     }
-    let bytes = match tokio::time::timeout(timeout, collect(body, max_bytes)).await {
+    let mut collected = pin!(collect(body, max_bytes));
+    // Most bodies came with the head: they need no timer.
+    let first = poll_fn(|cx| Poll::Ready(collected.as_mut().poll(cx))).await;
+    let collected = match first {
+        Poll::Ready(bytes) => Ok(bytes),
+        Poll::Pending => tokio::time::timeout(timeout, collected).await,
+    };
+    let bytes = match collected {
         Ok(bytes) => bytes?,
         Err(_) => return Err(Error::new(Kind::Timeout, format!("the body did not arrive within {timeout:?}"))),
     };

@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep};
 use super::error::body;
 use super::listen::Stream;
 use super::route::Route;
+use super::server::Activity;
 use super::{Shared, error};
 use crate::error::Kind;
 
@@ -45,6 +46,7 @@ pub(super) struct Connection {
     /// What was read to see which HTTP it is, and hyper did not read yet.
     first: Vec<u8>,
     shared: Arc<Shared>,
+    activity: Arc<Activity>,
     /// What is left to write of an answer that replaces hyper's.
     replacement: Vec<u8>,
     /// Whether the last answer was an error: only then can a part of the request be unread.
@@ -59,8 +61,8 @@ struct Linger {
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, shared: Arc<Shared>) -> Self {
-        Self { stream, first: Vec::new(), shared, replacement: Vec::new(), failed: false, linger: None }
+    pub(super) fn new(stream: Stream, shared: Arc<Shared>, activity: Arc<Activity>) -> Self {
+        Self { stream, first: Vec::new(), shared, activity, replacement: Vec::new(), failed: false, linger: None }
     }
 
     /// Whether the client speaks HTTP/2; waits for its first bytes.
@@ -143,7 +145,9 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Ok(buf.len()));
         }
         ready!(self.poll_replacement(cx))?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
+        self.activity.wrote();
+        Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -179,7 +183,9 @@ impl AsyncWrite for Connection {
         }
         self.note_status(bufs.first().map_or(&[], |first| first));
         ready!(self.poll_replacement(cx))?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
+        self.activity.wrote();
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {

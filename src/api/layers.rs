@@ -12,7 +12,7 @@
 //!    add delay; probes pass;
 //! 9. **access**: whether the route is on this listener and the key is enough ([`access`](super::access));
 //! 10. **panics** become internal errors;
-//! 11. the router. Body size and time limits hold where the body is read ([`body`](super::body)), behind the choice of a route.
+//! 11. the router, but for the requests that load is made of ([`hot`](super::hot)). Body size and time limits hold where the body is read ([`body`](super::body)), behind the choice of a route.
 //!
 //! All but the panics are one function and not a tower of middleware: each boxed layer of a router costs an allocation and a
 //! copy of the request, and together they would cost more than a small model.
@@ -32,6 +32,7 @@ use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 
 use super::access::{Guard, Refusal, Surface};
 use super::error::{self, Failure, kind_of};
+use super::hot::Hot;
 use super::metrics::{ModelMetrics, Phases};
 use super::route::Route;
 use super::spans::{self, Trace};
@@ -152,13 +153,21 @@ impl App {
                 if profile {
                     profile::prepare(&mut request);
                 }
-                // The service is cheap to clone (one reference count) and a call wants `&mut`.
-                let answered = self.service.clone().call(request);
-                let Ok(response) = match &probe {
-                    Some(probe) => probe.watch(answered).await,
-                    None => answered.await,
-                };
-                response.map(Body::new)
+                match (Hot::of(request.method(), request.uri().path()), &probe) {
+                    (Some(hot), None) => {
+                        // In a box: this future is moved for each request, and most of it would be the handler's.
+                        Box::pin(hot.answer(Arc::clone(&self.shared), self.inferences.clone(), request.map(Body::new))).await
+                    }
+                    (_, probe) => {
+                        // The service is cheap to clone (one reference count) and a call wants `&mut`.
+                        let answered = self.service.clone().call(request);
+                        let Ok(response) = match probe {
+                            Some(probe) => probe.watch(answered).await,
+                            None => answered.await,
+                        };
+                        response.map(Body::new)
+                    }
+                }
             }
         };
 
@@ -282,7 +291,7 @@ pub(super) fn around(router: Router) -> Service {
 }
 
 /// The client learns that it is a bug, the log learns which.
-fn panicked(panic: Box<dyn Any + Send>) -> Response {
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned());
     Failure::from(Error::internal("the server failed to handle the request", text)).into_response()

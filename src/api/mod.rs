@@ -14,6 +14,7 @@ pub mod error;
 pub mod explain;
 pub mod grpc;
 mod health;
+mod hot;
 mod infer;
 pub mod json;
 mod labels;
@@ -138,6 +139,7 @@ impl Shared {
 #[derive(Clone, Debug)]
 pub struct App {
     service: layers::Service,
+    inferences: grpc::Inferences,
     shared: Arc<Shared>,
 }
 
@@ -157,17 +159,18 @@ impl App {
             traces: triton::trace::Traces::default(),
             closing: watch::Sender::new(false),
         });
+        let inferences = grpc::Inferences::new(&shared);
         let router = v2::routes()
             .merge(predict::routes())
             .merge(health::routes())
             .merge(triton::routes())
             .merge(labels::routes())
             .into_router()
-            .merge(grpc::routes(&shared))
+            .merge(grpc::routes(&shared, inferences.clone()))
             .fallback(path::not_found)
             .method_not_allowed_fallback(path::method_not_allowed)
             .with_state(Arc::clone(&shared));
-        Self { service: layers::around(router), shared }
+        Self { service: layers::around(router), inferences, shared }
     }
 
     /// Reads keys and certificates anew if their files changed. What is not valid is logged and changes nothing.

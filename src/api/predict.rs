@@ -10,6 +10,7 @@ mod encode;
 mod messages;
 mod metadata;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,7 +42,7 @@ const V1: &str = "KServe v1 and TensorFlow Serving";
 pub(super) fn routes() -> Routes {
     let alive_doc = Doc::new("Whether the server is alive, for KServe's v1 clients.").json::<Alive>();
     let predict_doc = predicts("A prediction by the only model, or the one of `--default-model`.");
-    let mut routes = Routes::new(V1).post("/predict", predict_default, predict_doc).get("/", alive, alive_doc).get(
+    let mut routes = Routes::new(V1).post("/predict", default, predict_doc).get("/", alive, alive_doc).get(
         "/v1/models",
         models,
         Doc::new("The names of the configured models.").json::<Models>(),
@@ -72,9 +73,20 @@ async fn alive() -> Result<Response, Failure> {
     Ok(json(&Alive { status: "alive" })?)
 }
 
-async fn predict_default(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
+async fn default(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
+    predict_default(&shared, request).await
+}
+
+/// A prediction by the default model.
+pub(super) async fn predict_default(shared: &Shared, request: Request) -> Result<Response, Failure> {
     let handle = shared.repository.default_model()?;
-    infer(&shared, &handle, request).await
+    infer(shared, &handle, request).await
+}
+
+/// A prediction by the model that stands at `model` in the path.
+pub(super) async fn predict_of(shared: &Shared, model: Range<usize>, request: Request) -> Result<Response, Failure> {
+    let handle = shared.repository.get(&request.uri().path()[model], None)?;
+    infer(shared, &handle, request).await
 }
 
 async fn predict(State(shared): State<Arc<Shared>>, mut path: ModelPath, request: Request) -> Result<Response, Failure> {

@@ -88,8 +88,8 @@ impl Server {
     fn new(app: App, options: &ServerOptions, streams: Streams) -> Self {
         let mut http1 = http1::Builder::new();
         http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(options.header_timeout)
+            // hyper's timer for the head is set anew for each request; `serve_http1` has one for the connection.
+            .header_read_timeout(None)
             // Without `pipeline_flush`: with it hyper keeps its answer to a head that it cannot parse if more bytes came behind.
             .max_buf_size(options.max_header_bytes.max(MIN_HEADER_BYTES));
         let mut http2 = http2::Builder::new(streams);
@@ -205,12 +205,13 @@ async fn watch_files(app: App, interval: Duration) {
 /// Serves one connection.
 async fn connection(place: Place, stream: Stream, tls: Option<TlsAcceptor>, mut closing: watch::Receiver<bool>) {
     let Place(server, surface) = &place;
+    let activity = Arc::new(Activity::default());
     let begin = async {
         let stream = stream.handshake(tls).await.inspect_err(|error| {
             server.app.shared.counts.handshakes_failed.fetch_add(1, Relaxed);
             tracing::debug!(%error, "a TLS handshake failed");
         })?;
-        let mut connection = Connection::new(stream, Arc::clone(&server.app.shared));
+        let mut connection = Connection::new(stream, Arc::clone(&server.app.shared), Arc::clone(&activity));
         let http2 = connection.speaks_http2().await?;
         io::Result::Ok((connection, http2))
     };
@@ -220,7 +221,6 @@ async fn connection(place: Place, stream: Stream, tls: Option<TlsAcceptor>, mut 
         () = closed(&mut closing) => return,
     };
     let Ok(Ok((connection, http2))) = begun else { return };
-    let activity = Arc::new(Activity::default());
     let service = {
         let (app, activity, surface) = (server.app.clone(), Arc::clone(&activity), *surface);
         service_fn(move |request: Request<Incoming>| {
@@ -235,18 +235,45 @@ async fn connection(place: Place, stream: Stream, tls: Option<TlsAcceptor>, mut 
     let served = if http2 {
         serve_http2(server.http2.serve_connection(io, service), &activity, server.header_timeout, &mut closing).await
     } else {
-        let mut served = pin!(server.http1.serve_connection(io, service));
-        tokio::select! {
-            ended = served.as_mut() => ended,
-            () = closed(&mut closing) => {
-                served.as_mut().graceful_shutdown();
-                served.await
-            }
-        }
+        serve_http1(server.http1.serve_connection(io, service), &activity, server.header_timeout, &mut closing).await
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+/// Serves a connection of HTTP/1.1 until nothing has happened on it for `idle`, or a quarter longer.
+async fn serve_http1<S>(
+    connection: http1::Connection<TokioIo<Connection>, S>,
+    activity: &Activity,
+    idle: Duration,
+    closing: &mut watch::Receiver<bool>,
+) -> hyper::Result<()>
+where
+    S: hyper::service::HttpService<Incoming, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    S::ResBody: hyper::body::Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+{
+    /// Looks at the connection in the time after which it is closed.
+    const LOOKS: u32 = 4;
+    let mut connection = pin!(connection);
+    let (mut before, mut quiet) = (None, 0);
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = closed(closing) => break,
+            () = tokio::time::sleep(idle / LOOKS) => {
+                let now = activity.so_far();
+                quiet = if Some(now) == before && activity.under_way.load(Relaxed) == 0 { quiet + 1 } else { 0 };
+                before = Some(now);
+                if quiet == LOOKS {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// Serves a connection of HTTP/2, which has no timeout for one that is idle.
@@ -266,6 +293,7 @@ where
     let mut begun = 0;
     loop {
         tokio::select! {
+            biased;
             ended = connection.as_mut() => return ended,
             () = closed(closing) => break,
             () = tokio::time::sleep(idle) => {
@@ -287,14 +315,26 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 /// What happens on a connection.
 #[derive(Debug, Default)]
-struct Activity {
+pub(super) struct Activity {
     begun: AtomicUsize,
     under_way: AtomicUsize,
+    /// Pieces of answers that the system took.
+    written: AtomicUsize,
 }
 
 struct UnderWay(Arc<Activity>);
 
 impl Activity {
+    /// A piece of an answer was written.
+    pub(super) fn wrote(&self) {
+        self.written.fetch_add(1, Relaxed);
+    }
+
+    /// How much has happened: a number that changes with each request and each piece of an answer.
+    fn so_far(&self) -> (usize, usize) {
+        (self.begun.load(Relaxed), self.written.load(Relaxed))
+    }
+
     fn enter(activity: &Arc<Self>) -> UnderWay {
         activity.begun.fetch_add(1, Relaxed);
         activity.under_way.fetch_add(1, Relaxed);
@@ -321,6 +361,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
         tokio::spawn(async move {
             let _running = running;
             tokio::select! {
+                biased;
                 _ = request => {}
                 () = closed(&mut cutting) => {}
             }

@@ -6,6 +6,7 @@ mod decode;
 mod encode;
 mod messages;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
 use super::{Shared, deadline, describe, triton};
 use crate::engine::Port;
-use crate::serve::VersionStatus;
+use crate::serve::{Servable, VersionStatus};
 
 use encode::{Encoded, Head, encode};
 use messages::{InferenceRequest, InferenceResponse, ModelMetadata, ModelReady, ServerMetadata, TensorMetadata, VersionState};
@@ -106,6 +107,16 @@ fn tensor(port: &Port) -> TensorMetadata {
 
 async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
     let handle = path.find(&shared.repository)?;
+    infer_by(&shared, &handle, request).await
+}
+
+/// An inference by the model that stands at `model` in the path.
+pub(super) async fn infer_of(shared: &Shared, model: Range<usize>, request: Request) -> Result<Response, Failure> {
+    let handle = shared.repository.get(&request.uri().path()[model], None)?;
+    infer_by(shared, &handle, request).await
+}
+
+async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let header = decode::header_length(&parts.headers)?;
     let deadline = deadline::of(&parts.headers, Instant::now())?;
@@ -121,7 +132,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
         })
         .await?
     };
-    let answer = prepared.run(&shared, &handle, received).await?;
+    let answer = prepared.run(shared, handle, received).await?;
     let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
     let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
@@ -135,7 +146,7 @@ async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Requ
         Ok((json_bytes, Payload::new(content_type, pieces, coding)))
     })
     .await?;
-    let mut response = clock.answer(payload, &shared, &handle);
+    let mut response = clock.answer(payload, shared, handle);
     if let Some(json_bytes) = json_bytes {
         response.headers_mut().insert(decode::HEADER_LENGTH, json_bytes.into());
     }

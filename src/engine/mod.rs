@@ -51,7 +51,7 @@ pub use op::{Context, Fact, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, P
 pub use ops::dropout::mask::drop_out;
 pub use ops::image_decoder::{Picture, decode_picture};
 pub use ops::{LATEST_OPSET, all as operators, rules as gradient_rules};
-pub use optimize::{PASSES, Pass};
+pub use optimize::{Left, PASSES, Pass, PassReport};
 pub use plan::Plan;
 pub use session::{RunTime, Session};
 pub use signature::{Mismatch, Port, Signature};

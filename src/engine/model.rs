@@ -12,7 +12,7 @@ use super::kernels::isa::Isa;
 use super::kernels::weights::Precision;
 use super::load::{self, Loaded, Metadata};
 use super::op::Shape;
-use super::optimize;
+use super::optimize::{self, PassReport};
 use super::overrides::Overrides;
 use super::plan::Plan;
 use super::program::Program;
@@ -78,6 +78,15 @@ impl Model {
     /// If the file cannot be read, is malformed, or has nodes that the engine cannot run (all of them are named).
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
         Self::build(load::open(path, options)?, options)
+    }
+
+    /// What each pass does to the model at `path`, in the order of the passes.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn passes(path: &Path, options: &LoadOptions) -> Result<Vec<PassReport>, LoadError> {
+        let mut graph = load::open(path, options)?.graph;
+        optimize::run_and_tell(&mut graph, options).map_err(|(pass, error)| LoadError::Format(format!("after the pass `{pass}`: {error}")))
     }
 
     /// Makes a model of a graph that was read or built.

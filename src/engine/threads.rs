@@ -38,15 +38,14 @@ impl Threads {
         Ok(Self { pool: Some(pool), count })
     }
 
-    /// A pool of `count` threads, at least one, for whole tasks that the calling thread is not to do itself; each thread first
-    /// calls `start`.
+    /// A pool of `count` threads, at least one, for whole tasks that the calling thread is not to do itself.
     ///
     /// # Errors
     /// If the system cannot start the threads.
-    pub fn background(count: usize, start: impl Fn() + Send + Sync + 'static) -> Result<Self, std::io::Error> {
+    pub fn background(count: usize) -> Result<Self, std::io::Error> {
         let count = count.max(1);
         let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("load-{i}"));
-        let pool = builder.start_handler(move |_| start()).build().map_err(std::io::Error::other)?;
+        let pool = builder.build().map_err(std::io::Error::other)?;
         Ok(Self { pool: Some(pool), count })
     }
 
@@ -155,13 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn a_task_runs_on_a_thread_of_its_pool_that_has_started() {
-        let started = std::sync::Arc::new(AtomicUsize::new(0));
-        let counting = std::sync::Arc::clone(&started);
-        let threads = Threads::background(1, move || _ = counting.fetch_add(1, Ordering::Relaxed)).unwrap();
+    fn a_task_runs_on_a_thread_of_its_pool() {
+        let threads = Threads::background(1).unwrap();
         let caller = std::thread::current().id();
         assert_ne!(threads.run(|| std::thread::current().id()), caller);
-        assert_eq!(started.load(Ordering::Relaxed), 1);
         let turns = AtomicUsize::new(0);
         threads.on_each(|| _ = turns.fetch_add(1, Ordering::Relaxed));
         assert_eq!(turns.into_inner(), 1);

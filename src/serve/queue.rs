@@ -9,7 +9,7 @@ use super::batcher::{Batcher, Job, Limits, Look, Poll, Reason};
 use super::curve::{Curve, Curves};
 use super::request::InferResponse;
 use super::stats::{FailReason, Stats};
-use crate::engine::{Model, Tensor};
+use crate::engine::{Model, Tensor, release_memory};
 use crate::error::{Error, Kind};
 use crate::trace::PassNote;
 
@@ -219,6 +219,9 @@ impl Queue {
     /// Blocks until there is a batch for a free worker; false once the queue is closed and empty. The batch stays in the
     /// queue, and may grow or go, until [`Queue::take`].
     pub(super) fn wait(&self) -> bool {
+        /// After how long without work a worker gives back the memory that its last passes left to its part of the allocator.
+        const REST: Duration = Duration::from_secs(1);
+        let mut rested = false;
         let mut state = self.lock();
         loop {
             let now = Instant::now();
@@ -231,9 +234,22 @@ impl Queue {
                     state.idle += 1;
                     state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                Look::Idle => {
+                Look::Idle if rested => {
                     state.idle += 1;
                     state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Look::Idle => {
+                    state.idle += 1;
+                    let (woken, waited) = self.wake.wait_timeout(state, REST).unwrap_or_else(PoisonError::into_inner);
+                    state = woken;
+                    if waited.timed_out() {
+                        state.idle -= 1;
+                        drop(state);
+                        release_memory();
+                        rested = true;
+                        state = self.lock();
+                        continue;
+                    }
                 }
             }
             state.idle -= 1;

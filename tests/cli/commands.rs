@@ -178,6 +178,22 @@ fn check_tells_what_is_in_a_model() {
 }
 
 #[test]
+fn check_tells_why_a_pass_did_or_did_not() {
+    let folder = Folder::new();
+    folder.write("erf.onnx", onnx(&[Node("Identity", &["x"], &["a"]), Node("Erf", &["a"], &["y"])], &["x"], &["y"]));
+    let text = folder.run(&["check", "erf.onnx", "--why"]).ok().out;
+    for part in ["  pass identity: 1 Identity gone\n", "  pass fuse-attention: nothing\n", "(Erf): around it is no product of"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let json = folder.run(&["check", "erf.onnx", "--why", "--json"]).ok().out;
+    let reports: Value = serde_json::from_str(&json).unwrap();
+    let passes = reports[0]["passes"].as_array().unwrap();
+    let gelu = passes.iter().find(|pass| pass["pass"] == "fuse-gelu").unwrap();
+    assert_eq!((&gelu["left"][0]["operator"], &gelu["removed"]), (&"Erf".into(), &serde_json::json!({})));
+    assert!(!folder.run(&["check", "erf.onnx"]).ok().out.contains("pass identity"));
+}
+
+#[test]
 fn check_joins_the_steps_of_a_pipeline() {
     let folder = Folder::new();
     folder.write("models/relu/1/model.onnx", onnx(&[Node("Relu", &["x"], &["y"])], &["x"], &["y"]));

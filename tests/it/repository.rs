@@ -222,19 +222,21 @@ fn a_pipeline_runs_its_steps_as_one_request() {
     assert_eq!((predict(&server, "six").status, predict(&server, "two").status), (404, 404));
 }
 
+/// Golden samples in a model's folder: what 1 and 2 become.
+fn record(model: &Path, output: f32) {
+    for (file, values) in [("input_0.pb", [1.0, 2.0]), ("output_0.pb", [output, 2.0 * output])] {
+        let value = Value::Tensor(Tensor::new(&[1, 2], values.to_vec()).unwrap());
+        let path = model.join("golden").join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, write_value("", &value)).unwrap();
+    }
+}
+
 #[test]
 fn a_pipeline_that_does_not_reproduce_its_golden_samples_does_not_come() {
     let folder = models::new_folder();
     scaled(&folder.join("two"), "1", 2.0);
     scaled(&folder.join("three"), "1", 3.0);
-    let record = |pipeline: &str, output: f32| {
-        for (file, values) in [("input_0.pb", [1.0, 2.0]), ("output_0.pb", [output, 2.0 * output])] {
-            let value = Value::Tensor(Tensor::new(&[1, 2], values.to_vec()).unwrap());
-            let path = folder.join(pipeline).join("golden").join(file);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, write_value("", &value)).unwrap();
-        }
-    };
     let steps = |first: &str| {
         format!(
             "[[step]]\nmodel = '{first}'\noutputs = {{ y = 'a' }}\n[[step]]\nmodel = 'three'\ninputs = {{ x = 'a' }}\noutputs = {{ y = 'b' }}\n"
@@ -243,8 +245,8 @@ fn a_pipeline_that_does_not_reproduce_its_golden_samples_does_not_come() {
     for pipeline in ["right", "wrong"] {
         write(&folder.join(pipeline).join("model.toml"), &steps("two"));
     }
-    record("right", 6.0);
-    record("wrong", 7.0);
+    record(&folder.join("right"), 6.0);
+    record(&folder.join("wrong"), 7.0);
     // At the start.
     let server = serve(Options::new(&*folder));
     assert_eq!(factor(&predict(&server, "right")), "6.0");
@@ -254,7 +256,7 @@ fn a_pipeline_that_does_not_reproduce_its_golden_samples_does_not_come() {
     // A change of a step does not bring it back; loading it anew with samples that are right does.
     load(&server, "two").unwrap();
     assert_eq!(state(&server, "wrong", "1").0, "failed");
-    record("wrong", 6.0);
+    record(&folder.join("wrong"), 6.0);
     load(&server, "wrong").unwrap();
     assert_eq!(factor(&predict(&server, "wrong")), "6.0");
     // While it serves, what does not reproduce them changes nothing.
@@ -263,6 +265,29 @@ fn a_pipeline_that_does_not_reproduce_its_golden_samples_does_not_come() {
     assert!(error.contains("the golden samples are not reproduced"), "{error}");
     assert_eq!(factor(&predict(&server, "right")), "6.0");
     assert!(state(&server, "right", "1").1.contains("the golden samples are not reproduced"));
+}
+
+#[test]
+fn a_version_that_breaks_a_pipelines_golden_samples_does_not_come() {
+    let folder = models::new_folder();
+    scaled(&folder.join("two"), "1", 2.0);
+    write(&folder.join("inner/model.toml"), "[[step]]\nmodel = 'two'\n");
+    write(&folder.join("outer/model.toml"), "[[step]]\nmodel = 'inner'\n");
+    record(&folder.join("outer"), 2.0);
+    let server = serve(Options::new(&*folder));
+    assert_eq!(factor(&predict(&server, "outer")), "2.0");
+    // The model has no samples of its own, but the pipeline that it is a part of through another has.
+    scaled(&folder.join("two"), "2", 20.0);
+    let error = load(&server, "two").unwrap_err();
+    assert!(error.contains("pipeline `outer`: the golden samples are not reproduced"), "{error}");
+    for model in ["two", "inner", "outer"] {
+        assert_eq!(factor(&predict(&server, model)), "2.0", "{model}");
+    }
+    assert!(state(&server, "two", "2").1.contains("pipeline `outer`"));
+    // With samples that are right for it, it comes.
+    record(&folder.join("outer"), 20.0);
+    load(&server, "two").unwrap();
+    assert_eq!(factor(&predict(&server, "outer")), "20.0");
 }
 
 #[test]

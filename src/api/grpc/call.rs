@@ -114,12 +114,13 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
 struct Timed {
     body: Body,
     limit: Duration,
-    deadline: Pin<Box<Sleep>>,
+    /// From when the message was first waited for; most come with the head.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timed {
     fn new(body: Body, limit: Duration) -> Self {
-        Self { body, limit, deadline: Box::pin(sleep(limit)) }
+        Self { body, limit, deadline: None }
     }
 }
 
@@ -128,9 +129,12 @@ impl hyper::body::Body for Timed {
     type Error = axum::BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending if self.deadline.as_mut().poll(cx).is_ready() => {
-                let error = Error::new(Kind::Timeout, format!("the message did not arrive within {:?}", self.limit));
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let limit = self.limit;
+        let mut late = || self.deadline.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx).is_ready();
+        match polled {
+            Poll::Pending if late() => {
+                let error = Error::new(Kind::Timeout, format!("the message did not arrive within {limit:?}"));
                 // tonic hands on a status as it is.
                 Poll::Ready(Some(Err(status_of(error).into())))
             }

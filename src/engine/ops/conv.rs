@@ -73,6 +73,11 @@ impl Conv {
         Self { precision, ..self }
     }
 
+    /// How many groups of channels there are.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups
+    }
+
     /// Whether taps may lie apart.
     pub(super) fn dilated(&self) -> bool {
         self.window.dilations().is_some_and(|all| all.iter().any(|&d| d > 1))

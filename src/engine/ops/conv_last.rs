@@ -1,4 +1,4 @@
-//! Conv of two dimensions between values whose channels come last, as the pass `channels-last` makes it.
+//! Conv of one or two dimensions between values whose channels come last, as the pass `channels-last` makes it.
 
 use smallvec::smallvec;
 
@@ -7,13 +7,13 @@ use super::columns::Geometry;
 use super::conv::{Conv, flat, flops};
 use super::residual::{self, End, Residual};
 use crate::engine::kernels::conv::ConvShape;
-use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last};
+use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last, conv2d_last_channels};
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::Tensor;
 
-/// A Conv on f32 whose output is `[n, h, w, channels]`, and so is its residual; the weights are as in Conv.
+/// A Conv on f32 whose output is `[n, h, w, channels]` or `[n, w, channels]`, and so is its residual; the weights are as in Conv.
 #[derive(Clone, Debug)]
 pub(crate) struct ConvLast {
     pub(crate) conv: Conv,
@@ -25,6 +25,7 @@ impl ConvLast {
     fn sizes(&self, x: &[usize], w: &[usize]) -> Result<Geometry, OpError> {
         match (x, self.input_last) {
             (&[n, h, width, c], true) => self.conv.sizes(&[n, c, h, width], w),
+            (&[n, width, c], true) => self.conv.sizes(&[n, c, width], w),
             (&[_, _, _, _], false) => self.conv.sizes(x, w),
             _ => Err(OpError::shape(format!("an input of shape {x:?} where images are expected"))),
         }
@@ -100,7 +101,7 @@ impl PackedConvolution {
             (op.conv.precision, isa),
             values,
             (shape[0], shape[1]),
-            (shape[2], shape[3]),
+            (shape[2], shape.get(3).copied().unwrap_or(1)),
             (op.conv.groups, op.conv.dilated()),
         );
         Self { op: op.clone(), w, w_shape: shape.into(), bias: bias.map(<[f32]>::to_vec) }
@@ -116,7 +117,7 @@ impl PackedConvolution {
     ) -> Result<(), OpError> {
         let x = inputs.at(0)?;
         let sizes = self.op.sizes(x.shape(), &self.w_shape)?;
-        let (flat, _) = flat(&sizes).ok_or_else(|| OpError::shape("an image has two dimensions"))?;
+        let flat = standing(&sizes).ok_or_else(|| OpError::shape("an image has two dimensions"))?;
         let given = inputs.get(2).map(|b| b.slice::<f32>()).transpose()?;
         let (bias, image) = (self.bias.as_deref().or(given), Image { data: x.slice()?, channels_last: self.op.input_last });
         if outputs.at(0)?.shape().contains(&0) {
@@ -129,6 +130,27 @@ impl PackedConvolution {
     }
 }
 
+/// The sizes for the kernel: elements of a sequence are lines of one pixel, which threads can share.
+fn standing(sizes: &Geometry) -> Option<ConvShape> {
+    let (s, _) = flat(sizes)?;
+    let turned = ConvShape {
+        h_in: s.w_in,
+        w_in: s.h_in,
+        h_out: s.w_out,
+        w_out: s.h_out,
+        kernel_h: s.kernel_w,
+        kernel_w: s.kernel_h,
+        stride_h: s.stride_w,
+        stride_w: s.stride_h,
+        pad_top: s.pad_left,
+        pad_left: s.pad_top,
+        dilation_h: s.dilation_w,
+        dilation_w: s.dilation_h,
+        ..s
+    };
+    Some(if sizes.axes.len() == 1 { turned } else { s })
+}
+
 /// Lines of the output on as many threads as the work is worth. The bits do not depend on the split.
 fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
     let bias = bias.map_or(Bias::None, Bias::PerColumn);
@@ -138,12 +160,38 @@ fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[
     if parts <= 1 {
         return conv2d_last(shape, w, x, epilogue, 0..lines, y, &mut ctx.scratch.f32);
     }
+    // Where the weights are more than the image, each thread takes its own part of them rather than all for some lines.
+    let pixels = lines * shape.w_out;
+    let width = shape.c_out.div_ceil(parts).next_multiple_of(w.channel_step());
+    if width < shape.c_out && shape.c_in * shape.kernel_h * shape.kernel_w > pixels {
+        let mut strips = vec![0.0; pixels * shape.c_out];
+        if epilogue.adds {
+            exchange(y, &mut strips, (shape.c_out, width), |held, strip| strip.copy_from_slice(held));
+        }
+        let items: Vec<_> = strips.chunks_mut(pixels * width).enumerate().collect();
+        ctx.threads.for_each(items, |(part, y)| {
+            let channels = part * width..part * width + y.len() / pixels;
+            conv2d_last_channels(shape, w, x, epilogue, (0..lines, channels), y, &mut Vec::new());
+        });
+        return exchange(y, &mut strips, (shape.c_out, width), |to, strip| to.copy_from_slice(strip));
+    }
     let count = lines.div_ceil(parts);
     let items = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate();
     ctx.threads.for_each(items, |(part, y)| {
         let lines = part * count..lines.min((part + 1) * count);
         conv2d_last(shape, w, x, epilogue, lines, y, &mut Vec::new());
     });
+}
+
+/// Calls `f` with every part of `width` of the rows of `y`, and with its place in the strips that hold each part of all rows.
+fn exchange(y: &mut [f32], strips: &mut [f32], (columns, width): (usize, usize), f: impl Fn(&mut [f32], &mut [f32])) {
+    let rows = y.len() / columns;
+    for (part, strip) in strips.chunks_mut(rows * width).enumerate() {
+        let count = strip.len() / rows;
+        for (row, strip) in y.chunks_exact_mut(columns).zip(strip.chunks_exact_mut(count)) {
+            f(&mut row[part * width..][..count], strip);
+        }
+    }
 }
 
 impl Op for PackedConvolution {

@@ -106,7 +106,8 @@ impl Op for DictVectorizer {
 #[derive(Debug)]
 struct CastMap {
     to: DType,
-    /// Elements of the output if a key is a position in it; else there are as many as the map has.
+    /// Elements of the output if a key is a position in it, where a key beyond it is passed over; else there are as many as the
+    /// map has.
     sparse: Option<usize>,
 }
 
@@ -143,6 +144,7 @@ impl Entry<'_> {
 
     fn text(self) -> String {
         match self {
+            Self::Number(v) if v.is_nan() => "nan".to_owned(),
             Self::Number(v) => format!("{v:.6}"),
             Self::Text(text) => text.to_owned(),
         }
@@ -161,8 +163,10 @@ impl CastMap {
         within(budget, length, size_of::<Option<Entry<'_>>>() + self.to.size())?;
         let mut row = vec![None; length];
         for (key, entry) in sorted {
-            let place = usize::try_from(key).ok().and_then(|key| row.get_mut(key));
-            *place.ok_or_else(|| OpError::value(format!("key {key} is out of range for {length} elements")))? = Some(entry);
+            let position = u64::try_from(key).map_err(|_| OpError::value(format!("key {key} is negative, and no position")))?;
+            if let Some(place) = usize::try_from(position).ok().and_then(|position| row.get_mut(position)) {
+                *place = Some(entry);
+            }
         }
         Ok(row)
     }
@@ -311,10 +315,22 @@ mod tests {
         assert_eq!(run(&[sparse, ("cast_to", "TO_STRING")], 4, floats()), Ok(tensor(&[1, 4], &texts)));
         assert_eq!(run(&[], 1, words(&["2.5", "-7"])), Ok(tensor(&[1, 2], &[-7.0_f32, 2.5])));
         assert!(matches!(run(&[], 1, words(&["2.5", "x"])), Err(OpError::Value(_))));
-        assert!(matches!(run(&[sparse], 3, floats()), Err(OpError::Value(_))));
         for length in [-1, 1 << 20, i64::MAX] {
             assert!(run(&[sparse], length, floats()).is_err());
         }
+    }
+
+    /// As ONNX Runtime has it; by scripts/differential_maps.py.
+    #[test]
+    fn cast_map_passes_over_keys_beyond_the_length_and_writes_nan_as_c_does() {
+        let run = |keys: &[i64], to: &str| {
+            let attrs = vec![("map_form", Attr::from("SPARSE")), ("max_map", Attr::from(2_i64)), ("cast_to", Attr::from(to))];
+            on_map("CastMap", attrs, Tensor::vector(keys.to_vec()), Tensor::vector(vec![f32::NAN, -1.25]))
+        };
+        assert_eq!(run(&[2, 1], "TO_FLOAT"), Ok(tensor(&[1, 2], &[0.0_f32, -1.25])));
+        assert_eq!(run(&[i64::MAX, 0], "TO_INT64"), Ok(tensor(&[1, 2], &[-1_i64, 0])));
+        assert_eq!(run(&[1, 7], "TO_STRING"), Ok(tensor(&[1, 2], &["0.f".to_owned(), "nan".to_owned()])));
+        assert!(matches!(run(&[-1, 0], "TO_FLOAT"), Err(OpError::Value(_))));
     }
 
     #[test]

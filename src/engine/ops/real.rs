@@ -24,8 +24,8 @@ pub(crate) trait Real: Number {
     /// A right operand `[k, n]` of a product, laid out as the product wants it.
     type Packed: Debug + Send + Sync;
 
-    /// Lays out `b`, which is `[k, n]`, or `[n, k]` if `transposed`.
-    fn pack(isa: Isa, b: &[Self], k: usize, n: usize, transposed: bool) -> Self::Packed;
+    /// Lays out `b`, which is `[k, n]`, or `[n, k]` if `transposed`; f32 rounded to a precision.
+    fn pack(precision: Precision, isa: Isa, b: &[Self], k: usize, n: usize, transposed: bool) -> Self::Packed;
 
     /// Bytes that a laid out operand takes.
     fn packed_bytes(packed: &Self::Packed) -> usize;
@@ -58,8 +58,8 @@ pub(crate) trait Real: Number {
 impl Real for f32 {
     type Packed = Weights;
 
-    fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> Weights {
-        Weights::pack(Precision::F32, isa, b, k, n, transposed)
+    fn pack(precision: Precision, isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> Weights {
+        Weights::pack(precision, isa, b, k, n, transposed)
     }
 
     fn packed_bytes(packed: &Weights) -> usize {
@@ -113,7 +113,7 @@ pub(crate) struct Rows {
 impl Real for f64 {
     type Packed = Rows;
 
-    fn pack(_: Isa, b: &[f64], k: usize, n: usize, transposed: bool) -> Rows {
+    fn pack(_: Precision, _: Isa, b: &[f64], k: usize, n: usize, transposed: bool) -> Rows {
         let mut data = Vec::new();
         if transposed {
             super::product::transpose(b, n, k, &mut data);
@@ -289,11 +289,11 @@ mod tests {
         let a = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         let b = [1.0, 0.0, -1.0, 2.0, 1.0, 0.5];
         let want = [-2.0, 5.5, -2.0, 16.0];
-        let wide = f64::pack(Isa::best(), &b, 3, 2, true);
+        let wide = f64::pack(Precision::F32, Isa::best(), &b, 3, 2, true);
         let mut c = [0.0; 4];
         f64::multiply(&a, 2, &wide, &mut c);
         assert_eq!(c, want);
-        let narrow = f32::pack(Isa::best(), &b.map(|v| v as f32), 3, 2, true);
+        let narrow = f32::pack(Precision::F32, Isa::best(), &b.map(|v| v as f32), 3, 2, true);
         let mut c = [0.0_f32; 4];
         f32::multiply(&a.map(|v| v as f32), 2, &narrow, &mut c);
         assert_eq!(c, want.map(|v| v as f32));

@@ -44,18 +44,39 @@ pub(super) fn run(graph: &mut Graph, _: &LoadOptions) {
     }
 }
 
-/// From the usual order to channels last, and back.
-const TO_LAST: [usize; 4] = [0, 2, 3, 1];
-const TO_USUAL: [usize; 4] = [0, 3, 1, 2];
+/// The two orders of the axes of images and of sequences.
+struct Order {
+    /// From the usual order to channels last, and back.
+    to_last: &'static [usize],
+    to_usual: &'static [usize],
+    /// Where an axis of the usual order lies with channels last.
+    axis: &'static [i64],
+}
 
-/// Where an axis of the usual order lies with channels last.
-const AXIS: [i64; 4] = [0, 3, 1, 2];
+const IMAGES: Order = Order { to_last: &[0, 2, 3, 1], to_usual: &[0, 3, 1, 2], axis: &[0, 3, 1, 2] };
+const SEQUENCES: Order = Order { to_last: &[0, 2, 1], to_usual: &[0, 2, 1], axis: &[0, 2, 1] };
+
+impl Order {
+    fn of(rank: usize) -> Option<&'static Order> {
+        [&IMAGES, &SEQUENCES].into_iter().find(|order| order.rank() == rank)
+    }
+
+    fn rank(&self) -> usize {
+        self.axis.len()
+    }
+
+    /// The place of an axis, which may be counted from behind.
+    fn place(&self, axis: i64) -> Option<i64> {
+        let axis = if axis < 0 { axis + self.rank() as i64 } else { axis };
+        self.axis.get(usize::try_from(axis).ok()?).copied()
+    }
+}
 
 struct Rewrite {
     /// The graph so far.
     graph: Graph,
-    /// For each value the one with its channels last, if there is one.
-    last: Vec<Option<ValueId>>,
+    /// For each value the one with its channels last, if there is one, and its axes.
+    last: Vec<Option<(ValueId, &'static Order)>>,
     /// Whether the value itself is there.
     usual: Vec<bool>,
     /// Values of one pixel, which cost nothing to turn over.
@@ -80,16 +101,16 @@ impl Rewrite {
     }
 
     /// The value with its channels last, if it is there.
-    fn twin(&self, id: Option<ValueId>) -> Option<ValueId> {
+    fn twin(&self, id: Option<ValueId>) -> Option<(ValueId, &'static Order)> {
         self.last[id?.index()]
     }
 
     /// Adds a value that is another with its channels last.
-    fn add_twin(&mut self, of: ValueId) -> ValueId {
+    fn add_twin(&mut self, of: ValueId, order: &'static Order) -> ValueId {
         let value = &self.graph.values[of.index()];
         let (name, kind) = (format!("{} (channels last)", value.name), value.kind.clone());
         let twin = self.graph.add_value(name, kind, None);
-        self.last[of.index()] = Some(twin);
+        self.last[of.index()] = Some((twin, order));
         twin
     }
 
@@ -105,24 +126,36 @@ impl Rewrite {
         if std::mem::replace(&mut self.usual[id.index()], true) {
             return;
         }
-        let from = self.last[id.index()].expect("a value that is read is there in one order");
+        let (from, order) = self.last[id.index()].expect("a value that is read is there in one order");
         self.turns += usize::from(!self.pixel[id.index()]);
-        self.transpose(from, id, TO_USUAL);
+        self.transpose(from, id, order.to_usual);
     }
 
     /// Sees to it that an image is there with its channels last.
-    fn need_last(&mut self, id: ValueId) -> ValueId {
-        if let Some(twin) = self.last[id.index()] {
+    fn need_last(&mut self, id: ValueId, order: &'static Order) -> ValueId {
+        if let Some((twin, _)) = self.last[id.index()] {
             return twin;
         }
-        let twin = self.add_twin(id);
-        self.turns += 1;
-        self.transpose(id, twin, TO_LAST);
+        if let Some(source) = self.turned(id, order) {
+            self.last[id.index()] = Some((source, order));
+            return source;
+        }
+        let twin = self.add_twin(id, order);
+        self.turns += usize::from(!self.pixel[id.index()]);
+        self.transpose(id, twin, order.to_last);
         twin
     }
 
-    fn transpose(&mut self, from: ValueId, to: ValueId, order: [usize; 4]) {
-        let order = Attr::Ints(order.map(|axis| axis as i64).to_vec());
+    /// What a Transpose of the model brings into the usual order.
+    fn turned(&self, id: ValueId, order: &Order) -> Option<ValueId> {
+        let node = self.graph.nodes.iter().rev().find(|node| node.results().any(|result| result == id))?;
+        let Some(Attr::Ints(axes)) = node.attributes.get("perm") else { return None };
+        let same = axes.iter().map(|&axis| axis as usize).eq(order.to_usual.iter().copied());
+        ((node.def.domain, node.def.name) == ("", "Transpose") && same).then_some(node.inputs[0]?)
+    }
+
+    fn transpose(&mut self, from: ValueId, to: ValueId, order: &[usize]) {
+        let order = Attr::Ints(order.iter().map(|&axis| axis as i64).collect());
         self.add(("Transpose", 13), [("perm".to_owned(), order)].into(), vec![Some(from)], to);
     }
 
@@ -164,118 +197,127 @@ impl Rewrite {
         match (node.def.domain, node.def.name) {
             ("", "Concat") => return self.concatenation(node),
             ("", "Shape") => return self.shape(node),
+            ("", "Transpose") => return self.transposition(node),
             _ => {}
         }
-        let twin = self.twin(*node.inputs.first()?)?;
+        let (twin, order) = self.twin(*node.inputs.first()?)?;
         if !self.is_f32(twin) {
             return None;
         }
         let mut inputs = node.inputs.clone();
         inputs[0] = Some(twin);
         if node.op.downcast::<Activate>().is_some() || node.op.downcast::<Clip>().is_some() {
-            return self.same(node, inputs);
+            return self.same(node, inputs, order);
         }
         match node.def.name {
             "Slice" => {
                 let axes = inputs.get(3).copied().flatten()?;
-                inputs[3] = Some(self.axes(axes)?);
-                self.same(node, inputs)
+                inputs[3] = Some(self.axes(axes, order)?);
+                self.same(node, inputs, order)
             }
-            "Split" => self.with_axis(node, inputs, 0),
+            "Split" => self.with_axis(node, inputs, 0, order),
             "Resize" if !node.attributes.contains_key("axes") => {
                 for input in inputs.iter_mut().skip(1) {
-                    *input = self.per_axis(*input)?;
+                    *input = self.per_axis(*input, order)?;
                 }
-                self.same(node, inputs)
+                self.same(node, inputs, order)
             }
-            _ => self.pooling(node, inputs),
+            _ if order.rank() == IMAGES.rank() => self.pooling(node, inputs),
+            _ => None,
         }
     }
 
     fn convolution(&mut self, node: &Node) -> Option<()> {
         let conv = node.op.downcast::<Conv>()?;
         let (x, weights, output) = (node.inputs[0]?, self.graph.constants.get(&node.inputs[1]?)?, node.outputs[0]?);
-        let &[channels, ..] = weights.shape() else { return None };
-        if weights.shape().len() != 4 || weights.is_empty() || weights.dtype() != DType::F32 || !self.is_f32(x) {
+        let (&[channels, ..], order) = (weights.shape(), Order::of(weights.shape().len())?) else { return None };
+        let sequences = order.rank() == SEQUENCES.rank();
+        // Sequences in groups are computed from planes, a group after the other.
+        if sequences && conv.groups() > 1 || weights.is_empty() || weights.dtype() != DType::F32 || !self.is_f32(x) {
             return None;
         }
         let input = self.twin(Some(x));
         if input.is_none() && channels < CHANNELS_WORTH_TURNING && self.convolutions > 0 {
             return None;
         }
-        let mut inputs = node.inputs.clone();
-        inputs[0] = Some(input.unwrap_or(x));
-        if let Some(Some(residual)) = node.inputs.get(3) {
-            if self.twin(Some(*residual)).is_none() && super::rank(&self.graph, *residual) != Some(4) {
-                return None;
-            }
-            inputs[3] = Some(self.need_last(*residual));
+        let (window, mut inputs) = (weights.shape()[2..].to_vec(), node.inputs.clone());
+        let residual = node.inputs.get(3).copied().flatten();
+        if residual.is_some_and(|id| self.twin(Some(id)).is_none() && super::rank(&self.graph, id) != Some(order.rank())) {
+            return None;
         }
-        let op = Arc::new(ConvLast { conv: conv.clone(), input_last: input.is_some() });
+        // A picture is turned over as it is copied.
+        let input = input.map_or_else(|| if sequences { self.need_last(x, order) } else { x }, |(input, _)| input);
+        inputs[0] = Some(input);
+        if let Some(id) = residual {
+            inputs[3] = Some(self.need_last(id, order));
+        }
+        let op = Arc::new(ConvLast { conv: conv.clone(), input_last: input != x });
         self.convolutions += 1;
-        self.pixel[output.index()] = self.pixel[x.index()] && self.graph.constants[&node.inputs[1]?].shape()[2..] == [1, 1];
-        self.replace(node, op, inputs)
+        self.pixel[output.index()] = self.pixel[x.index()] && window.iter().all(|&size| size == 1);
+        self.replace(node, op, inputs, order)
     }
 
     /// Adds the node with another operator and other operands; its only output is of images.
-    fn replace(&mut self, node: &Node, op: Arc<dyn Op>, inputs: Vec<Option<ValueId>>) -> Option<()> {
+    fn replace(&mut self, node: &Node, op: Arc<dyn Op>, inputs: Vec<Option<ValueId>>, order: &'static Order) -> Option<()> {
         let &[Some(output)] = &node.outputs[..] else { return None };
-        let outputs = vec![Some(self.add_twin(output))];
+        let outputs = vec![Some(self.add_twin(output, order))];
         self.graph.nodes.push(Node { op, inputs, outputs, ..node.clone() });
         Some(())
     }
 
     /// The same operator on other operands.
-    fn same(&mut self, node: &Node, inputs: Vec<Option<ValueId>>) -> Option<()> {
+    fn same(&mut self, node: &Node, inputs: Vec<Option<ValueId>>, order: &'static Order) -> Option<()> {
         let pixel = self.pixel[node.inputs[0]?.index()];
-        self.replace(node, Arc::clone(&node.op), inputs)?;
+        self.replace(node, Arc::clone(&node.op), inputs, order)?;
         self.pixel[node.outputs[0]?.index()] = pixel && node.inputs.len() == 1;
         Some(())
     }
 
     fn arithmetic(&mut self, node: &Node) -> Option<()> {
-        let twins: Vec<Option<ValueId>> = node.inputs.iter().map(|id| self.twin(*id)).collect();
-        let (Some(result), true) = (node.outputs[0], twins.iter().any(Option::is_some)) else { return None };
-        if !self.is_f32(result) {
+        let twins: Vec<Option<(ValueId, &Order)>> = node.inputs.iter().map(|id| self.twin(*id)).collect();
+        let (Some(result), Some((_, order))) = (node.outputs[0], twins.iter().copied().flatten().next()) else { return None };
+        if !self.is_f32(result) || twins.iter().flatten().any(|(_, other)| other.rank() != order.rank()) {
             return None;
         }
         let mut inputs = Vec::new();
         for (id, twin) in node.inputs.iter().zip(twins) {
             inputs.push(Some(match twin {
-                Some(twin) => twin,
-                None => self.broadcast((*id)?)?,
+                Some((twin, _)) => twin,
+                None => self.broadcast((*id)?, order)?,
             }));
         }
         self.pixel[result.index()] = node.inputs.iter().flatten().all(|id| self.pixel[id.index()]);
-        self.replace(node, Arc::clone(&node.op), inputs)
+        self.replace(node, Arc::clone(&node.op), inputs, order)
     }
 
     /// A constant that broadcasts to images, for images with their channels last.
-    fn broadcast(&mut self, id: ValueId) -> Option<ValueId> {
+    fn broadcast(&mut self, id: ValueId, order: &Order) -> Option<ValueId> {
         let constant = self.graph.constants.get(&id)?;
         let values = constant.slice::<f32>()?;
-        let mut shape = [1; 4];
-        shape[4_usize.checked_sub(constant.shape().len())?..].copy_from_slice(constant.shape());
+        let mut shape = vec![1; order.rank()];
+        shape[order.rank().checked_sub(constant.shape().len())?..].copy_from_slice(constant.shape());
         // One of more than one channel in one place only: what a network adds or scales by, and lies in the same order then.
-        if shape[2..] != [1, 1] || shape[0] != 1 {
+        if shape[2..].iter().any(|&size| size != 1) || shape[0] != 1 {
             return None;
         }
-        let turned = Tensor::new(&[1, 1, 1, shape[1]], values.to_vec())?;
+        shape[1..].rotate_left(1);
+        let turned = Tensor::new(&shape, values.to_vec())?;
         let name = format!("{} (channels last)", self.graph.name(id));
         Some(self.constant(name, turned))
     }
 
     fn concatenation(&mut self, node: &Node) -> Option<()> {
-        let inputs: Vec<Option<ValueId>> = node.inputs.iter().map(|id| self.twin(*id).map(Some)).collect::<Option<_>>()?;
-        self.with_axis(node, inputs, 1)
+        let (_, order) = self.twin(*node.inputs.first()?)?;
+        let twin = |id: &Option<ValueId>| self.twin(*id).map(|(twin, _)| Some(twin));
+        let inputs: Vec<Option<ValueId>> = node.inputs.iter().map(twin).collect::<Option<_>>()?;
+        self.with_axis(node, inputs, 1, order)
     }
 
     /// The same operator with its attribute `axis` for the other order.
-    fn with_axis(&mut self, node: &Node, inputs: Vec<Option<ValueId>>, default: i64) -> Option<()> {
-        let axis = attached(node, "axis", default);
-        let axis = if axis < 0 { axis + 4 } else { axis };
+    fn with_axis(&mut self, node: &Node, inputs: Vec<Option<ValueId>>, default: i64, order: &'static Order) -> Option<()> {
+        let axis = order.place(attached(node, "axis", default))?;
         let mut attributes = (*node.attributes).clone();
-        attributes.insert("axis".to_owned(), Attr::Int(*AXIS.get(usize::try_from(axis).ok()?)?));
+        attributes.insert("axis".to_owned(), Attr::Int(axis));
         let mut turned = node.clone();
         if node.outputs.len() > 1 {
             // The operator counts its outputs.
@@ -286,33 +328,32 @@ impl Rewrite {
         } else {
             put(&mut turned, (node.def.domain, node.def.name, node.opset), attributes, inputs)?;
         }
-        turned.outputs = node.outputs.iter().map(|id| id.map(|id| self.add_twin(id))).collect();
+        turned.outputs = node.outputs.iter().map(|id| id.map(|id| self.add_twin(id, order))).collect();
         self.graph.nodes.push(turned);
         Some(())
     }
 
     /// Constant axes of images, for the other order.
-    fn axes(&mut self, id: ValueId) -> Option<ValueId> {
+    fn axes(&mut self, id: ValueId, order: &Order) -> Option<ValueId> {
         let constant = self.graph.constants.get(&id)?;
-        let turn = |axis: i64| AXIS.get(usize::try_from(if axis < 0 { axis + 4 } else { axis }).ok()?).copied();
-        let axes: Vec<i64> = constant.slice::<i64>()?.iter().map(|&axis| turn(axis)).collect::<Option<_>>()?;
+        let axes: Vec<i64> = constant.slice::<i64>()?.iter().map(|&axis| order.place(axis)).collect::<Option<_>>()?;
         let name = format!("{} (channels last)", self.graph.name(id));
         Some(self.constant(name, Tensor::vector(axes)))
     }
 
     /// A constant with a number for each axis of an image, or none at all, for the other order.
-    fn per_axis(&mut self, id: Option<ValueId>) -> Option<Option<ValueId>> {
+    fn per_axis(&mut self, id: Option<ValueId>, order: &Order) -> Option<Option<ValueId>> {
         let Some(id) = id else { return Some(None) };
         let constant = self.graph.constants.get(&id)?;
         if constant.is_empty() {
             return Some(Some(id));
         }
-        if constant.shape() != [4] {
+        if constant.shape() != [order.rank()] {
             return None;
         }
         let turned = match (constant.slice::<f32>(), constant.slice::<i64>()) {
-            (Some(values), _) => Tensor::vector(TO_LAST.map(|axis| values[axis]).to_vec()),
-            (_, Some(values)) => Tensor::vector(TO_LAST.map(|axis| values[axis]).to_vec()),
+            (Some(values), _) => Tensor::vector(order.to_last.iter().map(|&axis| values[axis]).collect::<Vec<_>>()),
+            (_, Some(values)) => Tensor::vector(order.to_last.iter().map(|&axis| values[axis]).collect::<Vec<_>>()),
             _ => return None,
         };
         let name = format!("{} (channels last)", self.graph.name(id));
@@ -322,29 +363,47 @@ impl Rewrite {
     /// A Shape of an image: the same numbers in the usual order.
     fn shape(&mut self, node: &Node) -> Option<()> {
         let (input, output) = (node.inputs[0]?, node.outputs[0]?);
-        let twin = self.twin(Some(input)).filter(|_| !self.usual[input.index()])?;
+        let (twin, order) = self.twin(Some(input)).filter(|_| !self.usual[input.index()])?;
         if node.attributes.contains_key("start") || node.attributes.contains_key("end") {
             return None;
         }
         let kind = self.graph.values[output.index()].kind.clone();
         let turned = self.graph.add_value(format!("{} (channels last)", self.graph.name(output)), kind, None);
         self.graph.nodes.push(Node { inputs: vec![Some(twin)], outputs: vec![Some(turned)], ..node.clone() });
-        let order = self.constant(format!("order of {}", self.graph.name(output)), Tensor::vector(AXIS.to_vec()));
+        let order = self.constant(format!("order of {}", self.graph.name(output)), Tensor::vector(order.axis.to_vec()));
         self.add(("Gather", 13), BTreeMap::new(), vec![Some(turned), Some(order)], output);
         self.usual[output.index()] = true;
+        Some(())
+    }
+
+    /// A Transpose of an image that is there with its channels last alone, as one of that.
+    fn transposition(&mut self, node: &Node) -> Option<()> {
+        let (input, output) = (node.inputs[0]?, node.outputs[0]?);
+        let (twin, order) = self.twin(Some(input)).filter(|_| !self.usual[input.index()])?;
+        let axes: Vec<usize> = match node.attributes.get("perm") {
+            Some(Attr::Ints(axes)) => axes.iter().map(|&axis| usize::try_from(axis).ok()).collect::<Option<_>>()?,
+            _ => (0..order.rank()).rev().collect(),
+        };
+        let axes: Vec<usize> = axes.iter().map(|&axis| order.to_usual.get(axis).copied()).collect::<Option<_>>()?;
+        self.usual[output.index()] = true;
+        if axes.iter().copied().eq(0..order.rank()) {
+            self.add(("Identity", 13), BTreeMap::new(), vec![Some(twin)], output);
+        } else {
+            self.transpose(twin, output, &axes);
+        }
         Some(())
     }
 
     fn pooling(&mut self, node: &Node, inputs: Vec<Option<ValueId>>) -> Option<()> {
         if let Some(pool) = node.op.downcast::<MaxPool>() {
             let flat = !pool.indices && pool.window.kernel().is_some_and(|kernel| kernel.len() == 2);
-            return flat.then(|| self.replace(node, Arc::new(MaxPoolLast { window: pool.window.clone() }), inputs))?;
+            return flat.then(|| self.replace(node, Arc::new(MaxPoolLast { window: pool.window.clone() }), inputs, &IMAGES))?;
         }
         if !node.op.downcast::<GlobalPool>()?.is_mean() {
             return None;
         }
         self.pixel[node.outputs[0]?.index()] = true;
-        self.replace(node, Arc::new(MeanLast), inputs)
+        self.replace(node, Arc::new(MeanLast), inputs, &IMAGES)
     }
 }
 
@@ -444,6 +503,42 @@ mod tests {
         let graph = graph.node("Flatten", &["p"], "y").outputs(&["y"]);
         assert_eq!(after(&graph, PASS).matches("Transpose").count(), 1);
         agrees(&graph, &[x()]);
+    }
+
+    #[test]
+    fn sequences_are_turned_over_like_images() {
+        let perm = [("perm", ints(&[0, 2, 1]))];
+        let weights = |shape: &[usize], seed| {
+            let values = noise(shape.iter().product(), seed);
+            tensor(shape, &values.into_iter().map(|v| v / 8.0).collect::<Vec<_>>())
+        };
+        let wide = [("pads", ints(&[4, 0])), ("dilations", ints(&[4]))];
+        let builder = graph().input("x", DType::F32, &[-1, 11, 20]).node_with("Transpose", &perm, &["x"], "t");
+        let builder = builder.constant("w", weights(&[24, 20, 2], 1)).constant("b", weights(&[24], 2));
+        let builder = builder.node_with("Conv", &wide, &["t", "w", "b"], "f").node("Tanh", &["f"], "tanh");
+        let builder = builder.node_with("Conv", &wide, &["t", "w"], "g").node("Sigmoid", &["g"], "gate");
+        let builder = builder.node("Mul", &["tanh", "gate"], "m").constant("scale", weights(&[24, 1], 3)).node("Mul", &["m", "scale"], "n");
+        let builder = builder.constant("v", weights(&[20, 24, 1], 4)).node("Conv", &["n", "v"], "r").node("Add", &["r", "t"], "s");
+        let strided = [("strides", ints(&[2])), ("pads", ints(&[1, 1]))];
+        let builder = builder.constant("u", weights(&[9, 20, 3], 5)).node_with("Conv", &strided, &["s", "u"], "z");
+        let same = builder.clone().node_with("Transpose", &perm, &["z"], "y").outputs(&["y"]);
+        let after_all = after(&same, PASS);
+        assert!(after_all.contains("Add(r (channels last), x)"), "{after_all}");
+        assert!(after_all.ends_with("y = Identity(z (channels last))\n"), "{after_all}");
+        for rows in [1, 3] {
+            agrees(&same, &[tensor(&[rows, 11, 20], &noise(rows * 220, 6))]);
+        }
+        let turned = builder.node_with("Transpose", &[("perm", ints(&[2, 0, 1]))], &["z"], "y").outputs(&["y"]);
+        assert!(after(&turned, PASS).ends_with("y = Transpose(z (channels last))\n"));
+        agrees(&turned, &[tensor(&[2, 11, 20], &noise(440, 6))]);
+    }
+
+    #[test]
+    fn sequences_in_groups_stay() {
+        let builder = graph().input("x", DType::F32, &[-1, 8, 30]).constant("w", tensor(&[8, 1, 3], &noise(24, 1)));
+        let group = [("group", Attr::Int(8))];
+        let graph = builder.node_with("Conv", &group, &["x", "w"], "h").node_with("Conv", &group, &["h", "w"], "y").outputs(&["y"]);
+        assert_eq!(after(&graph, PASS), graph.dump());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod channels_last;
 mod dead_code;
 mod fold_batch_norm;
 mod fold_constants;
+mod fold_padding;
 mod fuse_activation;
 mod fuse_attention;
 mod fuse_gelu;
@@ -19,11 +20,15 @@ mod pattern;
 mod reduce_precision;
 #[cfg(test)]
 pub(crate) mod testing;
+mod why;
 
 use super::graph::{Graph, Invalid, ValueId};
 use super::kernels::isa::Isa;
 use super::model::LoadOptions;
 use super::tensor::Tensor;
+
+pub(crate) use why::run as run_and_tell;
+pub use why::{Left, PassReport};
 
 /// A row of the pass table.
 #[derive(Debug)]
@@ -48,6 +53,7 @@ pub const PASSES: &[Pass] = &[
         run: integer_dynamic::run,
         why_here: "after folding: scales of weights and biases are constants",
     },
+    Pass { name: "fold-padding", run: fold_padding::run, why_here: "after folding: the padding must be constant" },
     Pass { name: "fold-batch-norm", run: fold_batch_norm::run, why_here: "after folding: scale and shift must be constants" },
     Pass { name: "fuse-gelu", run: fuse_gelu::run, why_here: "before activations are fused: this is one" },
     Pass { name: "fuse-attention", run: fuse_attention::run, why_here: "before activations are fused: then a mask is still an Add" },

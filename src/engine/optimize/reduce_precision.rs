@@ -10,6 +10,7 @@ use crate::engine::op::Op;
 use crate::engine::ops::conv::Conv;
 use crate::engine::ops::gemm::Gemm;
 use crate::engine::ops::matmul::MatMul;
+use crate::engine::ops::recurrent::Recurrent;
 
 pub(super) fn run(graph: &mut Graph, options: &LoadOptions) {
     if options.precision == Precision::F32 {
@@ -34,6 +35,9 @@ fn at(node: &Node, precision: Precision) -> Option<Arc<dyn Op>> {
     if let Some(op) = node.op.downcast::<Conv>() {
         return Some(Arc::new(op.clone().at(precision)));
     }
+    if let Some(op) = node.op.downcast::<Recurrent>() {
+        return Some(Arc::new(op.clone().at(precision)));
+    }
     Some(Arc::new(node.op.downcast::<Gemm>()?.clone().at(precision)))
 }
 
@@ -41,6 +45,7 @@ fn at(node: &Node, precision: Precision) -> Option<Arc<dyn Op>> {
 mod tests {
     use super::super::testing::{graph, run_with};
     use super::*;
+    use crate::engine::attrs::Attr;
     use crate::engine::ops::testing::{noise, tensor};
 
     #[test]
@@ -60,6 +65,33 @@ mod tests {
             graph().input("x", DType::F32, &[-1, 2]).input("w", DType::F32, &[2, 1]).node("MatMul", &["x", "w"], "y").outputs(&["y"]);
         let options = LoadOptions { precision: Precision::Bf16, ..LoadOptions::default() };
         assert_eq!(run_with(&graph, &[tensor(&[1, 2], &[3.0_f32, 5.0]), weights], &options)[0], tensor(&[1, 1], &[3.0 * odd]));
+    }
+
+    #[test]
+    fn recurrent_layers_round_their_products_and_sequences_do_not_depend_on_the_batch() {
+        for (name, gates) in [("RNN", 1), ("GRU", 3), ("LSTM", 4)] {
+            let (steps, batch, input, hidden) = (7, 5, 40, 33);
+            let weights = |rows: usize, seed| {
+                let small: Vec<f32> = noise(gates * hidden * rows, seed).into_iter().map(|v| v / 8.0).collect();
+                tensor(&[1, gates * hidden, rows], &small)
+            };
+            let graph = graph().input("x", DType::F32, &[steps as i64, -1, input as i64]);
+            let graph = graph.constant("w", weights(input, 1)).constant("r", weights(hidden, 2));
+            let graph = graph.node_with(name, &[("hidden_size", Attr::Int(hidden as i64))], &["x", "w", "r"], "y").outputs(&["y"]);
+            let x = noise(steps * batch * input, 3);
+            let answer = |x: &[f32], batch, precision| {
+                let x = tensor(&[steps, batch, input], x);
+                run_with(&graph, &[x], &LoadOptions { precision, ..LoadOptions::default() }).remove(0)
+            };
+            let (full, rounded) = (answer(&x, batch, Precision::F32), answer(&x, batch, Precision::Bf16));
+            let (full, together) = (full.slice::<f32>().unwrap(), rounded.slice::<f32>().unwrap());
+            let off = full.iter().zip(together).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off > 0.0 && off < 0.05, "{name}: {off}");
+            let sequence: Vec<f32> = x.chunks(input).skip(2).step_by(batch).flatten().copied().collect();
+            let alone = answer(&sequence, 1, Precision::Bf16);
+            let own: Vec<f32> = together.chunks(hidden).skip(2).step_by(batch).flatten().copied().collect();
+            assert_eq!(alone.slice::<f32>().unwrap(), own, "{name}");
+        }
     }
 
     #[test]

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::exchange::exchange;
 use super::overrides::Scratch;
 use super::source::{self, Found, Source};
 use super::{Entry, Label, Overrides, Repository, State, VersionStatus, find, pipelines, unknown};
 use crate::engine::{Threads, release_memory};
 use crate::error::{Error, Kind};
-use crate::resources;
 use crate::serve::Servable;
 use crate::serve::handle::{Handle, Parts};
 use crate::serve::loading::{Task, prepare};
@@ -40,15 +40,15 @@ pub struct Unload {
 
 /// What a change brought.
 #[derive(Debug, Default)]
-struct Changed {
+pub(super) struct Changed {
     /// Versions that failed, and why.
-    failures: Vec<(String, String)>,
+    pub(super) failures: Vec<(String, String)>,
     /// What served before and does not any more.
-    retired: Vec<(String, Servable)>,
+    pub(super) retired: Vec<(String, Servable)>,
 }
 
 /// What became of one version.
-type Loaded = (String, Result<Servable, String>);
+pub(super) type Loaded = (String, Result<Servable, String>);
 
 /// What is loaded, and when it counts.
 struct Terms<'a> {
@@ -234,13 +234,17 @@ impl Repository {
                 *outcome = Err("its files changed while they were read".to_owned());
             }
         }
-        self.exchange(name, found, loaded)
+        if terms.pace == Pace::Background {
+            self.try_in_pipelines(name, &found, &mut loaded);
+        }
+        let mut entries = self.write();
+        exchange(&mut entries, name, found, loaded)
     }
 
     fn load_one(&self, name: &str, version: &str, found: &Found, pace: Pace) -> Result<Servable, String> {
         let prepared = match pace {
             Pace::Startup => self.prepare((name, version), found, Arc::clone(&self.options.threads), None),
-            Pace::Background => self.background().and_then(|threads| {
+            Pace::Background => self.loaders().and_then(|threads| {
                 let (own, before) = (Arc::clone(&threads), self.serving(name, version));
                 threads.run(|| self.prepare((name, version), found, own, before.as_deref()))
             }),
@@ -266,16 +270,16 @@ impl Repository {
         same.or(entry.newest()).and_then(Servable::handle).cloned()
     }
 
-    /// The threads that only get the CPU time that requests leave. They stay: threads that come and go would each leave behind
-    /// what their part of the allocator kept.
-    fn background(&self) -> Result<Arc<Threads>, String> {
-        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(threads) = &*background {
+    /// The threads that load. They stay: threads that come and go would each leave behind what their part of the allocator kept.
+    /// Once the server has started they only get the CPU time that requests leave.
+    pub(super) fn loaders(&self) -> Result<Arc<Threads>, String> {
+        let mut loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(threads) = &*loaders {
             return Ok(Arc::clone(threads));
         }
-        let threads = Threads::background(self.options.threads.count(), resources::lower_priority);
+        let threads = Threads::background(self.options.threads.count());
         let threads = Arc::new(threads.map_err(|error| format!("the system cannot start threads: {error}"))?);
-        *background = Some(Arc::clone(&threads));
+        *loaders = Some(Arc::clone(&threads));
         Ok(threads)
     }
 
@@ -301,50 +305,6 @@ impl Repository {
             prepare(Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before })
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
-    }
-
-    /// Puts what was loaded into service and takes out what is not wanted any more.
-    fn exchange(&self, name: &str, found: Found, loaded: Vec<Loaded>) -> Changed {
-        let Changed { mut failures, mut retired } = Changed::default();
-        let mut entries = self.write();
-        let entry = entries.get_mut(name).expect("the gate made it");
-        let kept: Vec<String> = loaded.iter().map(|(version, _)| version).chain(&found.wanted).cloned().collect();
-        for (version, outcome) in loaded {
-            let slot = entry.slot_mut(&version);
-            match outcome {
-                Ok(servable) => {
-                    slot.reload_failure.clear();
-                    if let State::Ready(old) = std::mem::replace(&mut slot.state, State::Ready(servable)) {
-                        retired.push((version, old));
-                    }
-                }
-                Err(reason) => {
-                    match &mut slot.state {
-                        State::Ready(_) => slot.reload_failure.clone_from(&reason),
-                        state => *state = State::Failed(reason.clone()),
-                    }
-                    failures.push((version, reason));
-                }
-            }
-        }
-        // What is not wanted any more goes only if all that is wanted came: a broken version never costs a good one.
-        let replaced = found.wanted.iter().all(|version| entry.slot(version).is_some_and(|slot| slot.state.servable().is_some()));
-        entry.versions.retain_mut(|slot| {
-            if kept.contains(&slot.version) || (matches!(slot.state, State::Ready(_)) && !replaced) {
-                return true;
-            }
-            match std::mem::replace(&mut slot.state, State::Unloading) {
-                State::Ready(old) => {
-                    retired.push((slot.version.clone(), old));
-                    true
-                }
-                state => matches!(state, State::Unloading),
-            }
-        });
-        entry.settings = found.settings;
-        entry.prepare_shadows();
-        pipelines::rebuild(&mut entries);
-        Changed { failures, retired }
     }
 
     /// Puts a pipeline into service, if its steps are.
@@ -487,7 +447,7 @@ impl Repository {
             }
             servable.close();
             // Freeing is work too. Where the system has no threads for it, there is this one.
-            match self.background() {
+            match self.loaders() {
                 Ok(threads) => {
                     threads.run(|| drop(servable));
                     threads.on_each(release_memory);

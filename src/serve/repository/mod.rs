@@ -4,6 +4,7 @@
 //! Every change prepares what is new beside what serves, then exchanges both under one short lock (`change`).
 
 mod change;
+mod exchange;
 mod label;
 mod overrides;
 mod pipelines;
@@ -26,7 +27,7 @@ use super::compute::Compute;
 use super::handle::Handle;
 use super::settings::{Defaults, ModelSettings};
 use super::shadow::{Shadow, ShadowSnapshot, ShadowStats};
-use crate::engine::{LoadOptions, Threads};
+use crate::engine::{LoadOptions, Threads, release_memory};
 use crate::error::{Error, Kind};
 use crate::resources;
 
@@ -112,6 +113,14 @@ impl Entry {
         let mut entry = Self { settings, versions, labels, shadows, turn: Turn::default(), golden: None, gate: Arc::default() };
         entry.prepare_shadows();
         entry
+    }
+
+    /// The entry as it is now, to try a change on.
+    fn snapshot(&self) -> Self {
+        let Self { settings, versions, labels, shadows, turn: _, golden, gate } = self;
+        let (settings, versions, labels) = (settings.clone(), versions.clone(), labels.clone());
+        let (shadows, golden, gate) = (shadows.clone(), golden.clone(), Arc::clone(gate));
+        Self { settings, versions, labels, shadows, turn: Turn::default(), golden, gate }
     }
 
     /// Makes a place for what each label's copies will show.
@@ -216,8 +225,8 @@ pub struct Repository {
     counts: Mutex<BTreeMap<String, LoadCounts>>,
     /// Changes that may be under way at once, over all models.
     changes: Semaphore,
-    /// The threads that load and free while the server serves; made by the first change.
-    background: Mutex<Option<Arc<Threads>>>,
+    /// The threads that load and free, made by the first load.
+    loaders: Mutex<Option<Arc<Threads>>>,
     started: AtomicBool,
     draining: AtomicBool,
 }
@@ -252,7 +261,7 @@ impl Repository {
             entries: RwLock::new(entries),
             counts: Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
-            background: Mutex::default(),
+            loaders: Mutex::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -275,12 +284,17 @@ impl Repository {
                 });
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 1..self.options.threads.count().min(jobs.len()) {
-                scope.spawn(work);
+        match self.loaders() {
+            Ok(loaders) => {
+                loaders.on_each(work);
+                // From here on requests come first. A change after the start finds the memory that this one has used.
+                loaders.on_each(|| {
+                    resources::lower_priority();
+                    release_memory();
+                });
             }
-            work();
-        });
+            Err(_) => work(),
+        }
         let pipelines: Vec<String> = {
             let mut entries = self.write();
             pipelines::rebuild(&mut entries);

@@ -1,7 +1,7 @@
 //! Pipelines of the repository: made anew, under the lock of the change, whenever what they are made of changes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::label::Turn;
@@ -70,6 +70,23 @@ pub(super) fn candidate(entries: &BTreeMap<String, Entry>, name: &str, settings:
         return None;
     }
     Pipeline::new(name, VERSION, settings, &|step: &Step| resolve(entries, step)).ok().map(Servable::from)
+}
+
+/// The pipelines that serve, have golden samples and are made of the model, by a step of theirs or of one of their steps; with
+/// the folder of the samples.
+pub(super) fn verified(entries: &BTreeMap<String, Entry>, model: &str) -> Vec<(String, PathBuf)> {
+    let mut made_of = vec![model.to_owned()];
+    let mut verified = Vec::new();
+    for name in order(entries).names {
+        let entry = &entries[&name];
+        if entry.settings.steps.iter().any(|step| made_of.contains(&step.model)) {
+            if let (Some(golden), Some(_)) = (&entry.golden, entry.newest()) {
+                verified.push((name.clone(), golden.clone()));
+            }
+            made_of.push(name);
+        }
+    }
+    verified
 }
 
 /// Runs a pipeline on its golden samples, if it has any in `folder`. Its steps run in their models' queues.

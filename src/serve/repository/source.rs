@@ -25,7 +25,7 @@ pub(super) enum Source {
 }
 
 /// What is found on disk of one model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) source: Source,
     pub(super) settings: ModelSettings,

@@ -6,9 +6,10 @@
 
 use std::arch::asm;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::{Line, Sums, TILE_LINES};
+use super::{Line, Rows, STRIP, Sums, TILE_LINES};
 
 /// Whether the machine has the unit, with products of bf16, and the system lets this process use it.
 ///
@@ -81,59 +82,39 @@ impl Configured {
         Configured { thread: PhantomData }
     }
 
-    /// `sums += a · b`, or `sums = a · b` if `first`: `R` tiles of rows by two tiles of columns. `a` holds `R` tiles and `b` two
-    /// for each of `steps`. Panics if a slice is too short.
-    ///
-    /// While it runs, two tiles per step from `next` on are fetched into the first-level cache, for the call that follows, and with
-    /// two tiles of rows half a tile per step from `far` on into the second: hardware does not foresee loads of tiles.
+    /// `sums += a · b`, or `sums = a · b` if `first`, of a strip's tiles for some steps. Panics if a slice is too short.
     #[inline]
-    pub(super) fn multiply<const R: usize>(
-        &self,
-        (a, b): (&[Line], &[Line]),
-        steps: usize,
-        first: bool,
-        (next, far): (*const Line, *const Line),
-        sums: &mut Sums,
-    ) {
-        assert!(R == 1 || R == 2);
-        assert!(a.len() >= steps * R * TILE_LINES && b.len() >= steps * 2 * TILE_LINES, "operands of {steps} steps");
+    pub(super) fn multiply(&self, piece: &Piece<'_>, sums: &mut Sums) {
+        let Piece { rows, steps, panel, first, .. } = piece;
+        let two = rows.count > TILE_LINES;
+        assert!(steps.end <= rows.offsets.len() && panel.len() >= steps.end * 2 * TILE_LINES, "operands of steps {steps:?}");
+        assert!(rows.count <= STRIP, "a strip of {} rows", rows.count);
         let c = sums.0.as_mut_ptr().cast::<f32>();
-        let (a, b) = (a.as_ptr(), b.as_ptr());
-        // SAFETY: `self` shows that the unit is configured; the assertion, that every tile of `steps` steps lies in its
-        // slice (a tile is 1 KiB); `sums` has four tiles. A prefetch may go anywhere.
+        // SAFETY: `self` shows that the unit is configured; the assertions, and what `Rows` promises, that every tile of the steps lies in
+        // its slice (a tile is 1 KiB); `sums` has four tiles. A prefetch may go anywhere.
         unsafe {
-            match (first, R) {
+            match (first, two) {
                 (true, _) => {
                     asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nomem, nostack, preserves_flags))
                 }
-                (false, 1) => asm!("tileloadd tmm0, [{c} + {s}]", "tileloadd tmm1, [{c} + {s} + 1024]",
+                (false, false) => asm!("tileloadd tmm0, [{c} + {s}]", "tileloadd tmm1, [{c} + {s} + 1024]",
                     c = in(reg) c, s = in(reg) 64_usize, options(readonly, nostack, preserves_flags)),
-                (false, _) => asm!("tileloadd tmm0, [{c} + {s}]", "tileloadd tmm1, [{c} + {s} + 1024]",
+                (false, true) => asm!("tileloadd tmm0, [{c} + {s}]", "tileloadd tmm1, [{c} + {s} + 1024]",
                     "tileloadd tmm2, [{c} + {s} + 2048]", "tileloadd tmm3, [{c} + {s} + 3072]",
                     c = in(reg) c, s = in(reg) 64_usize, options(readonly, nostack, preserves_flags)),
             }
-            match (steps, R) {
-                (0, _) => {}
-                (_, 1) => one_by_two(a, b, steps, next),
-                _ => two_by_two(a, b, steps, next, far),
+            if !steps.is_empty() {
+                let product = PRODUCTS[usize::from(two)][piece.fetch.1 as usize][usize::from(piece.touch.is_some())];
+                product(piece);
             }
-            match R {
-                1 => asm!("tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 1024], tmm1",
+            match two {
+                false => asm!("tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 1024], tmm1",
                     c = in(reg) c, s = in(reg) 64_usize, options(nostack, preserves_flags)),
-                _ => asm!("tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 1024], tmm1",
+                true => asm!("tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 1024], tmm1",
                     "tilestored [{c} + {s} + 2048], tmm2", "tilestored [{c} + {s} + 3072], tmm3",
                     c = in(reg) c, s = in(reg) 64_usize, options(nostack, preserves_flags)),
             }
         }
-    }
-}
-
-impl Configured {
-    /// Fetches the two lines from `to` on, to be written.
-    #[inline(always)]
-    pub(super) fn expect(&self, to: *const f32) {
-        // SAFETY: a prefetch may go anywhere.
-        unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) to, options(nostack, preserves_flags, readonly)) };
     }
 }
 
@@ -144,74 +125,145 @@ impl Drop for Configured {
     }
 }
 
-/// # Safety
-///
-/// The unit is configured; `a` and `b` each point at two tiles for each of `steps` steps, at least one.
-#[inline]
-unsafe fn two_by_two(a: *const Line, b: *const Line, steps: usize, next: *const Line, far: *const Line) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "2:",
-            "tileloadd tmm4, [{a} + {s}]",
-            "tileloadd tmm6, [{b} + {s}]",
-            "prefetcht0 [{f} + 0]", "prefetcht0 [{f} + 64]", "prefetcht0 [{f} + 128]", "prefetcht0 [{f} + 192]",
-            "prefetcht0 [{f} + 256]", "prefetcht0 [{f} + 320]", "prefetcht0 [{f} + 384]", "prefetcht0 [{f} + 448]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {s} + 1024]",
-            "prefetcht0 [{f} + 512]", "prefetcht0 [{f} + 576]", "prefetcht0 [{f} + 640]", "prefetcht0 [{f} + 704]",
-            "prefetcht0 [{f} + 768]", "prefetcht0 [{f} + 832]", "prefetcht0 [{f} + 896]", "prefetcht0 [{f} + 960]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a} + {s} + 1024]",
-            "prefetcht0 [{f} + 1024]", "prefetcht0 [{f} + 1088]", "prefetcht0 [{f} + 1152]", "prefetcht0 [{f} + 1216]",
-            "prefetcht0 [{f} + 1280]", "prefetcht0 [{f} + 1344]", "prefetcht0 [{f} + 1408]", "prefetcht0 [{f} + 1472]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetcht1 [{g} + 0]", "prefetcht1 [{g} + 64]", "prefetcht1 [{g} + 128]", "prefetcht1 [{g} + 192]",
-            "prefetcht1 [{g} + 256]", "prefetcht1 [{g} + 320]", "prefetcht1 [{g} + 384]", "prefetcht1 [{g} + 448]",
-            "prefetcht0 [{f} + 1536]", "prefetcht0 [{f} + 1600]", "prefetcht0 [{f} + 1664]", "prefetcht0 [{f} + 1728]",
-            "prefetcht0 [{f} + 1792]", "prefetcht0 [{f} + 1856]", "prefetcht0 [{f} + 1920]", "prefetcht0 [{f} + 1984]",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 2048",
-            "add {b}, 2048",
-            "add {f}, 2048",
-            "add {g}, 512",
-            "dec {n}",
-            "jnz 2b",
-            a = inout(reg) a => _, b = inout(reg) b => _, f = inout(reg) next => _, g = inout(reg) far => _, n = inout(reg) steps => _, s = in(reg) 64_usize,
-            options(readonly, nostack),
-        );
+/// What a call multiplies, and what it asks for meanwhile: hardware does not foresee loads of tiles.
+pub(super) struct Piece<'a> {
+    /// The strip's rows; a second tile is there if there are more than 16.
+    pub(super) rows: Rows<'a>,
+    pub(super) steps: Range<usize>,
+    pub(super) panel: &'a [Line],
+    /// Whether the sums start from zero.
+    pub(super) first: bool,
+    /// What to fetch, and how much of it per step.
+    pub(super) fetch: (*const Line, Pace),
+    /// The rows of the output, two lines of each, `1` elements apart, to be written next.
+    pub(super) touch: Option<(*const f32, usize)>,
+}
+
+/// How much of a panel's step a strip fetches: into the second-level cache if others fetch the rest, all of it into the first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pace {
+    Quarter,
+    Half,
+    All,
+}
+
+impl Pace {
+    /// Lines per step.
+    pub(super) fn lines(self) -> usize {
+        8 << self as usize
     }
 }
 
+/// The inner loop for one or two tiles of rows by two tiles of columns.
+///
 /// # Safety
 ///
-/// The unit is configured; `a` points at one tile and `b` at two for each of `steps` steps, at least one.
-#[inline]
-unsafe fn one_by_two(a: *const Line, b: *const Line, steps: usize, next: *const Line) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "2:",
-            "tileloadd tmm4, [{a} + {s}]",
-            "tileloadd tmm6, [{b} + {s}]",
-            "prefetcht0 [{f} + 0]", "prefetcht0 [{f} + 64]", "prefetcht0 [{f} + 128]", "prefetcht0 [{f} + 192]",
-            "prefetcht0 [{f} + 256]", "prefetcht0 [{f} + 320]", "prefetcht0 [{f} + 384]", "prefetcht0 [{f} + 448]",
-            "prefetcht0 [{f} + 512]", "prefetcht0 [{f} + 576]", "prefetcht0 [{f} + 640]", "prefetcht0 [{f} + 704]",
-            "prefetcht0 [{f} + 768]", "prefetcht0 [{f} + 832]", "prefetcht0 [{f} + 896]", "prefetcht0 [{f} + 960]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {s} + 1024]",
-            "prefetcht0 [{f} + 1024]", "prefetcht0 [{f} + 1088]", "prefetcht0 [{f} + 1152]", "prefetcht0 [{f} + 1216]",
-            "prefetcht0 [{f} + 1280]", "prefetcht0 [{f} + 1344]", "prefetcht0 [{f} + 1408]", "prefetcht0 [{f} + 1472]",
-            "prefetcht0 [{f} + 1536]", "prefetcht0 [{f} + 1600]", "prefetcht0 [{f} + 1664]", "prefetcht0 [{f} + 1728]",
-            "prefetcht0 [{f} + 1792]", "prefetcht0 [{f} + 1856]", "prefetcht0 [{f} + 1920]", "prefetcht0 [{f} + 1984]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a}, 1024",
-            "add {b}, 2048",
-            "add {f}, 2048",
-            "dec {n}",
-            "jnz 2b",
-            a = inout(reg) a => _, b = inout(reg) b => _, f = inout(reg) next => _, n = inout(reg) steps => _, s = in(reg) 64_usize,
-            options(readonly, nostack),
-        );
-    }
+/// The unit is configured; the rows and the panel have tiles for all steps of the piece, of which there is at least one.
+type Product = unsafe fn(&Piece<'_>);
+
+/// The inner loops: by whether there are two tiles of rows, by [`Pace`], by whether the output is fetched.
+const PRODUCTS: [[[Product; 2]; 3]; 2] = [
+    [[one_8, one_8_touching], [one_16, one_16_touching], [one_32, one_32_touching]],
+    [[two_8, two_8_touching], [two_16, two_16_touching], [two_32, two_32_touching]],
+];
+
+/// A quarter of the lines that a step fetches.
+macro_rules! fetch {
+    (8) => {
+        "prefetcht1 [{f}]\nprefetcht1 [{f} + 64]\nadd {f}, 128"
+    };
+    (16) => {
+        "prefetcht1 [{f}]\nprefetcht1 [{f} + 64]\nprefetcht1 [{f} + 128]\nprefetcht1 [{f} + 192]\nadd {f}, 256"
+    };
+    (32) => {
+        "prefetcht0 [{f}]\nprefetcht0 [{f} + 64]\nprefetcht0 [{f} + 128]\nprefetcht0 [{f} + 192]\n\
+         prefetcht0 [{f} + 256]\nprefetcht0 [{f} + 320]\nprefetcht0 [{f} + 384]\nprefetcht0 [{f} + 448]\n\
+         prefetcht1 [{f} + 65536]\nprefetcht1 [{f} + 65792]\nadd {f}, 512"
+    };
 }
+
+/// A row of the output.
+macro_rules! touch {
+    (true) => {
+        "prefetchw [{c}]\nprefetchw [{c} + 64]\nadd {c}, {ldc}"
+    };
+    (false) => {
+        "/* {c} {ldc} */"
+    };
+}
+
+/// The loop of a [`Product`]. The tiles of rows are `{o}` and `{d}` behind it, rows `{s}` apart.
+macro_rules! product {
+    ($name:ident, two, $fetch:tt, $touch:tt) => {
+        product!(
+            $name, $fetch, $touch,
+            "tdpbf16ps tmm1, tmm4, tmm7\nadd {o}, {d}\ntileloadd tmm5, [{o} + {s}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7"
+        );
+    };
+    ($name:ident, one, $fetch:tt, $touch:tt) => {
+        product!($name, $fetch, $touch, "tdpbf16ps tmm1, tmm4, tmm7", "/* {d} */", "");
+    };
+    ($name:ident, $fetch:tt, $touch:tt, $second:literal, $third:literal, $fourth:literal) => {
+        /// # Safety
+        ///
+        /// As for [`Product`].
+        unsafe fn $name(piece: &Piece<'_>) {
+            let Piece { rows, steps, panel, .. } = piece;
+            let (c, ldc) = piece.touch.unwrap_or((std::ptr::null(), 0));
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    "2:",
+                    "mov {o}, [{p}]",
+                    "add {o}, {a}",
+                    "tileloadd tmm4, [{o} + {s}]",
+                    "tileloadd tmm6, [{b} + {l}]",
+                    fetch!($fetch),
+                    touch!($touch),
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {l} + 1024]",
+                    fetch!($fetch),
+                    touch!($touch),
+                    $second,
+                    fetch!($fetch),
+                    touch!($touch),
+                    $third,
+                    fetch!($fetch),
+                    touch!($touch),
+                    $fourth,
+                    "add {p}, 8",
+                    "add {b}, 2048",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = in(reg) rows.lines.as_ptr(),
+                    p = inout(reg) rows.offsets[steps.start..].as_ptr() => _,
+                    b = inout(reg) panel[steps.start * 2 * TILE_LINES..].as_ptr() => _,
+                    f = inout(reg) piece.fetch.0 => _,
+                    c = inout(reg) c => _,
+                    ldc = in(reg) ldc * size_of::<f32>(),
+                    n = inout(reg) steps.len() => _,
+                    s = in(reg) rows.stride * size_of::<Line>(),
+                    d = in(reg) rows.tile * size_of::<Line>(),
+                    l = in(reg) 64_usize,
+                    o = out(reg) _,
+                    options(readonly, nostack),
+                );
+            }
+        }
+    };
+}
+
+product!(two_8, two, 8, false);
+product!(two_8_touching, two, 8, true);
+product!(two_16, two, 16, false);
+product!(two_16_touching, two, 16, true);
+product!(two_32, two, 32, false);
+product!(two_32_touching, two, 32, true);
+product!(one_8, one, 8, false);
+product!(one_8_touching, one, 8, true);
+product!(one_16, one, 16, false);
+product!(one_16_touching, one, 16, true);
+product!(one_32, one, 32, false);
+product!(one_32_touching, one, 32, true);

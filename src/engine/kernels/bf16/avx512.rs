@@ -4,6 +4,7 @@ use std::arch::x86_64::{
     __m512bh, _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
     _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
+use std::ops::Range;
 
 use super::pack::Part;
 use super::{Line, PANEL, STEP, STRIP, Sums, TILE_LINES};
@@ -26,14 +27,27 @@ fn line(values: &[f32; STEP]) -> Line {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(super) fn pack_left(a: &[f32], part: &Part, lines: &mut [Line]) {
     for (index, row) in part.rows.clone().enumerate() {
-        let (first, step) = part.place(row);
-        let lines = &mut lines[first..];
+        let lines = &mut lines[part.place(row)..];
         let (whole, rest) = a[index * part.lda..][..part.len].as_chunks::<STEP>();
         for (at, values) in whole.iter().enumerate() {
-            lines[at * step] = line(values);
+            lines[at * TILE_LINES] = line(values);
         }
         if !rest.is_empty() {
-            lines[whole.len() * step] = short_line(rest);
+            lines[whole.len() * TILE_LINES] = short_line(rest);
+        }
+    }
+}
+
+/// [`super::pack::round_pixels`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) fn round_pixels(from: &[f32], (step, len): (usize, usize), to: &mut [Line], stride: usize) {
+    for (index, lines) in to.chunks_exact_mut(stride).enumerate() {
+        let (whole, rest) = from[index * step..][..len].as_chunks::<STEP>();
+        for (to, values) in lines.iter_mut().zip(whole) {
+            *to = line(values);
+        }
+        if !rest.is_empty() {
+            lines[whole.len()] = short_line(rest);
         }
     }
 }
@@ -55,12 +69,14 @@ fn short_line(values: &[f32]) -> Line {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub(super) fn finish_bounded(
     sums: &Sums,
+    rows: Range<usize>,
     epilogue: &Epilogue<'_>,
     bounds: Option<(f32, f32)>,
     c: &mut [f32],
-    (ldc, rows, width): (usize, usize, usize),
+    (ldc, width): (usize, usize),
 ) {
-    assert!(rows <= STRIP && width <= PANEL && (rows == 0 || c.len() >= (rows - 1) * ldc + width), "a tile of {rows} by {width}");
+    assert!(rows.end <= STRIP && width <= PANEL, "rows {rows:?} of a strip by {width}");
+    assert!(rows.is_empty() || c.len() >= (rows.len() - 1) * ldc + width, "c is shorter than rows {rows:?}");
     let mask = |v: usize| ((1u32 << width.saturating_sub(v * LANES).min(LANES)) - 1) as u16;
     let masks = [mask(0), mask(1)];
     let alpha = _mm512_set1_ps(epilogue.alpha);
@@ -74,9 +90,10 @@ pub(super) fn finish_bounded(
     }
     let (low, high) = bounds.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
     let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
-    for row in 0..rows {
+    let first = rows.start;
+    for row in rows {
         if let Bias::PerRow(bias) = epilogue.bias {
-            added = [_mm512_set1_ps(bias[row]); 2];
+            added = [_mm512_set1_ps(bias[row - first]); 2];
         }
         for v in 0..2 {
             let sums = &sums.0[row / TILE_LINES * 2 + v][row % TILE_LINES];
@@ -85,7 +102,7 @@ pub(super) fn finish_bounded(
             let value = _mm512_fmadd_ps(alpha, sum, added[v]);
             // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
             let value = if bounds.is_some() { _mm512_min_ps(high, _mm512_max_ps(low, value)) } else { value };
-            let to = c.as_mut_ptr().wrapping_add(row * ldc + v * LANES);
+            let to = c.as_mut_ptr().wrapping_add((row - first) * ldc + v * LANES);
             // SAFETY: the assertion above, and the mask leaves out columns beyond `width`.
             unsafe { if masks[v] == u16::MAX { _mm512_storeu_ps(to, value) } else { _mm512_mask_storeu_ps(to, masks[v], value) } }
         }

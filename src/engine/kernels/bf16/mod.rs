@@ -1,10 +1,10 @@
 //! Matrix product with operands rounded to bf16 and sums in f32: half the memory of the weights, and on machines with a
 //! tile unit (AMX) several times the speed.
 //!
-//! Both operands lie in tiles of 1 KiB: 16 lines of 16 pairs of neighbours along `k`, a left tile one line per row, a right
-//! tile one line per pair of `k` with a pair for each of 16 columns. The right operand is packed once at load, two tiles of
-//! columns side by side (a panel) and all steps of `k` behind each other. The left one is rounded and packed for each call, a
-//! strip of up to 32 rows at a time; its cost is spread over all panels.
+//! Both operands are multiplied in tiles of 1 KiB: 16 lines of 16 pairs of neighbours along `k`, a left tile one line per row, a
+//! right tile one line per pair of `k` with a pair for each of 16 columns. The right operand is packed once at load, two tiles of
+//! columns side by side (a panel) and all steps of `k` behind each other. The left one is rounded for each call, and read where
+//! its lines then lie ([`Rows`]), two tiles of rows (a strip) at a time; its cost is spread over all panels.
 //!
 //! A row's bits depend on that row and the constants alone, here too: each sum runs over ascending steps of 32, whatever the
 //! number of rows. Between instruction sets they differ: the tile unit adds even and odd terms of a step apart.
@@ -13,14 +13,16 @@
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod finish;
 mod pack;
 
 use std::cell::Cell;
 use std::ops::Range;
 
-pub(crate) use pack::{Part, RoundedLeft, left_part, pair, reserve};
+pub(crate) use finish::finish;
+pub(crate) use pack::{PackedLeft, Part, RoundedLeft, left_part, pair, round_pixels};
 
-use super::epilogue::{Activation, Bias, Epilogue, activate};
+use super::epilogue::Epilogue;
 use super::isa::{Isa, instantiate};
 use super::vector::math;
 
@@ -49,11 +51,8 @@ pub(crate) const PANEL: usize = 2 * TILE_COLUMNS;
 /// Rows per strip of the left operand: two tiles.
 pub(crate) const STRIP: usize = 2 * TILE_LINES;
 
-/// Rows of the left operand that are packed at once; their sums for a panel are 16 KiB.
+/// Rows of the left operand that are packed at once; their partial sums for a panel are 16 KiB.
 pub(crate) const ROWS_BLOCK: usize = 128;
-
-/// Steps of `k` at once.
-const STEPS_BLOCK: usize = 8;
 
 /// A constant right-hand matrix `b[k, n]`, rounded to bf16 and packed once at load.
 #[derive(Clone, Debug)]
@@ -130,22 +129,20 @@ pub fn gemm_bf16_columns(
     assert!(lda >= b.k && a.len() >= (m - 1) * lda + b.k, "a is shorter than m rows");
     assert!(ldc >= columns.len() && c.len() >= (m - 1) * ldc + columns.len(), "c is shorter than m rows");
     let multiplier = Multiplier::new(b.isa);
-    let mut sums = [Sums::ZERO; ROWS_BLOCK / STRIP];
-    let mut left = LEFT.take();
+    let (mut sums, mut left) = (SumsBlock::ZERO, LEFT.take());
     for start in (0..m).step_by(ROWS_BLOCK) {
-        let rows = start..m.min(start + ROWS_BLOCK);
-        pack::left(b.isa, &a[start * lda..], lda, rows.len(), b.k, &mut left);
+        let count = ROWS_BLOCK.min(m - start);
+        pack::left(b.isa, &a[start * lda..], lda, count, b.k, &mut left);
+        let rows = left.rows(count);
         for column in columns.clone().step_by(PANEL) {
             let width = PANEL.min(columns.end - column);
-            let at = rows.start * ldc + column - columns.start;
-            multiplier.expect(&mut c[at..], ldc, rows.len());
-            multiplier.multiply_panel(&left, rows.len(), b.panel(column), b.steps(), &mut sums);
-            for (row, sums) in rows.clone().step_by(STRIP).zip(&sums) {
-                let count = STRIP.min(rows.end - row);
-                let bias = epilogue.bias.tile(row, count, column, width);
-                let at = row * ldc + column - columns.start;
-                finish(b.isa, sums, &Epilogue { bias, ..*epilogue }, &mut c[at..], (ldc, count, width));
-            }
+            let c = &mut c[start * ldc + column - columns.start..];
+            let touch = (c.as_ptr(), ldc);
+            multiplier.multiply_panel(&rows, b.panel(column), touch, &mut sums, |row, sums| {
+                let rows = STRIP.min(count - row);
+                let bias = epilogue.bias.tile(start + row, rows, column, width);
+                finish(b.isa, sums, 0..rows, &Epilogue { bias, ..*epilogue }, &mut c[row * ldc..], (ldc, width));
+            });
         }
     }
     LEFT.set(left);
@@ -153,7 +150,43 @@ pub fn gemm_bf16_columns(
 
 thread_local! {
     /// The packed left operand of the product at hand: as much as a block of rows takes, kept for the next.
-    static LEFT: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static LEFT: Cell<PackedLeft> = const { Cell::new(PackedLeft::EMPTY) };
+}
+
+/// Some rows of a left operand of bf16, where tiles read them: a line for each step, `offsets` from the row's first on. That all of
+/// them lie within the lines is checked where it is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a> {
+    /// From the first row on; of a tile's 16 rows all are read, but those beyond `count` to no end.
+    lines: &'a [Line],
+    count: usize,
+    /// Lines from row to row of a tile.
+    stride: usize,
+    /// Lines from tile to tile.
+    tile: usize,
+    /// Bytes from the beginning of a row to each step.
+    offsets: &'a [usize],
+}
+
+impl<'a> Rows<'a> {
+    /// `count` rows, at least one, of tiles whose rows are `stride` lines apart, and they themselves `tile`. Panics unless they lie within
+    /// the lines, and each step begins with one.
+    pub(crate) fn new(lines: &'a [Line], count: usize, (stride, tile): (usize, usize), offsets: &'a [usize]) -> Rows<'a> {
+        let greatest = offsets.iter().fold(0, |greatest: usize, offset| greatest.max(*offset));
+        let whole = offsets.iter().all(|offset| offset.is_multiple_of(size_of::<Line>()));
+        let last = (count.div_ceil(TILE_LINES) - 1) * tile + (TILE_LINES - 1) * stride + greatest / size_of::<Line>();
+        assert!(offsets.is_empty() || whole && last < lines.len(), "tiles of {count} rows, the last line {last} of {}", lines.len());
+        Rows { lines, count, stride, tile, offsets }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The rows of the strip from `row` on, a multiple of 32.
+    fn strip(&self, row: usize) -> Rows<'a> {
+        Rows { lines: &self.lines[row / TILE_LINES * self.tile..], count: STRIP.min(self.count - row), ..*self }
+    }
 }
 
 /// Sums of two by two tiles: of rows `i` and columns `j` at `i * 2 + j`.
@@ -161,8 +194,11 @@ thread_local! {
 #[repr(C, align(64))]
 pub(crate) struct Sums([[[f32; TILE_COLUMNS]; TILE_LINES]; 4]);
 
-impl Sums {
-    pub(crate) const ZERO: Sums = Sums([[[0.0; TILE_COLUMNS]; TILE_LINES]; 4]);
+/// The sums of a block of rows.
+pub(crate) struct SumsBlock([Sums; ROWS_BLOCK / STRIP]);
+
+impl SumsBlock {
+    pub(crate) const ZERO: SumsBlock = SumsBlock([Sums([[[0.0; TILE_COLUMNS]; TILE_LINES]; 4]); ROWS_BLOCK / STRIP]);
 }
 
 /// What multiplies tiles.
@@ -181,74 +217,99 @@ impl Multiplier {
         }
     }
 
-    /// Fetches the lines of `c` that will be written.
-    pub(crate) fn expect(&self, c: &mut [f32], ldc: usize, rows: usize) {
+    /// The products of some rows, at most [`ROWS_BLOCK`], with a panel. `finish` is called with the first row of each strip and its sums,
+    /// once they are complete. `touch` is where it writes the first row, and elements to the next: they are fetched before.
+    pub(crate) fn multiply_panel(
+        &self,
+        rows: &Rows<'_>,
+        panel: &[Line],
+        touch: (*const f32, usize),
+        sums: &mut SumsBlock,
+        mut finish: impl FnMut(usize, &Sums),
+    ) {
+        let strips = (0..rows.count).step_by(STRIP);
         match self {
             #[cfg(target_arch = "x86_64")]
-            Multiplier::Unit(unit) => (0..rows).for_each(|row| unit.expect(c.as_ptr().wrapping_add(row * ldc))),
-            Multiplier::Portable(_) => {}
-        }
-    }
-
-    /// The products of some rows, at most [`ROWS_BLOCK`], with a panel; a strip's in each element of `sums`.
-    pub(crate) fn multiply_panel(&self, left: &[Line], rows: usize, panel: &[Line], steps: usize, sums: &mut [Sums]) {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Multiplier::Unit(unit) => multiply_panel(unit, left, rows, panel, steps, sums),
+            Multiplier::Unit(unit) => {
+                let steps = rows.offsets.len();
+                let step = steps_at_once(steps).max(1);
+                for from in (0..steps.max(1)).step_by(step) {
+                    let steps = from..steps.min(from + step);
+                    for (row, sums) in strips.clone().zip(&mut sums.0) {
+                        let last = steps.end == rows.offsets.len();
+                        unit.multiply(&piece(rows, row, panel, steps.clone(), touch), sums);
+                        if last {
+                            finish(row, sums);
+                        }
+                    }
+                }
+            }
             Multiplier::Portable(isa) => {
-                for (index, sums) in sums.iter_mut().enumerate().take(rows.div_ceil(STRIP)) {
-                    let count = STRIP.min(rows - index * STRIP);
-                    portable(*isa, &left[index * STRIP * steps..], count, panel, sums);
+                for (row, sums) in strips.zip(&mut sums.0) {
+                    portable(*isa, &rows.strip(row), panel, sums);
+                    finish(row, sums);
                 }
             }
         }
     }
 }
 
+/// Steps of `k` for which all strips of a block pass by a panel, so that its part stays in the first-level cache, with what they read
+/// beside it; then partial sums are stored and loaded. Few steps are worth no parts.
+fn steps_at_once(steps: usize) -> usize {
+    const WHOLE: usize = 16;
+    const PART: usize = 8;
+    if steps <= WHOLE { steps } else { steps.div_ceil(steps.div_ceil(PART)) }
+}
+
+/// Lines ahead of its use at which a panel is fetched into the first-level cache, for one strip, and into the second, for several, which
+/// read it more than once.
 #[cfg(target_arch = "x86_64")]
-fn multiply_panel(unit: &amx::Configured, left: &[Line], rows: usize, panel: &[Line], steps: usize, sums: &mut [Sums]) {
-    for step in (0..steps).step_by(STEPS_BLOCK) {
-        let count = STEPS_BLOCK.min(steps - step);
-        let panel = &panel[step * STRIP..];
-        for (index, sums) in sums.iter_mut().enumerate().take(rows.div_ceil(STRIP)) {
-            let tiles = (rows - index * STRIP).min(STRIP).div_ceil(TILE_LINES);
-            let strip = &left[(index * steps * 2 + step * tiles) * TILE_LINES..];
-            // The strip that comes next, or the panel's next steps.
-            let next = match (index + 1) * STRIP < rows {
-                true => left.as_ptr().wrapping_add(((index + 1) * steps + step) * STRIP),
-                false => panel.as_ptr().wrapping_add(count * STRIP),
-            };
-            // From memory the block behind that takes longer: four strips fetch it together.
-            let far = panel.as_ptr().wrapping_add(5 * STEPS_BLOCK * STRIP + index * STEPS_BLOCK * STRIP / (ROWS_BLOCK / STRIP));
-            if tiles == 2 {
-                unit.multiply::<2>((strip, panel), count, step == 0, (next, far), sums);
-            } else {
-                unit.multiply::<1>((strip, panel), count, step == 0, (next, far), sums);
-            }
-        }
+const NEAR: usize = 8 * STRIP;
+#[cfg(target_arch = "x86_64")]
+const FAR: usize = 40 * STRIP;
+
+/// What the unit is to do for the strip from `row` on.
+#[cfg(target_arch = "x86_64")]
+fn piece<'a>(rows: &Rows<'a>, row: usize, panel: &'a [Line], steps: Range<usize>, (c, ldc): (*const f32, usize)) -> amx::Piece<'a> {
+    // The strips share what is to be fetched: as much as the panel has for these steps.
+    let (pace, ahead) = match rows.count.div_ceil(STRIP) {
+        1 => (amx::Pace::All, NEAR),
+        2 => (amx::Pace::Half, FAR),
+        _ => (amx::Pace::Quarter, FAR),
+    };
+    let ahead = steps.start * STRIP + ahead + row / STRIP * pace.lines() * steps.len();
+    // The loop asks for a strip's output whole, however many rows it has.
+    let touch = steps.start == 0 && 4 * (rows.count - row) >= 3 * STRIP;
+    amx::Piece {
+        rows: rows.strip(row),
+        panel,
+        first: steps.start == 0,
+        fetch: (panel.as_ptr().wrapping_add(ahead), pace),
+        touch: touch.then_some((c.wrapping_add(row * ldc), ldc)),
+        steps,
     }
 }
 
-fn portable(isa: Isa, strip: &[Line], rows: usize, panel: &[Line], sums: &mut Sums) {
-    instantiate!(isa, portable_body, (strip: &[Line], rows: usize, panel: &[Line], sums: &mut Sums));
+fn portable(isa: Isa, rows: &Rows<'_>, panel: &[Line], sums: &mut Sums) {
+    instantiate!(isa, portable_body, (rows: &Rows<'_>, panel: &[Line], sums: &mut Sums));
 }
 
 /// The same on any machine: a bf16 is the upper half of an f32.
 #[inline(always)]
-fn portable_body<const FMA: bool>(strip: &[Line], rows: usize, panel: &[Line], sums: &mut Sums) {
-    if panel.is_empty() {
-        return *sums = Sums::ZERO;
-    }
-    let tiles = rows.div_ceil(TILE_LINES);
+fn portable_body<const FMA: bool>(rows: &Rows<'_>, panel: &[Line], sums: &mut Sums) {
+    let tiles = rows.count.div_ceil(TILE_LINES);
     for (at, sums) in sums.0.iter_mut().enumerate().take(2 * tiles) {
         let (i, j) = (at / 2, at % 2);
-        let count = TILE_LINES.min(rows - i * TILE_LINES);
-        if count == 1 {
-            portable_rows::<FMA, 1>((&strip[i * TILE_LINES..], tiles), &panel[j * TILE_LINES..], sums);
-            continue;
-        }
-        for first in (0..count).step_by(ROWS) {
-            portable_rows::<FMA, ROWS>((&strip[i * TILE_LINES + first..], tiles), &panel[j * TILE_LINES..], &mut sums[first..]);
+        let count = TILE_LINES.min(rows.count - i * TILE_LINES);
+        for first in (0..count).step_by(if count == 1 { 1 } else { ROWS }) {
+            let left = &rows.lines[i * rows.tile + first * rows.stride..];
+            let (rows, right) = (&Rows { lines: left, ..*rows }, &panel[(j * TILE_LINES).min(panel.len())..]);
+            if count == 1 {
+                portable_rows::<FMA, 1>(rows, right, &mut sums[first..]);
+            } else {
+                portable_rows::<FMA, ROWS>(rows, right, &mut sums[first..]);
+            }
         }
     }
 }
@@ -257,9 +318,10 @@ fn portable_body<const FMA: bool>(strip: &[Line], rows: usize, panel: &[Line], s
 const ROWS: usize = 8;
 
 #[inline(always)]
-fn portable_rows<const FMA: bool, const R: usize>((left, tiles): (&[Line], usize), right: &[Line], sums: &mut [[f32; TILE_COLUMNS]]) {
+fn portable_rows<const FMA: bool, const R: usize>(rows: &Rows<'_>, right: &[Line], sums: &mut [[f32; TILE_COLUMNS]]) {
     let mut acc = [[0.0f32; TILE_COLUMNS]; R];
-    for (left, right) in left.chunks(tiles * TILE_LINES).zip(right.chunks(2 * TILE_LINES)) {
+    for (offset, right) in rows.offsets.iter().zip(right.chunks(2 * TILE_LINES)) {
+        let left: [&Line; R] = std::array::from_fn(|i| &rows.lines[i * rows.stride + offset / size_of::<Line>()]);
         for pair in 0..TILE_LINES {
             let (even, odd) = (right[pair].0.map(|v| f32::from_bits(v << 16)), right[pair].0.map(|v| f32::from_bits(v & 0xffff_0000)));
             for i in 0..R {
@@ -272,58 +334,4 @@ fn portable_rows<const FMA: bool, const R: usize>((left, tiles): (&[Line], usize
         }
     }
     sums[..R].copy_from_slice(&acc);
-}
-
-/// Applies the epilogue to a tile's sums and writes them: `rows` by `width` elements, rows `ldc` apart.
-pub(crate) fn finish(isa: Isa, sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], size: (usize, usize, usize)) {
-    type Size = (usize, usize, usize);
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx
-        && !epilogue.adds
-        && let Some(bounds) = bounds(epilogue.activation)
-    {
-        isa.require();
-        // SAFETY: `require` has shown that this machine has the features it is compiled for.
-        return unsafe { avx512::finish_bounded(sums, epilogue, bounds, c, size) };
-    }
-    instantiate!(isa, finish_body, (sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], size: Size));
-}
-
-/// The bounds that an activation is, `Some(None)` for none at all, or `None` if it is something else.
-fn bounds(activation: Activation) -> Option<Option<(f32, f32)>> {
-    match activation {
-        Activation::None => Some(None),
-        Activation::Relu => Some(Some((0.0, f32::INFINITY))),
-        Activation::Clip { min, max } => Some(Some((min, max))),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn finish_body<const FMA: bool>(sums: &Sums, epilogue: &Epilogue<'_>, c: &mut [f32], (ldc, rows, width): (usize, usize, usize)) {
-    let alpha = epilogue.alpha;
-    let mut columns = [0.0f32; PANEL];
-    if let Bias::PerColumn(bias) = epilogue.bias {
-        columns[..width].copy_from_slice(&bias[..width]);
-    }
-    for (i, row) in c.chunks_mut(ldc).take(rows).enumerate() {
-        if let Bias::PerRow(bias) = epilogue.bias {
-            columns = [bias[i]; PANEL];
-        }
-        let (tile, line) = (i / TILE_LINES * 2, i % TILE_LINES);
-        let mut values = [0.0f32; PANEL];
-        for j in 0..TILE_COLUMNS {
-            values[j] = math::fma::<FMA>(alpha, sums.0[tile][line][j], columns[j]);
-            values[TILE_COLUMNS + j] = math::fma::<FMA>(alpha, sums.0[tile + 1][line][j], columns[TILE_COLUMNS + j]);
-        }
-        if epilogue.adds {
-            values.iter_mut().zip(&row[..width]).for_each(|(value, held)| *value += held);
-        }
-        activate::<FMA>(epilogue.activation, &mut values);
-        if width == PANEL {
-            *row.first_chunk_mut().expect("a row has the panel's width") = values;
-        } else {
-            row[..width].copy_from_slice(&values[..width]);
-        }
-    }
 }

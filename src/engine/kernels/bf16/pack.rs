@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Line, PANEL, STEP, STRIP, TILE_COLUMNS, TILE_LINES};
+use super::{Line, PANEL, Rows, STEP, TILE_COLUMNS, TILE_LINES};
 use crate::engine::kernels::isa::{Isa, instantiate};
 
 /// `x` rounded to bf16, to nearest with ties to even, as the upper 16 bits of an f32; a NaN stays one.
@@ -20,20 +20,47 @@ pub(crate) fn pair(even: f32, odd: f32) -> u32 {
     rounded(even) | rounded(odd) << 16
 }
 
+/// A left operand `a[m, k]` in tiles of 16 rows, all steps of one behind each other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PackedLeft {
+    lines: Vec<Line>,
+    /// Where each step of a row begins.
+    offsets: Vec<usize>,
+}
+
+impl PackedLeft {
+    pub(crate) const EMPTY: PackedLeft = PackedLeft { lines: Vec::new(), offsets: Vec::new() };
+
+    /// Makes room for `m` rows of `steps`, and returns it.
+    pub(crate) fn reserve(&mut self, m: usize, steps: usize) -> &mut [Line] {
+        const TILE: usize = TILE_LINES * size_of::<Line>();
+        // What is left of another operand in the lines of rows beyond `m` makes sums that nobody reads.
+        self.lines.resize(m.div_ceil(TILE_LINES) * TILE_LINES * steps, Line::default());
+        self.offsets.truncate(steps);
+        self.offsets.extend((self.offsets.len()..steps).map(|step| step * TILE));
+        &mut self.lines
+    }
+
+    /// The first `count` rows.
+    pub(crate) fn rows(&self, count: usize) -> Rows<'_> {
+        Rows::new(&self.lines, count, (1, TILE_LINES * self.offsets.len()), &self.offsets)
+    }
+}
+
 /// A constant left operand `a[m, k]`, rounded and packed once: convolution weights.
 #[derive(Clone, Debug)]
 pub(crate) struct RoundedLeft {
     k: usize,
-    lines: Vec<Line>,
+    packed: PackedLeft,
 }
 
 impl RoundedLeft {
     /// Packs `a`, which is `[m, k]` row-major. Panics unless `a.len() == m * k`.
     pub(crate) fn pack(isa: Isa, a: &[f32], m: usize, k: usize) -> RoundedLeft {
         assert_eq!(a.len(), m * k, "length of a against m * k");
-        let mut lines = Vec::new();
-        left(isa, a, k, m, k, &mut lines);
-        RoundedLeft { k, lines }
+        let mut packed = PackedLeft::EMPTY;
+        left(isa, a, k, m, k, &mut packed);
+        RoundedLeft { k, packed }
     }
 
     /// Columns: the length of the sums.
@@ -45,14 +72,15 @@ impl RoundedLeft {
         self.k.div_ceil(STEP)
     }
 
-    /// The strips from `row` on, a multiple of 32.
-    pub(crate) fn strips(&self, row: usize) -> &[Line] {
-        &self.lines[row * self.steps()..]
+    /// Some rows from one on that is a multiple of 32.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Rows<'_> {
+        let PackedLeft { lines, offsets } = &self.packed;
+        Rows::new(&lines[rows.start * offsets.len()..], rows.len(), (1, TILE_LINES * offsets.len()), offsets)
     }
 
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(self.packed.lines.as_slice())
     }
 }
 
@@ -82,18 +110,11 @@ pub(super) fn right(b: &[f32], k: usize, n: usize, transposed: bool) -> Vec<Line
     lines
 }
 
-/// Rounds and packs `m` rows of a left operand, `lda` apart: strips of 32 rows, in each for each step one tile, or two where
-/// it has more than 16 rows. What lies beyond `k` is zero.
-pub(super) fn left(isa: Isa, a: &[f32], lda: usize, m: usize, k: usize, lines: &mut Vec<Line>) {
+/// Rounds and packs `m` rows of a left operand, `lda` apart. What lies beyond `k` is zero.
+pub(super) fn left(isa: Isa, a: &[f32], lda: usize, m: usize, k: usize, to: &mut PackedLeft) {
     let steps = k.div_ceil(STEP);
-    reserve(m, steps, lines);
-    left_part(isa, a, &Part { lda, len: k, rows: 0..m, of: m, step: 0, steps }, lines);
-}
-
-/// Makes room for `m` rows of a left operand in lines.
-pub(crate) fn reserve(m: usize, steps: usize, lines: &mut Vec<Line>) {
-    // What is left of another operand in the lines of rows beyond `m` makes sums that nobody reads.
-    lines.resize(m.div_ceil(TILE_LINES) * TILE_LINES * steps, Line::default());
+    let lines = to.reserve(m, steps);
+    left_part(isa, a, &Part { lda, len: k, rows: 0..m, step: 0, steps }, lines);
 }
 
 /// A part of a left operand: neighbours along `k` of some rows.
@@ -103,25 +124,22 @@ pub(crate) struct Part {
     pub(crate) lda: usize,
     /// Elements of a row, filled up with zeros to whole steps.
     pub(crate) len: usize,
-    /// Which rows it is, of how many.
+    /// Which rows it is.
     pub(crate) rows: Range<usize>,
-    pub(crate) of: usize,
     /// The step at which it begins, of how many.
     pub(crate) step: usize,
     pub(crate) steps: usize,
 }
 
 impl Part {
-    /// The first line of a row, and the distance to that of the next step.
+    /// The first line of a row; that of the next step is a tile further.
     #[inline(always)]
-    pub(super) fn place(&self, row: usize) -> (usize, usize) {
-        let strip = row / STRIP * STRIP;
-        let step = STRIP.min(self.of - strip).div_ceil(TILE_LINES) * TILE_LINES;
-        (strip * self.steps + row % STRIP + self.step * step, step)
+    pub(super) fn place(&self, row: usize) -> usize {
+        (row / TILE_LINES * self.steps + self.step) * TILE_LINES + row % TILE_LINES
     }
 }
 
-/// Rounds and packs a part of a left operand in which there is room for all of it ([`reserve`]).
+/// Rounds and packs a part of a left operand in which there is room for all of it ([`PackedLeft::reserve`]).
 pub(crate) fn left_part(isa: Isa, a: &[f32], part: &Part, lines: &mut [Line]) {
     if part.len == 0 {
         return;
@@ -138,15 +156,15 @@ pub(crate) fn left_part(isa: Isa, a: &[f32], part: &Part, lines: &mut [Line]) {
 #[inline(always)]
 fn left_body<const FMA: bool>(a: &[f32], part: &Part, lines: &mut [Line]) {
     for (index, row) in part.rows.clone().enumerate() {
-        let (first, step) = part.place(row);
+        let first = part.place(row);
         let (whole, rest) = a[index * part.lda..][..part.len].as_chunks::<STEP>();
         for (at, values) in whole.iter().enumerate() {
-            lines[first + at * step].0 = packed(values);
+            lines[first + at * TILE_LINES].0 = packed(values);
         }
         if !rest.is_empty() {
             let mut values = [0.0; STEP];
             values[..rest.len()].copy_from_slice(rest);
-            lines[first + whole.len() * step].0 = packed(&values);
+            lines[first + whole.len() * TILE_LINES].0 = packed(&values);
         }
     }
 }
@@ -156,4 +174,33 @@ fn left_body<const FMA: bool>(a: &[f32], part: &Part, lines: &mut [Line]) {
 fn packed(values: &[f32; STEP]) -> [u32; 16] {
     let halves = values.map(|v| rounded(v) as u16);
     std::array::from_fn(|i| u32::from(halves[2 * i]) | u32::from(halves[2 * i + 1]) << 16)
+}
+
+/// Rounds rows of `len` elements, `step` apart, to lines, `stride` apart, as many as `to` has room for. The last line of a row is filled
+/// up with zeros.
+pub(crate) fn round_pixels(isa: Isa, from: &[f32], (step, len): (usize, usize), to: &mut [Line], stride: usize) {
+    type Size = (usize, usize);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        isa.require();
+        // SAFETY: `require` has just shown that this machine has the features it is compiled for.
+        return unsafe { super::avx512::round_pixels(from, (step, len), to, stride) };
+    }
+    let size = (step, len);
+    instantiate!(isa, round_pixels_body, (from: &[f32], size: Size, to: &mut [Line], stride: usize));
+}
+
+#[inline(always)]
+fn round_pixels_body<const FMA: bool>(from: &[f32], (step, len): (usize, usize), to: &mut [Line], stride: usize) {
+    for (index, lines) in to.chunks_exact_mut(stride).enumerate() {
+        let (whole, rest) = from[index * step..][..len].as_chunks::<STEP>();
+        for (to, values) in lines.iter_mut().zip(whole) {
+            to.0 = packed(values);
+        }
+        if !rest.is_empty() {
+            let mut values = [0.0; STEP];
+            values[..rest.len()].copy_from_slice(rest);
+            lines[whole.len()].0 = packed(&values);
+        }
+    }
 }

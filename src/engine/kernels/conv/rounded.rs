@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::image::Layout;
 use super::{ConvShape, Job};
-use crate::engine::kernels::bf16::{Line, Multiplier, PANEL, ROWS_BLOCK, RoundedLeft, STRIP, Sums, TILE_LINES, finish};
+use crate::engine::kernels::bf16::{Line, Multiplier, PANEL, ROWS_BLOCK, RoundedLeft, STRIP, SumsBlock, TILE_LINES, finish};
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::isa::{Isa, instantiate};
 use crate::engine::kernels::rows::{every_second, rounded_pairs};
@@ -98,27 +98,22 @@ struct Product<'a> {
 impl Product<'_> {
     fn run(&self, multiplier: &Multiplier, image: &[u32], panel: &mut Vec<Line>, y: &mut [f32]) {
         let (pixels, steps) = (self.job.shape.pixels(), self.weights.steps());
-        let mut sums = [Sums::ZERO; ROWS_BLOCK / STRIP];
+        let mut sums = SumsBlock::ZERO;
         panel.resize(steps * 2 * TILE_LINES, Line::default());
         for pixel in (0..pixels).step_by(PANEL) {
             let width = PANEL.min(pixels - pixel);
             self.gather(image, pixel..pixel + width, panel);
             for row in self.rows.clone().step_by(ROWS_BLOCK) {
                 let rows = row..self.rows.end.min(row + ROWS_BLOCK);
-                let at = (row - self.rows.start) * pixels + pixel;
-                multiplier.expect(&mut y[at..], pixels, rows.len());
-                multiplier.multiply_panel(self.weights.strips(row), rows.len(), panel, steps, &mut sums);
-                for (row, sums) in rows.clone().step_by(STRIP).zip(&sums) {
-                    let (count, from) = (STRIP.min(rows.end - row), row - self.rows.start);
-                    let bias = self.epilogue.bias.tile(from, count, 0, 0);
-                    finish(
-                        self.job.isa,
-                        sums,
-                        &Epilogue { bias, ..self.epilogue },
-                        &mut y[from * pixels + pixel..],
-                        (pixels, count, width),
-                    );
-                }
+                let channel = row - self.rows.start;
+                let y = &mut y[channel * pixels + pixel..];
+                let touch = (y.as_ptr(), pixels);
+                multiplier.multiply_panel(&self.weights.rows(rows.clone()), panel, touch, &mut sums, |row, sums| {
+                    let count = STRIP.min(rows.len() - row);
+                    let bias = self.epilogue.bias.tile(channel + row, count, 0, 0);
+                    let epilogue = Epilogue { bias, ..self.epilogue };
+                    finish(self.job.isa, sums, 0..count, &epilogue, &mut y[row * pixels..], (pixels, width));
+                });
             }
         }
     }

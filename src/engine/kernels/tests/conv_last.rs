@@ -3,7 +3,7 @@
 use super::conv::{dense, reference, shapes, values, weights_len, with};
 use super::{Random, bits};
 use crate::engine::kernels::conv::ConvShape;
-use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last};
+use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last, conv2d_last_channels};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::pool::{PoolAxis, max_pool, max_pool_last, mean_last};
@@ -20,6 +20,19 @@ fn all_shapes() -> Vec<ConvShape> {
         with(dense(2, 64, (13, 13), 64, (5, 5)), (2, 2), (2, 2), (1, 1), 64),
         with(dense(1, 18, (9, 12), 18, (3, 3)), (1, 1), (2, 2), (2, 2), 18),
         with(dense(1, 3, (70, 300), 5, (3, 3)), (2, 2), (1, 1), (1, 1), 1),
+        // At bf16 read where it lies: taps of whole steps and of some that are filled up, in every plane of strides, with long pixels.
+        with(dense(2, 32, (9, 11), 40, (3, 2)), (2, 3), (2, 1), (2, 3), 1),
+        with(dense(1, 48, (13, 7), 33, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+        with(dense(1, 16, (21, 9), 35, (3, 3)), (3, 2), (0, 2), (1, 1), 1),
+        with(dense(1, 512, (3, 5), 4, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+        with(dense(2, 64, (70, 1), 34, (2, 1)), (1, 1), (0, 0), (4, 1), 1),
+        dense(3, 64, (4, 5), 14, (1, 1)),
+        // Sequences: lines of one pixel.
+        ConvShape { h_out: 150, pad_top: 8, ..with(dense(1, 32, (150, 1), 10, (2, 1)), (1, 1), (0, 0), (8, 1), 1) },
+        with(dense(2, 40, (61, 1), 33, (5, 1)), (3, 1), (2, 0), (1, 1), 1),
+        with(dense(1, 5, (70, 1), 9, (4, 1)), (2, 1), (3, 0), (2, 1), 1),
+        with(dense(1, 1, (70, 1), 20, (1, 1)), (1, 1), (0, 0), (1, 1), 1),
+        with(dense(1, 96, (50, 30), 1, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
         // Several strips: 240 × 70 × 24 elements and more.
         with(dense(1, 24, (240, 70), 3, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
     ]);
@@ -109,6 +122,16 @@ fn lines_computed_in_parts_and_samples_in_a_batch_have_the_same_bits() {
                 let mut parts = run(&batch, &x, 0..cut);
                 parts.extend(run(&batch, &x, cut..lines));
                 assert_eq!(bits(&parts), bits(&whole), "{way:?} {batch:?} cut at line {cut}");
+                let channels = (packed.channel_step()..shape.c_out).step_by(packed.channel_step()).next();
+                for channels in channels.into_iter().flat_map(|cut| [0..cut, cut..shape.c_out]) {
+                    let mut part = vec![0.0; lines * shape.w_out * channels.len()];
+                    let image = Image { data: &x, channels_last: true };
+                    let to = (0..lines, channels.clone());
+                    conv2d_last_channels(&batch, &packed, image, &after(&bias, activation), to, &mut part, &mut Vec::new());
+                    for (part, whole) in part.chunks(channels.len()).zip(whole.chunks(shape.c_out)) {
+                        assert_eq!(bits(part), bits(&whole[channels.clone()]), "{way:?} {batch:?} channels {channels:?}");
+                    }
+                }
                 let sample = random.below(batch.n);
                 let alone = run(&one, &x[sample * one.input_len()..][..one.input_len()], 0..one.h_out);
                 assert_eq!(bits(&alone), bits(&whole[sample * alone.len()..][..alone.len()]), "{way:?} {batch:?} sample {sample}");
@@ -135,6 +158,26 @@ fn nan_propagates_and_padding_is_multiplied() {
             assert_eq!(y.iter().step_by(2).filter(|v| v.is_nan()).count(), 9, "{way:?}");
             let y = run(f32::INFINITY, &vec![1.0; x.len()], Activation::None);
             assert!(y[0].is_nan() && y[10].is_infinite(), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pixel_reaches_those_that_meet_it_and_no_others() {
+    let mut random = Random::new(25);
+    for channels in [16, 40, 64] {
+        let shape = with(dense(1, channels, (12, 11), 34, (3, 3)), (1, 1), (1, 1), (1, 1), 1);
+        let (w, mut x) = (random.values(weights_len(&shape)), random.values(shape.input_len()));
+        // Row 5, column 10, at the end of a line, in its first channel: behind it lie channels that fill up a step, and the next pixel.
+        x[(5 * 11 + 10) * channels] = f32::NAN;
+        for way in ways() {
+            let mut y = vec![0.0; shape.output_len()];
+            let image = Image { data: &x, channels_last: true };
+            conv2d_last(&shape, &pack(way, &shape, &w), image, &Epilogue::default(), 0..12, &mut y, &mut Vec::new());
+            for (pixel, values) in y.chunks(34).enumerate() {
+                let meets = (4..=6).contains(&(pixel / 11)) && pixel % 11 >= 9;
+                assert!(values.iter().all(|v| v.is_nan() == meets), "{way:?} {channels} channels: pixel {pixel}");
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use smallvec::smallvec;
 
 use super::core::{Problem, Row, Sizes, Stage};
 use super::heads::{Dims, gather, interleave};
+use crate::engine::kernels::weights::Precision;
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpError, Outputs, Shape};
@@ -224,7 +225,7 @@ impl Op for Attention {
         let (x, w, bias, past) = (widen::<f32>(input)?, widen::<f32>(weights)?, widen_some::<f32>(bias)?, widen_some::<f32>(past)?);
         let columns = weights.shape()[1];
         let bias = bias.unwrap_or_else(|| vec![0.0; columns].into());
-        let packed = f32::pack(ctx.isa, &w, weights.shape()[0], columns, false);
+        let packed = f32::pack(Precision::F32, ctx.isa, &w, weights.shape()[0], columns, false);
         let mut all = buffer::<f32>(&[batch, queries, columns])?;
         f32::project(&x, batch * queries, &packed, &bias, &mut all, ctx);
         let half = past.as_ref().map_or(0, |past| past.len() / 2);

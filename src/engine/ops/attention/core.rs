@@ -7,6 +7,7 @@
 use std::mem;
 use std::ops::Range;
 
+use crate::engine::kernels::weights::Precision;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::op::{Context, OpError};
@@ -151,14 +152,14 @@ impl<R: Real> Problem<'_, R> {
         let root = self.rounding.one(R::from_f64(self.scale.sqrt()));
         let (k, v) = (&self.k[group * keys * head..][..valid * head], &self.v[group * keys * v_head..][..valid * v_head]);
         let k = match self.rounding {
-            Rounding::None => R::pack(isa, k, head, valid, true),
+            Rounding::None => R::pack(Precision::F32, isa, k, head, valid, true),
             rounding => {
                 let mut scaled: Vec<R> = k.iter().map(|k| k.mul(root)).collect();
                 rounding.apply(&mut scaled);
-                R::pack(isa, &scaled, head, valid, true)
+                R::pack(Precision::F32, isa, &scaled, head, valid, true)
             }
         };
-        let v = R::pack(isa, v, valid, v_head, false);
+        let v = R::pack(Precision::F32, isa, v, valid, v_head, false);
         let scale = if self.rounding == Rounding::None { R::from_f64(self.scale) } else { root };
         let block = (SCORES / valid.max(1)).clamp(4, 256).min(unit.rows.len());
         let (mut q_block, mut p_block) = (buffer::<R>(&[block, head])?, buffer::<R>(&[block, valid])?);

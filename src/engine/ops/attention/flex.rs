@@ -6,6 +6,7 @@ use smallvec::smallvec;
 
 use super::core::{Problem, Sizes, Stage, softmax_as};
 use super::standard::precision;
+use crate::engine::kernels::weights::Precision;
 use crate::engine::attrs::Attrs;
 use crate::engine::body::Body;
 use crate::engine::dtype::DType;
@@ -115,7 +116,7 @@ impl FlexAttention {
         let rows = q_heads.checked_div(kv_heads).unwrap_or(0) * queries;
         if !out.is_empty() {
             for (group, out) in out.chunks_exact_mut(rows * v_head).enumerate() {
-                let v = S::pack(ctx.isa, &v[group * keys * v_head..][..keys * v_head], keys, v_head, false);
+                let v = S::pack(Precision::F32, ctx.isa, &v[group * keys * v_head..][..keys * v_head], keys, v_head, false);
                 S::multiply(&scores[group * rows * keys..][..rows * keys], rows, &v, out);
             }
         }

@@ -9,6 +9,7 @@ use smallvec::smallvec;
 use super::contrib::added_strides;
 use super::core::{Problem, Row, Sizes, Stage};
 use super::heads::{Dims, gather, interleave};
+use crate::engine::kernels::weights::Precision;
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpError, Outputs, Shape};
@@ -118,7 +119,7 @@ impl Packed {
         if self.projects {
             let (x, w) = (widen::<f32>(inputs.at(0)?)?, widen::<f32>(inputs.at(1)?)?);
             let columns: usize = parts.iter().sum();
-            let packed = f32::pack(ctx.isa, &w, inputs.at(1)?.shape()[0], columns, false);
+            let packed = f32::pack(Precision::F32, ctx.isa, &w, inputs.at(1)?.shape()[0], columns, false);
             let mut all = buffer::<f32>(&[plan.tokens, columns])?;
             f32::project(&x, plan.tokens, &packed, &bias.unwrap_or_else(|| vec![0.0; columns].into()), &mut all, ctx);
             let mut first = 0;

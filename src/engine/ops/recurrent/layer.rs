@@ -3,6 +3,7 @@
 use super::cell::{Cell, Step};
 use super::{Recurrent, Sizes};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, OpError};
 use crate::engine::ops::quantize_dynamic::{Range8, quantize_dynamically};
 use crate::engine::ops::real::{Real, buffer};
@@ -73,7 +74,7 @@ impl<R: Real> Weights<R> {
     }
 
     /// `w` is `[gates * hidden, input]`, `r` `[gates * hidden, hidden]`, the bias that of the inputs and that of the state.
-    pub(super) fn new(cell: Cell, (input, hidden): (usize, usize), w: &[R], r: &[R], bias: Option<Vec<R>>, peepholes: Option<Vec<R>>, isa: Isa) -> Self {
+    pub(super) fn new(cell: Cell, (input, hidden): (usize, usize), w: &[R], r: &[R], [bias, peepholes]: [Option<Vec<R>>; 2], (precision, isa): (Precision, Isa)) -> Self {
         let rows = cell.gates() * hidden;
         let both = bias.unwrap_or_else(|| vec![R::ZERO; 2 * rows]);
         let (own, of_state) = both.split_at(rows);
@@ -87,10 +88,10 @@ impl<R: Real> Weights<R> {
         let part = |&gates: &usize| {
             let part = &r[first * hidden * hidden..][..gates * hidden * hidden];
             first += gates;
-            R::pack(isa, part, hidden, gates * hidden, true)
+            R::pack(precision, isa, part, hidden, gates * hidden, true)
         };
         let r = cell.products().iter().map(part).collect();
-        Self { input, hidden, w: R::pack(isa, w, input, rows, true), r, bias, hidden_bias, peepholes, scales: None }
+        Self { input, hidden, w: R::pack(precision, isa, w, input, rows, true), r, bias, hidden_bias, peepholes, scales: None }
     }
 
     pub(super) fn bytes(&self) -> usize {

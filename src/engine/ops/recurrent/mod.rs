@@ -21,6 +21,7 @@ use super::real::{Real, buffer, store, widen, widen_some, with_real};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::View;
@@ -51,7 +52,7 @@ const PEEPHOLES: usize = 7;
 
 /// A layer's attributes.
 #[derive(Clone, Debug)]
-struct Recurrent {
+pub(crate) struct Recurrent {
     cell: Cell,
     /// Whether each direction walks from the last element to the first.
     reverse: SmallVec<[bool; 2]>,
@@ -62,6 +63,8 @@ struct Recurrent {
     batch_first: bool,
     /// Whether biases and peepholes are given.
     given: [bool; 2],
+    /// Of products with constant weights.
+    precision: Precision,
 }
 
 fn build(attrs: &Attrs, cell: Cell) -> Result<Box<dyn Op>, OpError> {
@@ -91,6 +94,7 @@ fn recurrent(attrs: &Attrs, cell: Cell) -> Result<Recurrent, OpError> {
         hidden_size: attrs.int("hidden_size")?,
         batch_first: attrs.opset >= 14 && attrs.bool_or("layout", false)?,
         given: [B, PEEPHOLES].map(|index| attrs.inputs.get(index).copied().unwrap_or(false)),
+        precision: Precision::F32,
     })
 }
 
@@ -111,6 +115,12 @@ struct WeightSizes {
 }
 
 impl Recurrent {
+    /// The same with the operands of its products rounded to bf16, if that is the precision: states are too small for rows of
+    /// 8-bit integers.
+    pub(crate) fn at(self, precision: Precision) -> Self {
+        Self { precision: if precision == Precision::Bf16 { precision } else { Precision::F32 }, ..self }
+    }
+
     /// Checks the shapes of the weights.
     fn weights(&self, w: &[usize], r: &[usize], b: Option<&[usize]>, p: Option<&[usize]>) -> Result<WeightSizes, OpError> {
         let (directions, gates) = (self.reverse.len(), self.cell.gates());
@@ -182,7 +192,7 @@ impl Recurrent {
             let part = |all: &[T], len: usize| all[d * len..][..len].to_vec();
             let bias = b.as_deref().map(|b| part(b, 2 * rows));
             let peepholes = p.as_deref().map(|p| part(p, 3 * hidden));
-            Weights::new(self.cell, (input, hidden), &w[d * rows * input..][..rows * input], &r[d * rows * hidden..][..rows * hidden], bias, peepholes, isa)
+            Weights::new(self.cell, (input, hidden), &w[d * rows * input..][..rows * input], &r[d * rows * hidden..][..rows * hidden], [bias, peepholes], (self.precision, isa))
         };
         Ok((0..self.reverse.len()).map(one).collect())
     }

@@ -6,6 +6,7 @@
 use smallvec::smallvec;
 
 use super::{ANY, B, Cell, INITIAL_C, INITIAL_H, LENGTHS, PEEPHOLES, Packed, R, Recurrent, W, WeightSizes, Weights, X, recurrent, weights_sizes};
+use crate::engine::kernels::weights::Precision;
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::isa::Isa;
@@ -91,7 +92,7 @@ impl Quantized {
             let (w, r) = (turned(w, &zeros[0][d], d, (sizes.input, rows))?, turned(r, &zeros[1][d], d, (sizes.hidden, rows))?);
             let (bias, peepholes) = (b.as_deref().map(|b| part(b, 2 * rows)), p.as_deref().map(|p| part(p, 3 * sizes.hidden)));
             let each = |scale: &Vec<f32>| if scale.len() == 1 { vec![scale[0]; rows] } else { scale.clone() };
-            let weights = Weights::new(self.op.cell, (sizes.input, sizes.hidden), &w, &r, bias, peepholes, isa);
+            let weights = Weights::new(self.op.cell, (sizes.input, sizes.hidden), &w, &r, [bias, peepholes], (Precision::F32, isa));
             Ok(weights.in_steps([each(&scales[0][d]), each(&scales[1][d])]))
         };
         (0..self.op.reverse.len()).map(one).collect()

@@ -11,6 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod depthwise;
+mod placed;
 mod product;
 mod rounded;
 mod strip;
@@ -19,6 +20,7 @@ mod tile;
 use std::ops::Range;
 
 use super::{ConvShape, ROUNDED_DEPTH};
+use crate::engine::kernels::bf16::PANEL;
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::gemm::PackedB;
 use crate::engine::kernels::isa::Isa;
@@ -62,7 +64,9 @@ impl PackedConvLast {
         let rows = c_out / groups;
         let weights = if c_in_per_group == 1 && rows == 1 && groups > 1 {
             Weights::Depthwise((0..taps * c_out).map(|at| weights[at % c_out * taps + at / c_out]).collect())
-        } else if precision == Precision::Bf16 && c_in_per_group * taps >= ROUNDED_DEPTH {
+        } else if precision == Precision::Bf16
+            && (c_in_per_group * taps >= ROUNDED_DEPTH || rounded::placed(c_in_per_group, kernel.1, groups))
+        {
             Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, dilated)))
         } else {
             let k = c_in_per_group * taps;
@@ -89,6 +93,17 @@ impl PackedConvLast {
     }
 }
 
+impl PackedConvLast {
+    /// Ranges given to [`conv2d_last_channels`] start at multiples of this.
+    pub fn channel_step(&self) -> usize {
+        match &self.weights {
+            Weights::Groups(groups) if self.groups == 1 => groups[0].panel_width(),
+            Weights::Rounded(_) if self.groups == 1 => PANEL,
+            _ => self.c_out.max(1),
+        }
+    }
+}
+
 /// The input of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
@@ -111,19 +126,37 @@ pub fn conv2d_last(
     y: &mut [f32],
     scratch: &mut Vec<f32>,
 ) {
+    conv2d_last_channels(shape, w, x, epilogue, (lines, 0..shape.c_out), y, scratch);
+}
+
+/// Some lines and output channels of [`conv2d_last`]: `y` is `[lines, w_out, channels]`. The channels start at a multiple of
+/// [`PackedConvLast::channel_step`] and end at one or at `c_out`; the bias still has length `c_out`.
+pub fn conv2d_last_channels(
+    shape: &ConvShape,
+    w: &PackedConvLast,
+    x: Image<'_>,
+    epilogue: &Epilogue<'_>,
+    (lines, channels): (Range<usize>, Range<usize>),
+    y: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
     shape.check();
     assert_eq!(shape.c_out, w.c_out, "output channels against the weights");
     assert_eq!(shape.c_in, w.c_in_per_group * w.groups, "input channels against the weights");
     assert_eq!((shape.kernel_h, shape.kernel_w, shape.groups), (w.kernel.0, w.kernel.1, w.groups), "kernel against the weights");
     assert_eq!(x.data.len(), shape.input_len(), "length of the input");
     assert!(lines.start <= lines.end && lines.end <= shape.n * shape.h_out, "lines {lines:?}");
-    assert_eq!(y.len(), lines.len() * shape.w_out * shape.c_out, "length of the output");
+    assert!(channels.start <= channels.end && channels.end <= shape.c_out, "channels {channels:?} of {}", shape.c_out);
+    let step = w.channel_step();
+    assert!(channels.start.is_multiple_of(step), "channel range starts inside a panel or group");
+    assert!(channels.end.is_multiple_of(step) || channels.end == shape.c_out, "channel range ends inside a panel or group");
+    assert_eq!(y.len(), lines.len() * shape.w_out * channels.len(), "length of the output");
     assert!(epilogue.alpha == 1.0 && !matches!(epilogue.bias, Bias::PerRow(_)), "a bias per channel, and no factor");
     epilogue.bias.check(0, shape.c_out);
     if y.is_empty() {
         return;
     }
-    let job = Job { shape, isa: w.isa, epilogue: *epilogue, lines };
+    let job = Job { shape, isa: w.isa, epilogue: *epilogue, lines, channels };
     match &w.weights {
         Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
         Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),
@@ -138,4 +171,15 @@ struct Job<'a> {
     epilogue: Epilogue<'a>,
     /// Lines of the output to compute; `y` holds these only.
     lines: Range<usize>,
+    /// Output channels to compute, all of them if there are groups; `y` holds these only.
+    channels: Range<usize>,
+}
+
+impl Job<'_> {
+    /// The output channels to compute of a group, counted from its first.
+    fn columns(&self, group: usize) -> Range<usize> {
+        let per_group = self.shape.c_out / self.shape.groups;
+        let first = group * per_group;
+        self.channels.start.max(first) - first..self.channels.end.min(first + per_group) - first
+    }
 }

@@ -17,7 +17,7 @@ const STEPS: usize = 192;
 
 pub(super) fn run(job: &Job<'_>, groups: &[PackedB], x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
     let reading = Reading::new(job.shape, &x);
-    let plan = Plan::new(job, reading.pitch * job.shape.c_in, reading.dense);
+    let plan = Plan::new(job, &reading);
     strips(job, &reading, x, scratch, y, |lines, y| {
         groups.iter().enumerate().for_each(|(group, weights)| plan.group(group, weights, lines, y))
     });
@@ -33,7 +33,7 @@ pub(super) fn strips(
     mut f: impl FnMut(&Lines<'_>, &mut [f32]),
 ) {
     let shape = job.shape;
-    let (line, pitch) = (shape.w_out * shape.c_out, reading.pitch * shape.c_in);
+    let (line, pitch) = (shape.w_out * job.channels.len(), reading.pitch * shape.c_in);
     scratch.resize(scratch.len().max(reading.len(shape)), 0.0);
     let mut next = job.lines.start;
     while next < job.lines.end {
@@ -45,7 +45,7 @@ pub(super) fn strips(
             Lines { a: &x.data[next * pitch..], pitch: 0, count: 1, pixels: count * shape.w_out }
         } else {
             let a = reading.strip(shape, x, sample, first..first + count, scratch);
-            let (lines, pixels) = if reading.dense { (1, count * shape.w_out) } else { (count, shape.w_out) };
+            let (lines, pixels) = if reading.continues() { (1, count * shape.w_out) } else { (count, shape.w_out) };
             Lines { a, pitch: pitch * shape.stride_h, count: lines, pixels }
         };
         f(&strip, &mut y[(next - job.lines.start) * line..][..count * line]);
@@ -86,9 +86,9 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(job: &'a Job<'a>, pitch: usize, dense: bool) -> Plan<'a> {
+    fn new(job: &'a Job<'a>, reading: &Reading) -> Plan<'a> {
         let shape = job.shape;
-        let (runs, len) = runs(shape, pitch, shape.dilation_w > 1);
+        let (runs, len) = runs(shape, reading.pitch * shape.c_in, shape.dilation_w > 1);
         let mut parts = Vec::new();
         if len > STEPS {
             // Of equal size: a short last one would pay for loading and storing sums with little work.
@@ -103,8 +103,7 @@ impl<'a> Plan<'a> {
         if parts.is_empty() {
             parts.push(Part { runs: 0..0, elements: 0..0 });
         }
-        let lda = if dense { shape.c_in } else { shape.stride_w * shape.c_in };
-        Plan { job, lda, runs, len, parts }
+        Plan { job, lda: reading.step(shape), runs, len, parts }
     }
 
     /// All channels of a group.
@@ -112,14 +111,15 @@ impl<'a> Plan<'a> {
         let shape = self.job.shape;
         let (c_in, c_out) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
         let a = if lines.a.is_empty() { lines.a } else { &lines.a[group * c_in..] };
-        for column in (0..c_out).step_by(weights.panel_width()) {
+        let (columns, ldc) = (self.job.columns(group), self.job.channels.len());
+        for column in columns.clone().step_by(weights.panel_width()) {
             let (b, width) = weights.panels().panel(column, 0..weights.k());
             for (index, part) in self.parts.iter().enumerate() {
                 let from = part.runs.start * self.len + part.elements.start;
                 let panel = Panel {
                     b: &b[from * width..],
                     width,
-                    columns: width.min(c_out - column),
+                    columns: width.min(columns.end - column),
                     channel: group * c_out + column,
                     first: index == 0,
                     last: index + 1 == self.parts.len(),
@@ -127,7 +127,7 @@ impl<'a> Plan<'a> {
                 };
                 let a = a.get(part.elements.start..).unwrap_or_default();
                 for line in 0..lines.count {
-                    let y = &mut y[line * lines.pixels * shape.c_out..][..lines.pixels * shape.c_out];
+                    let y = &mut y[line * lines.pixels * ldc..][..lines.pixels * ldc];
                     self.line(&panel, a.get(line * lines.pitch..).unwrap_or_default(), lines.pixels, y);
                 }
             }
@@ -135,7 +135,7 @@ impl<'a> Plan<'a> {
     }
 
     fn line(&self, panel: &Panel<'_>, a: &[f32], pixels: usize, y: &mut [f32]) {
-        let (job, c_out) = (self.job, self.job.shape.c_out);
+        let (job, ldc) = (self.job, self.job.channels.len());
         let bias = job.epilogue.bias.tile(0, 0, panel.channel, panel.columns);
         // Tiles of equal height: a low last one would wait for its own sums.
         let tiles = pixels.div_ceil(tile::rows_max(job.isa));
@@ -151,8 +151,8 @@ impl<'a> Plan<'a> {
                 width: panel.width,
                 rows,
                 columns: panel.columns,
-                c: &mut y[first * c_out + panel.channel..],
-                ldc: c_out,
+                c: &mut y[first * ldc + panel.channel - job.channels.start..],
+                ldc,
                 first: panel.first && !job.epilogue.adds,
                 finish: panel.last.then_some(Epilogue { bias, ..job.epilogue }),
             };

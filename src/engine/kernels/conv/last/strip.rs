@@ -39,6 +39,20 @@ impl Reading {
         Reading { copies, dense, pitch, lines: lines.min(shape.h_out) }
     }
 
+    /// Elements from what a pixel meets to what the next one does. Lines of single pixels continue one another.
+    pub(super) fn step(&self, shape: &ConvShape) -> usize {
+        match (self.dense, self.continues()) {
+            (true, _) => shape.c_in,
+            (_, true) => shape.stride_h * shape.c_in,
+            _ => shape.stride_w * shape.c_in,
+        }
+    }
+
+    /// Whether the pixels of all lines lie equally far apart.
+    pub(super) fn continues(&self) -> bool {
+        self.dense || self.pitch == 1
+    }
+
     /// Elements of the copy that [`Reading::strip`] makes.
     pub(super) fn len(&self, shape: &ConvShape) -> usize {
         if self.copies { self.lines_in(shape, self.lines) * self.pitch * shape.c_in } else { 0 }
@@ -102,7 +116,7 @@ fn reach(shape: &ConvShape, lines: usize) -> (usize, usize) {
 }
 
 /// Copies columns of a row, each `step`-th, of an image with its channels first.
-fn turn(shape: &ConvShape, data: &[f32], row: usize, step: usize, to: &mut [f32]) {
+pub(super) fn turn(shape: &ConvShape, data: &[f32], row: usize, step: usize, to: &mut [f32]) {
     let plane = shape.h_in * shape.w_in;
     let channel = |c: usize| data[c * plane + row * shape.w_in..][..shape.w_in].iter().step_by(step);
     if shape.c_in == 3 && step == 1 {

@@ -3,6 +3,8 @@
 //! A model is loaded the way the server loads it: settings, labels, warm-up and golden samples included. Only where that
 //! fails the file is read once more, to tell what is wrong with it in full.
 
+mod passes;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use self::passes::PassText;
 use super::target::Target;
 use super::{Outcome, print, progress};
 use crate::config::{Bytes, Flags, Inspection, Settings};
@@ -29,6 +32,9 @@ pub(super) struct Args {
     /// Print one JSON array with an object per model
     #[arg(long)]
     json: bool,
+    /// Tell what each pass of the optimiser did, and which nodes it left as they are, and why
+    #[arg(long)]
+    why: bool,
     #[command(flatten)]
     flags: Flags<Inspection>,
 }
@@ -43,7 +49,14 @@ pub(super) fn command(args: Args) -> Outcome {
     let mut repository = None;
     for target in &targets {
         bar.set_message(target.name.clone());
-        reports.push(inspect(target, &settings, &threads, &mut repository));
+        let mut report = inspect(target, &settings, &threads, &mut repository);
+        if args.why
+            && let Ok(file) = &target.file
+        {
+            // What is wrong with a file that cannot be loaded the report has already.
+            report.passes = passes::of(file, &settings.load_options()).unwrap_or_default();
+        }
+        reports.push(report);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -71,6 +84,8 @@ struct Report {
     about: Option<About>,
     #[serde(flatten)]
     details: Option<Details>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    passes: Vec<PassText>,
 }
 
 #[derive(Debug, Serialize)]
@@ -286,6 +301,7 @@ impl Report {
             let opset = opset.map_or("not imported".to_owned(), |opset| format!("opset {opset}"));
             let _ = writeln!(text, "    node `{node}`: {operator} of {domain} ({opset}): {reason}");
         }
+        self.passes.iter().for_each(|pass| pass.write(&mut text));
         text
     }
 }
