@@ -78,10 +78,15 @@ fn a_step_allocates_nothing_once_two_are_done() {
         for threads in [1, 2] {
             let found = counted(network, threads, &folder);
             assert_eq!(found.len(), STEPS - 1);
-            // What a pool is given from outside goes into a queue, a block of which holds 63 pieces of work.
-            let (of_queue, later) = (threads - 1, &found[1..]);
-            assert!(later.iter().all(|&count| count <= of_queue), "{threads} threads: {found:?} allocations in the steps of {network}");
-            assert!(later.iter().sum::<usize>() <= of_queue * later.len().div_ceil(2), "{threads} threads: {found:?}");
+            let later = &found[1..];
+            if threads == 1 {
+                assert!(later.iter().all(|&count| count == 0), "{found:?} allocations in the steps of {network}");
+                continue;
+            }
+            // A thread takes its first work of a kind when it comes to it, and what a pool is given from outside goes into a queue in
+            // blocks: few steps have any, and few those.
+            let some = later.iter().filter(|&&count| count > 0).count();
+            assert!(4 * some <= later.len() && later.iter().sum::<usize>() <= 32, "{threads} threads: {found:?} in the steps of {network}");
         }
     }
     std::fs::remove_dir_all(&folder).unwrap();

@@ -305,6 +305,8 @@ fn to_server(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
     let mut said = format!("{}\n", shown?);
     guard_server(args, (target, &own), name, &remote, settings, &mut said)?;
     let mut members = serde_json::Map::new();
+    // A server wants to be told what files are; the settings among them say that.
+    members.insert("config".to_owned(), "{}".into());
     for (path, from) in files(target, version)?.into_iter().chain(shared_files(target, &own)) {
         let bytes = fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?;
         members.insert(format!("file:{path}"), STANDARD.encode(bytes).into());
