@@ -136,7 +136,7 @@ const HTTP: &[&str] = &["axum", "http", "http_body", "http_body_util", "hyper", 
 const FOREIGN: &[Foreign] = &[
     Foreign { under: "src/engine/", crates: HTTP, why: "the engine knows nothing of networks" },
     Foreign { under: "src/engine/", crates: &["tokio", "futures"], why: "the engine is synchronous" },
-    Foreign { under: "src/engine/", crates: &["tracing", "log", "prometheus"], why: "the engine never logs: it returns errors" },
+    Foreign { under: "src/engine/", crates: &["tracing", "log"], why: "the engine never logs: it returns errors" },
     Foreign { under: "src/engine/", crates: &["clap"], why: "the engine has no command line" },
     Foreign { under: "src/engine/kernels/", crates: &["rayon", "ndarray", "prost"], why: "kernels work on one piece of plain slices" },
     Foreign { under: "src/serve/", crates: HTTP, why: "only api knows protocols" },

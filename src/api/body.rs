@@ -15,8 +15,9 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Limits;
 use super::coding::Coding;
-use super::infer::off_thread;
+use super::infer::{off_thread, off_thread_for};
 use crate::error::{Error, Kind};
+use crate::serve::Servable;
 
 /// Reads the body.
 ///
@@ -125,16 +126,16 @@ impl Payload {
     }
 }
 
-/// Compresses or not, here or on a thread that may block: `make` is given the coding and makes about `bytes` bytes.
+/// Compresses or not, here or on a thread that may block: `make` is given what answers and the coding, and makes about `bytes` bytes.
 pub(super) async fn encode<T: Send + 'static>(
-    headers: &HeaderMap,
+    (handle, headers): (&Servable, &HeaderMap),
     limits: &Limits,
     bytes: usize,
-    make: impl FnOnce(Option<Coding>) -> Result<T, Error> + Send + 'static,
+    make: impl FnOnce(&Servable, Option<Coding>) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let coding = if limits.compress { Coding::accepted(headers) } else { None };
     let work = if coding.is_some() { bytes << EXPANSION_BITS } else { bytes };
-    off_thread(work, move || make(coding)).await
+    off_thread_for(handle, work, move |handle| make(handle, coding)).await
 }
 
 /// Pieces that are sent one after the other.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::error::Error;
 
@@ -15,7 +15,7 @@ pub(super) const ABOUT: &str = "How many milliseconds the client waits for the a
 
 /// Headers that say how long somebody waits for the answer, in milliseconds. The second is set by Envoy, and so by the meshes
 /// that are made of it: what comes later is thrown away there.
-const HEADERS: [&str; 2] = [TIMEOUT, "x-envoy-expected-rq-timeout-ms"];
+const HEADERS: [HeaderName; 2] = [HeaderName::from_static(TIMEOUT), HeaderName::from_static("x-envoy-expected-rq-timeout-ms")];
 
 /// When the first of those who wait gives up, of a request that came at `arrived`; 0 means that it waits for ever.
 ///
@@ -23,7 +23,7 @@ const HEADERS: [&str; 2] = [TIMEOUT, "x-envoy-expected-rq-timeout-ms"];
 /// `InvalidArgument` for a value that is no whole number.
 pub(super) fn of(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, Error> {
     let mut first = None;
-    for (name, value) in HEADERS.iter().filter_map(|name| Some((name, headers.get(*name)?))) {
+    for (name, value) in HEADERS.iter().filter_map(|name| Some((name, headers.get(name)?))) {
         let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
         let millis = millis.ok_or_else(|| Error::invalid(format!("{name} is {value:?} where a whole number of milliseconds is wanted")))?;
         let deadline = arrived.checked_add(Duration::from_millis(millis)).filter(|_| millis > 0);
@@ -43,7 +43,7 @@ mod tests {
         let now = Instant::now();
         let millis = |values: [Option<&'static str>; 2]| {
             let pairs = HEADERS.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?)));
-            let headers = pairs.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect();
+            let headers = pairs.map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
             of(&headers, now).map(|deadline| deadline.map(|deadline| deadline.duration_since(now).as_millis()))
         };
         for (values, want) in [

@@ -4,7 +4,6 @@
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -46,13 +45,13 @@ impl Hot {
     }
 
     /// The answer; a panic of the handler is an internal error, as behind the router.
-    pub(super) async fn answer(self, shared: Arc<Shared>, calls: grpc::Inferences, request: Request) -> Response {
+    pub(super) async fn answer(self, shared: &Shared, calls: &grpc::Inferences, request: Request) -> Response {
         let answered = async {
             match self {
-                Self::Predict => predict::predict_default(&shared, request).await.into_response(),
-                Self::PredictOf(model) => predict::predict_of(&shared, model, request).await.into_response(),
-                Self::Infer(model) => v2::infer_of(&shared, model, request).await.into_response(),
-                Self::ModelInfer => calls.answer(request).await,
+                Self::Predict => predict::predict_default(shared, request).await.into_response(),
+                Self::PredictOf(model) => predict::predict_of(shared, model, request).await.into_response(),
+                Self::Infer(model) => v2::infer_of(shared, model, request).await.into_response(),
+                Self::ModelInfer => calls.clone().answer(request).await,
             }
         };
         AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(panicked)

@@ -154,10 +154,7 @@ impl App {
                     profile::prepare(&mut request);
                 }
                 match (Hot::of(request.method(), request.uri().path()), &probe) {
-                    (Some(hot), None) => {
-                        // In a box: this future is moved for each request, and most of it would be the handler's.
-                        Box::pin(hot.answer(Arc::clone(&self.shared), self.inferences.clone(), request.map(Body::new))).await
-                    }
+                    (Some(hot), None) => hot.answer(shared, &self.inferences, request.map(Body::new)).await,
                     (_, probe) => {
                         // The service is cheap to clone (one reference count) and a call wants `&mut`.
                         let answered = self.service.clone().call(request);
@@ -178,14 +175,14 @@ impl App {
             note_failure(&error, shared, route, &id, trace.as_ref());
         } else if let Some(measured) = response.extensions_mut().remove::<Measured>() {
             measured.metrics.observe(&measured.phases);
-            response.headers_mut().insert(SERVER_TIMING, server_timing(&measured.phases));
+            response.headers_mut().insert(SERVER_TIMING, once(server_timing(&measured.phases), http2));
             phases = Some(measured.phases);
         }
         if let Some(probe) = probe {
             response = spans::finish(&probe, route, started, phases, response).await;
         }
         let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, id);
+        headers.insert(REQUEST_ID, once(id, http2));
         if let Some(trace) = trace {
             trace.answer(headers);
         }
@@ -201,6 +198,13 @@ impl App {
         under_way.answered = true;
         response
     }
+}
+
+/// A value that comes but once: over HTTP/2 it is not put into the table of values that may come again, where it would take the
+/// place of one that does.
+fn once(mut value: HeaderValue, http2: bool) -> HeaderValue {
+    value.set_sensitive(http2);
+    value
 }
 
 /// What happens to a request before the router.

@@ -1,21 +1,20 @@
 //! What the server counts and measures, in the Prometheus text format.
 //!
 //! [`METRICS`] is the one list: the families are made from it, `/metrics` shows exactly it, and the documentation is written
-//! from it. Handles are made once per model and route, so that a request only adds to atomics.
+//! from it. What each request adds to is kept by thread ([`Sharded`]).
 //!
 //! To add a family: a row in [`METRICS`], and where it is read: [`server_metrics`] for the server, [`VERSION_ROWS`] for a counter
 //! or gauge of each version.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
-
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
 use super::Shared;
 use super::route::Route;
+use super::sharded::Sharded;
 use crate::error::Kind;
 use crate::explain::Method;
 use crate::resources;
@@ -90,22 +89,25 @@ pub(super) struct Phases {
     pub(super) serialize: Duration,
 }
 
-/// The handles of one version of a model.
-#[derive(Debug)]
-pub(super) struct ModelMetrics {
-    parse: Histogram,
-    queue: Histogram,
-    compute: Histogram,
-    serialize: Histogram,
-}
+/// The names of the phases, in the order of [`ModelMetrics`].
+const PHASES: [&str; 4] = ["parse", "queue", "compute", "serialize"];
+
+/// The phases of one version of a model.
+#[derive(Debug, Default)]
+pub(super) struct ModelMetrics(Sharded<[Times; PHASES.len()]>);
 
 impl ModelMetrics {
-    pub(super) fn observe(&self, phases: &Phases) {
-        self.parse.observe(phases.parse.as_secs_f64());
-        self.queue.observe(phases.queue.as_secs_f64());
-        self.compute.observe(phases.compute.as_secs_f64());
-        self.serialize.observe(phases.serialize.as_secs_f64());
+    pub(super) fn observe(&self, &Phases { parse, queue, compute, serialize }: &Phases) {
+        self.0.add(|times| times.iter_mut().zip([parse, queue, compute, serialize]).for_each(|(times, time)| times.add(time)));
     }
+}
+
+/// What one thread counted of a route.
+#[derive(Clone, Copy, Debug, Default)]
+struct RouteCounts {
+    /// Answers with status 200.
+    ok: u64,
+    seconds: Times,
 }
 
 /// Versions of a model with their handles; a list, because there are few.
@@ -114,52 +116,27 @@ type Versions = Vec<(String, Arc<ModelMetrics>)>;
 /// The handles of the server.
 #[derive(Debug)]
 pub(super) struct Metrics {
-    registry: Registry,
     /// By [`Route`].
-    ok: Vec<IntCounter>,
-    seconds: Vec<Histogram>,
-    requests: IntCounterVec,
-    errors: IntCounterVec,
-    phases: HistogramVec,
+    routes: Sharded<[RouteCounts; Route::ALL.len()]>,
+    /// Answers of a route with another status than 200.
+    others: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// By the position in [`Kind::ALL`].
+    errors: [AtomicU64; Kind::ALL.len()],
     models: RwLock<HashMap<String, Versions>>,
     started: SystemTime,
     /// Whether the page has Triton's names too.
     triton: bool,
 }
 
-fn histogram(registry: &Registry, metric: &Metric) -> HistogramVec {
-    let options = HistogramOpts::new(metric.name, metric.help).buckets(SECONDS_BUCKETS.to_vec());
-    let family = HistogramVec::new(options, metric.labels).expect("METRICS has valid names");
-    registry.register(Box::new(family.clone())).expect("METRICS has each name once");
-    family
-}
-
-fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
-    let family = IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels).expect("METRICS has valid names");
-    registry.register(Box::new(family.clone())).expect("METRICS has each name once");
-    family
-}
-
 impl Metrics {
     pub(super) fn new(triton: bool) -> Self {
-        let registry = Registry::new();
-        let requests = counter(&registry, &REQUESTS);
-        let errors = counter(&registry, &ERRORS);
-        let seconds = histogram(&registry, &REQUEST);
-        let phases = histogram(&registry, &PHASE);
-        for kind in Kind::ALL {
-            errors.with_label_values(&[kind.name()]);
-        }
         Self {
-            ok: Route::ALL.iter().map(|route| requests.with_label_values(&[route.name(), "200"])).collect(),
-            seconds: Route::ALL.iter().map(|route| seconds.with_label_values(&[route.name()])).collect(),
-            requests,
-            errors,
-            phases,
+            routes: Sharded::default(),
+            others: Mutex::default(),
+            errors: std::array::from_fn(|_| AtomicU64::new(0)),
             models: RwLock::default(),
             started: SystemTime::now(),
             triton,
-            registry,
         }
     }
 
@@ -168,13 +145,7 @@ impl Metrics {
         let find = |versions: &Versions| versions.iter().find(|(known, _)| known == version).map(|(_, handles)| Arc::clone(handles));
         let known = self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).and_then(find);
         known.unwrap_or_else(|| {
-            let phase = |phase| self.phases.with_label_values(&[name, version, phase]);
-            let handles = Arc::new(ModelMetrics {
-                parse: phase("parse"),
-                queue: phase("queue"),
-                compute: phase("compute"),
-                serialize: phase("serialize"),
-            });
+            let handles = Arc::<ModelMetrics>::default();
             let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
             models.entry(name.to_owned()).or_default().push((version.to_owned(), Arc::clone(&handles)));
             handles
@@ -183,24 +154,25 @@ impl Metrics {
 
     /// Counts an answer.
     pub(super) fn answered(&self, route: Route, status: u16, took: Duration) {
-        if status == 200 {
-            self.ok[route as usize].inc();
-        } else {
-            self.requests.with_label_values(&[route.name(), &status.to_string()]).inc();
+        self.routes.add(|routes| {
+            routes[route as usize].seconds.add(took);
+            routes[route as usize].ok += u64::from(status == 200);
+        });
+        if status != 200 {
+            *self.others.lock().unwrap_or_else(PoisonError::into_inner).entry((route.name(), status)).or_default() += 1;
         }
-        self.seconds[route as usize].observe(took.as_secs_f64());
     }
 
     /// Counts an error.
     pub(super) fn failed(&self, kind: Kind) {
-        self.errors.with_label_values(&[kind.name()]).inc();
+        let place = Kind::ALL.iter().position(|&known| known == kind).expect("ALL has every kind");
+        self.errors[place].fetch_add(1, Relaxed);
     }
 
     /// Everything in the text format. What others count is read now.
     pub(super) fn text(&self, shared: &Shared) -> String {
-        let mut text = String::new();
-        TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("METRICS has valid names");
-        let mut page = Page(text);
+        let mut page = Page(String::new());
+        self.request_metrics(&mut page);
         self.server_metrics(&mut page, shared);
         let handles: Vec<_> = shared.repository.ready().into_iter().map(|handle| (handle.stats(), handle)).collect();
         repository_metrics(&mut page, &shared.repository, &handles);
@@ -210,6 +182,43 @@ impl Metrics {
             triton_page(&mut page, &handles);
         }
         page.0
+    }
+
+    fn request_metrics(&self, page: &mut Page) {
+        let mut routes = [RouteCounts::default(); Route::ALL.len()];
+        self.routes.each(|shard| {
+            for (sum, counts) in routes.iter_mut().zip(shard) {
+                sum.ok += counts.ok;
+                sum.seconds += counts.seconds;
+            }
+        });
+        page.family(&REQUESTS);
+        for (route, counts) in Route::ALL.iter().zip(&routes) {
+            page.sample(&REQUESTS, "", &[route.name(), "200"], counts.ok as f64);
+        }
+        for ((route, status), &count) in &*self.others.lock().unwrap_or_else(PoisonError::into_inner) {
+            page.sample(&REQUESTS, "", &[route, &status.to_string()], count as f64);
+        }
+        page.family(&ERRORS);
+        for (kind, count) in Kind::ALL.iter().zip(&self.errors) {
+            page.sample(&ERRORS, "", &[kind.name()], count.load(Relaxed) as f64);
+        }
+        page.family(&REQUEST);
+        for (route, counts) in Route::ALL.iter().zip(&routes) {
+            page.times(&REQUEST, &[route.name()], &counts.seconds);
+        }
+        page.family(&PHASE);
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let mut models: Vec<_> =
+            models.iter().flat_map(|(name, versions)| versions.iter().map(move |(version, of)| (name, version, of))).collect();
+        models.sort_by_key(|(name, version, _)| (*name, *version));
+        for (name, version, of) in models {
+            let mut phases = [Times::default(); PHASES.len()];
+            of.0.each(|shard| phases.iter_mut().zip(shard).for_each(|(sum, times)| *sum += *times));
+            for (phase, times) in PHASES.iter().zip(&phases) {
+                page.times(&PHASE, &[name, version, phase], times);
+            }
+        }
     }
 
     fn server_metrics(&self, page: &mut Page, shared: &Shared) {

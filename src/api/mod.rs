@@ -29,6 +29,7 @@ mod profile;
 mod reload;
 mod route;
 mod server;
+mod sharded;
 mod spans;
 mod tls;
 mod triton;

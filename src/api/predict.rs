@@ -21,7 +21,7 @@ use http::{HeaderValue, header};
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::explain;
-use super::infer::{self, Given, Parameters, off_thread};
+use super::infer::{self, Given, Parameters, off_thread_for};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
@@ -116,11 +116,8 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
     let deadline = deadline::of(&parts.headers, Instant::now())?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
-    let decoded = {
-        let handle = handle.clone();
-        // The numbers are in the tensors then: the body's memory is not held while the request waits.
-        off_thread(bytes.len(), move || decode(&event.data(bytes)?, handle.signature())).await?
-    };
+    // The numbers are in the tensors then: the body's memory is not held while the request waits.
+    let decoded = off_thread_for(handle, bytes.len(), move |handle| decode(&event.data(bytes)?, handle.signature())).await?;
     let Decoded { inputs, overrides, form } = decoded;
     let mut parameters = Parameters::default();
     parameters.end_by(deadline, started);
@@ -128,8 +125,8 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
     let clock = executed.clock();
     let id = id_of(&parts.headers);
     let payload = {
-        let (handle, non_finite, id) = (handle.clone(), shared.limits.non_finite, id.to_owned());
-        body::encode(&parts.headers, &shared.limits, executed.bytes(), move |coding| {
+        let (non_finite, id) = (shared.limits.non_finite, id.to_owned());
+        body::encode((handle, &parts.headers), &shared.limits, executed.bytes(), move |handle, coding| {
             let (signature, labels) = (handle.signature(), &handle.settings().labels);
             let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
             let (content_type, pieces) = event.wrap(body, handle.name(), &id);

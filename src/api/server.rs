@@ -221,16 +221,16 @@ async fn connection(place: Place, stream: Stream, tls: Option<TlsAcceptor>, mut 
         () = closed(&mut closing) => return,
     };
     let Ok(Ok((connection, http2))) = begun else { return };
-    let service = {
-        let (app, activity, surface) = (server.app.clone(), Arc::clone(&activity), *surface);
-        service_fn(move |request: Request<Incoming>| {
-            let (app, under_way) = (app.clone(), Activity::enter(&activity));
-            async move {
-                let _under_way = under_way;
-                Ok::<_, Infallible>(app.answer(surface, request).await)
-            }
+    // One for the connection: what all connections share is counted at one place in memory for all processors.
+    let client = Arc::new(Client { app: server.app.clone(), activity: Arc::clone(&activity), surface: *surface });
+    let service = service_fn(move |request: Request<Incoming>| {
+        let client = Arc::clone(&client);
+        // In a box, because hyper and tokio move it several times, and it is some kilobytes.
+        Box::pin(async move {
+            let _under_way = client.activity.enter();
+            Ok::<_, Infallible>(client.app.answer(client.surface, request).await)
         })
-    };
+    });
     let io = TokioIo::new(connection);
     let served = if http2 {
         serve_http2(server.http2.serve_connection(io, service), &activity, server.header_timeout, &mut closing).await
@@ -322,7 +322,14 @@ pub(super) struct Activity {
     written: AtomicUsize,
 }
 
-struct UnderWay(Arc<Activity>);
+struct UnderWay<'a>(&'a Activity);
+
+/// What the requests of a connection are answered by.
+struct Client {
+    app: App,
+    activity: Arc<Activity>,
+    surface: Surface,
+}
 
 impl Activity {
     /// A piece of an answer was written.
@@ -335,14 +342,14 @@ impl Activity {
         (self.begun.load(Relaxed), self.written.load(Relaxed))
     }
 
-    fn enter(activity: &Arc<Self>) -> UnderWay {
-        activity.begun.fetch_add(1, Relaxed);
-        activity.under_way.fetch_add(1, Relaxed);
-        UnderWay(Arc::clone(activity))
+    fn enter(&self) -> UnderWay<'_> {
+        self.begun.fetch_add(1, Relaxed);
+        self.under_way.fetch_add(1, Relaxed);
+        UnderWay(self)
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Relaxed);
     }

@@ -16,7 +16,7 @@ use axum::response::Response;
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::health::{self, Live, Ready};
-use super::infer::{of_model, off_thread, prepare};
+use super::infer::{of_model, off_thread_for, prepare};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
@@ -122,23 +122,20 @@ async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Resul
     let deadline = deadline::of(&parts.headers, Instant::now())?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let received = Instant::now();
-    let prepared = {
-        let handle = handle.clone();
-        // The body's memory is not held while the request waits.
-        off_thread(bytes.len(), move || {
-            let mut envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(&handle, error))?;
-            envelope.parameters.end_by(deadline, received);
-            prepare(envelope, &handle)
-        })
-        .await?
-    };
+    // The body's memory is not held while the request waits.
+    let prepared = off_thread_for(handle, bytes.len(), move |handle| {
+        let mut envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(handle, error))?;
+        envelope.parameters.end_by(deadline, received);
+        prepare(envelope, handle)
+    })
+    .await?;
     let answer = prepared.run(shared, handle, received).await?;
     let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
     let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
-    let (non_finite, same) = (shared.limits.non_finite, handle.clone());
-    let (json_bytes, payload) = body::encode(&parts.headers, &shared.limits, answer.bytes(), move |coding| {
-        let head = Head { model: same.name(), version: same.version(), id: &id };
+    let non_finite = shared.limits.non_finite;
+    let (json_bytes, payload) = body::encode((handle, &parts.headers), &shared.limits, answer.bytes(), move |handle, coding| {
+        let head = Head { model: handle.name(), version: handle.version(), id: &id };
         let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;
         let json_bytes = binary.is_some().then_some(json.len());
         let content_type = if binary.is_some() { "application/octet-stream" } else { "application/json" };

@@ -1,7 +1,7 @@
 //! One loaded version of a model: what a request talks to.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ pub struct Handle {
     stats: Arc<Stats>,
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// Sessions for passes that run on the thread of their request.
-    inline: Mutex<Vec<Runner>>,
+    inline: Box<[Mutex<Runner>]>,
     /// Time over rows as measured while warming up; `None` if that was not possible.
     warm: Option<Curve>,
     /// How requests of different lengths share a pass.
@@ -99,8 +99,8 @@ impl Handle {
         }
         let single = Arc::new(Threads::single());
         let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
-        let inline = (0..inline_sessions).map(|_| Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats), None)).collect();
-        let (workers, inline) = (Mutex::new(workers), Mutex::new(inline));
+        let inline = || Mutex::new(Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats), None));
+        let (workers, inline) = (Mutex::new(workers), (0..inline_sessions).map(|_| inline()).collect());
         Ok(Self {
             name,
             version,
@@ -243,17 +243,16 @@ impl Handle {
         let note = PassNote::current(&self.name, &self.version);
         let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
         // One that replaces initialisers may have a program to make first: not on this thread.
-        if overrides.is_empty() && self.may_run_inline(rows) {
-            let runner = self.inline.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            if let Some(mut runner) = runner {
-                let outcome = runner.run_one(&inputs, rows, profile);
-                if let (Some(note), Ok(response)) = (note, &outcome) {
-                    note.ran((response.timing.started, Instant::now()), rows, None);
-                    note.profiled(response.profile.clone());
-                }
-                self.inline.lock().unwrap_or_else(PoisonError::into_inner).push(runner);
-                return outcome.map_err(Failed::because(FailReason::Backend));
+        if overrides.is_empty()
+            && self.may_run_inline(rows)
+            && let Some(mut runner) = self.inline_runner()
+        {
+            let outcome = runner.run_one(&inputs, rows, profile);
+            if let (Some(note), Ok(response)) = (note, &outcome) {
+                note.ran((response.timing.started, Instant::now()), rows, None);
+                note.profiled(response.profile.clone());
             }
+            return outcome.map_err(Failed::because(FailReason::Backend));
         }
         let class = shape_class(&inputs, self.model.signature().batchable, self.padding.as_deref());
         let (reply, answer) = oneshot::channel();
@@ -295,6 +294,22 @@ impl Handle {
         let longest = policy.max_timeout.or(self.settings.max_timeout).and_then(|longest| arrived.checked_add(longest));
         let deadline = asked.or_else(|| arrived.checked_add(timeout?));
         deadline.into_iter().chain(longest).min()
+    }
+
+    /// A runner that no other thread uses now; each thread looks first at the one that it had before.
+    fn inline_runner(&self) -> Option<MutexGuard<'_, Runner>> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static FIRST: usize = NEXT.fetch_add(1, Relaxed);
+        }
+        let count = self.inline.len();
+        let first = FIRST.with(|first| *first);
+        (0..count).find_map(|i| match self.inline[(first + i) % count].try_lock() {
+            Ok(runner) => Some(runner),
+            // A panic of the engine is caught within; the runner is whole.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        })
     }
 
     fn may_run_inline(&self, rows: usize) -> bool {

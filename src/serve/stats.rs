@@ -29,8 +29,16 @@ pub struct Times {
     pub total: Duration,
 }
 
+impl std::ops::AddAssign for Times {
+    fn add_assign(&mut self, other: Self) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
+        self.total += other.total;
+    }
+}
+
 impl Times {
-    pub(super) fn add(&mut self, time: Duration) {
+    /// Counts one time.
+    pub fn add(&mut self, time: Duration) {
         self.counts[SECONDS_BUCKETS.partition_point(|&bound| bound < time.as_secs_f64())] += 1;
         self.total += time;
     }

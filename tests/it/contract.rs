@@ -43,6 +43,28 @@ fn the_path_names_model_and_version() {
     }
 }
 
+/// The first of each pair goes to its handler without the router.
+#[test]
+fn with_and_without_the_router_answers_and_failures_are_the_same() {
+    let tensor =
+        |data: &str| format!(r#"{{"id": "1", "inputs": [{{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [{data}]}}]}}"#);
+    let rows = |row: &str| format!(r#"{{"instances": [[{row}]]}}"#);
+    for (hot, routed, right, wrong) in [
+        ("/v1/models/two-features:predict", "/v1/models/two%2Dfeatures:predict", rows("1,2"), rows("1,2,3")),
+        ("/v2/models/two-features/infer", "/v2/models/two%2Dfeatures/infer", tensor("1,2"), tensor("1")),
+        ("/v1/models/absent:predict", "/v1/models/%61bsent:predict", rows("1,2"), rows("1")),
+        ("/v2/models/absent/infer", "/v2/models/%61bsent/infer", tensor("1,2"), tensor("1")),
+    ] {
+        for body in [right, wrong, "no JSON".to_owned()] {
+            let [one, other] = [hot, routed].map(|path| post(shared(), path, &body));
+            assert_eq!((one.status, &one.body), (other.status, &other.body), "{hot}");
+            for name in ["content-type", "x-request-id", "server-timing"] {
+                assert_eq!(one.header(name).is_some(), other.header(name).is_some(), "{hot}: {name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn labels_come_most_likely_first() {
     let row = |value: f64| vec![vec![vec![value; 8]; 8]; 1];
@@ -356,7 +378,7 @@ fn metrics_are_those_of_the_table() {
         "ndserve_errors_total{kind=\"not_found\"} 1\n",
         "ndserve_errors_total{kind=\"internal\"} 0\n",
         "ndserve_request_seconds_count{route=\"predict\"} 1\n",
-        "ndserve_phase_seconds_count{model=\"two-features\",phase=\"compute\",version=\"1\"} 1\n",
+        "ndserve_phase_seconds_count{model=\"two-features\",version=\"1\",phase=\"compute\"} 1\n",
         "ndserve_batch_rows_bucket{model=\"two-features\",version=\"1\",le=\"1\"} 1\n",
         "ndserve_queue_depth{model=\"two-features\",version=\"1\"} 0\n",
         "ndserve_model_state{model=\"two-features\",version=\"1\",state=\"ready\"} 1\n",

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::body::{self, Payload};
 use super::error::Failure;
-use super::infer::{Parameters, of_model, off_thread};
+use super::infer::{Parameters, of_model, off_thread_for};
 use super::openapi::{Doc, Example};
 use super::{Shared, deadline};
 use crate::error::Kind;
@@ -39,10 +39,7 @@ pub(super) async fn answer(shared: &Shared, handle: &Servable, request: Request)
     let deadline = deadline::of(&parts.headers, Instant::now())?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
-    let asked = {
-        let handle = handle.clone();
-        off_thread(bytes.len(), move || decode(&bytes, handle.signature())).await?
-    };
+    let asked = off_thread_for(handle, bytes.len(), move |handle| decode(&bytes, handle.signature())).await?;
     let Asked { question, shown, timeout } = asked;
     let mut parameters = Parameters { timeout, ..Parameters::default() };
     parameters.end_by(deadline, started);
@@ -51,7 +48,7 @@ pub(super) async fn answer(shared: &Shared, handle: &Servable, request: Request)
     let limits = ExplainLimits { evaluations: shared.limits.max_evaluations, deadline: started + timeout };
     let explained = explain(handle, question, limits).await.map_err(|error| of_model(handle, error))?;
     let (non_finite, size) = (shared.limits.non_finite, size(&explained));
-    let payload = body::encode(&parts.headers, &shared.limits, size, move |coding| {
+    let payload = body::encode((handle, &parts.headers), &shared.limits, size, move |_, coding| {
         let body = encode(&explained, shown, non_finite)?;
         Ok(Payload::new("application/json", vec![body.into()], coding))
     })

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::super::Shared;
 use super::super::infer::{Answer, Contents, Dims, Envelope, Input, Output, Param, Wanted, datatype, dims, input_parameter};
-use super::super::infer::{of_model, off_thread, prepare, raw};
+use super::super::infer::{of_model, off_thread_for, prepare, raw};
 use super::super::layers::Measured;
 use super::contents;
 use super::proto::inference::infer_parameter::ParameterChoice;
@@ -28,16 +28,14 @@ pub(super) async fn infer(
     let received = Instant::now();
     let version = Some(&*request.model_version).filter(|version| !version.is_empty());
     let handle = shared.repository.get(&request.model_name, version)?;
-    let (of, bytes) = (handle.clone(), size(&request));
-    let (prepared, form) = off_thread(bytes, move || {
-        let (mut envelope, form) = envelope(request, of.signature()).map_err(|message| of_model(&of, Error::invalid(message)))?;
+    let (prepared, form) = off_thread_for(&handle, size(&request), move |handle| {
+        let (mut envelope, form) = envelope(request, handle.signature()).map_err(|message| of_model(handle, Error::invalid(message)))?;
         envelope.parameters.end_by(deadline, received);
-        Ok((prepare(envelope, &of)?, form))
+        Ok((prepare(envelope, handle)?, form))
     })
     .await?;
     let answer = prepared.run(shared, &handle, received).await?;
-    let of = handle.clone();
-    let (response, answer) = off_thread(answer.bytes(), move || Ok((response(&answer, &of, form), answer))).await?;
+    let (response, answer) = off_thread_for(&handle, answer.bytes(), move |handle| Ok((response(&answer, handle, form), answer))).await?;
     Ok((response, answer.clock().measured(shared, &handle)))
 }
 

@@ -151,6 +151,23 @@ pub(super) async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::internal("the server failed to handle the request", panic)))
 }
 
+/// [`off_thread`] with what the request is for, of which only work elsewhere needs a share of its own: every share is counted at
+/// one place in memory for all processors.
+///
+/// # Errors
+/// As [`off_thread`].
+pub(super) async fn off_thread_for<T: Send + 'static>(
+    handle: &Servable,
+    bytes: usize,
+    work: impl FnOnce(&Servable) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    if bytes < OFF_THREAD_BYTES {
+        return work(handle);
+    }
+    let handle = handle.clone();
+    off_thread(bytes, move || work(&handle)).await
+}
+
 /// The same error with the model's name in front.
 pub(super) fn of_model(handle: &Servable, error: Error) -> Error {
     Error::new(error.kind(), format!("model `{}`: {}", handle.name(), error.message()))
