@@ -143,6 +143,9 @@ pub(super) struct Rows<'a> {
     pub(super) task: Option<Task>,
 }
 
+/// What gives the output of a position for inputs in the signature's order.
+pub(super) type Answering<'r> = &'r mut dyn FnMut(&[Tensor], usize) -> Result<Value, Failure>;
+
 /// A model's answers to all rows.
 pub(super) struct Answers {
     pub(super) scores: Scores,
@@ -169,7 +172,7 @@ impl Rows<'_> {
         signature: &Signature,
         labels: Vec<String>,
         (limit, most): (usize, usize),
-        run: &mut dyn FnMut(&[Tensor], usize) -> Result<Value, Failure>,
+        run: Answering<'_>,
     ) -> Result<(Answers, Column), Failure> {
         // An array of an archive is named as the model's input, if it has one.
         let input = signature.inputs.first().filter(|_| signature.inputs.len() == 1).map(|port| port.name.as_str());
@@ -228,13 +231,7 @@ fn classes(truth: &Column, columns: usize, names: &[String]) -> bool {
 }
 
 /// The scores of every row.
-fn scores(
-    signature: &Signature,
-    inputs: &Inputs,
-    labels: &[String],
-    most: usize,
-    run: &mut dyn FnMut(&[Tensor], usize) -> Result<Value, Failure>,
-) -> Result<Scores, Failure> {
+fn scores(signature: &Signature, inputs: &Inputs, labels: &[String], most: usize, run: Answering<'_>) -> Result<Scores, Failure> {
     let output = explained_output(signature, labels, None)?;
     let name = &signature.outputs[output].name;
     // A file may have been exported for one row at a time.

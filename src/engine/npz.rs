@@ -67,7 +67,7 @@ pub fn write_each<'a, W: Write + Seek, N: std::fmt::Display>(
     for (name, tensor) in arrays {
         if let Err(error) = write_member(&mut archive, &format!("{name}.npy"), &write_npy(&tensor)) {
             // Dropped, it would try to write on, and tell stderr that it cannot.
-            std::mem::forget(archive);
+            let _kept = std::mem::ManuallyDrop::new(archive);
             return Err(error);
         }
     }
