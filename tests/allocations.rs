@@ -1,4 +1,4 @@
-//! A step of a training allocates nothing once two have been done ([decision 14](../docs/decisions/0014-what-a-training-step-keeps.md)): counted, with an allocator that counts.
+//! A step of a training allocates nothing once two have been done ([decision 15](../docs/decisions/0015-what-a-training-step-keeps.md)): counted, with an allocator that counts.
 #![allow(missing_docs, reason = "a test binary has no readers of its documentation page")]
 
 use std::alloc::System;
