@@ -21,12 +21,12 @@ const HEADERS: [HeaderName; 2] = [HeaderName::from_static(TIMEOUT), HeaderName::
 ///
 /// # Errors
 /// `InvalidArgument` for a value that is no whole number.
-pub(super) fn of(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, Error> {
+pub(super) fn of(headers: &HeaderMap, arrived: impl Fn() -> Instant) -> Result<Option<Instant>, Error> {
     let mut first = None;
     for (name, value) in HEADERS.iter().filter_map(|name| Some((name, headers.get(name)?))) {
         let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
         let millis = millis.ok_or_else(|| Error::invalid(format!("{name} is {value:?} where a whole number of milliseconds is wanted")))?;
-        let deadline = arrived.checked_add(Duration::from_millis(millis)).filter(|_| millis > 0);
+        let deadline = arrived().checked_add(Duration::from_millis(millis)).filter(|_| millis > 0);
         first = first.into_iter().chain(deadline).min();
     }
     Ok(first)
@@ -44,7 +44,7 @@ mod tests {
         let millis = |values: [Option<&'static str>; 2]| {
             let pairs = HEADERS.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?)));
             let headers = pairs.map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
-            of(&headers, now).map(|deadline| deadline.map(|deadline| deadline.duration_since(now).as_millis()))
+            of(&headers, || now).map(|deadline| deadline.map(|deadline| deadline.duration_since(now).as_millis()))
         };
         for (values, want) in [
             ([None, None], None),

@@ -33,7 +33,7 @@ use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 use super::access::{Guard, Refusal, Surface};
 use super::error::{self, Failure, kind_of};
 use super::hot::Hot;
-use super::metrics::{ModelMetrics, Phases};
+use super::metrics::Phases;
 use super::route::Route;
 use super::spans::{self, Trace};
 use super::{App, Shared, grpc, profile};
@@ -59,11 +59,8 @@ pub(super) struct Counts {
 }
 
 /// Where the time of an answer of a model went; an extension of the response.
-#[derive(Clone, Debug)]
-pub(super) struct Measured {
-    pub(super) phases: Phases,
-    pub(super) metrics: Arc<ModelMetrics>,
-}
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured(pub(super) Phases);
 
 /// A request under way. One that is dropped without an answer lost its client.
 pub(super) struct InFlight<'a> {
@@ -84,13 +81,6 @@ impl InFlight<'_> {
     /// It has its answer.
     pub(super) fn answered(mut self) {
         self.answered = true;
-    }
-}
-
-impl Measured {
-    /// Counts the phases.
-    pub(super) fn observe(&self) {
-        self.metrics.observe(&self.phases);
     }
 }
 
@@ -173,10 +163,9 @@ impl App {
         let status = failed.as_ref().map_or(response.status(), |error| error::codes(error.kind()).http);
         if let Some(error) = failed {
             note_failure(&error, shared, route, &id, trace.as_ref());
-        } else if let Some(measured) = response.extensions_mut().remove::<Measured>() {
-            measured.metrics.observe(&measured.phases);
-            response.headers_mut().insert(SERVER_TIMING, once(server_timing(&measured.phases), http2));
-            phases = Some(measured.phases);
+        } else if let Some(Measured(measured)) = response.extensions_mut().remove() {
+            response.headers_mut().insert(SERVER_TIMING, once(server_timing(&measured), http2));
+            phases = Some(measured);
         }
         if let Some(probe) = probe {
             response = spans::finish(&probe, route, started, phases, response).await;

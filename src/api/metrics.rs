@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::Shared;
@@ -89,18 +89,8 @@ pub(super) struct Phases {
     pub(super) serialize: Duration,
 }
 
-/// The names of the phases, in the order of [`ModelMetrics`].
+/// The names of the phases, in the order of [`OfModel`].
 const PHASES: [&str; 4] = ["parse", "queue", "compute", "serialize"];
-
-/// The phases of one version of a model.
-#[derive(Debug, Default)]
-pub(super) struct ModelMetrics(Sharded<[Times; PHASES.len()]>);
-
-impl ModelMetrics {
-    pub(super) fn observe(&self, &Phases { parse, queue, compute, serialize }: &Phases) {
-        self.0.add(|times| times.iter_mut().zip([parse, queue, compute, serialize]).for_each(|(times, time)| times.add(time)));
-    }
-}
 
 /// What one thread counted of a route.
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,10 +100,10 @@ struct RouteCounts {
     seconds: Times,
 }
 
-/// Versions of a model with their handles; a list, because there are few.
-type Versions = Vec<(String, Arc<ModelMetrics>)>;
+/// What one thread measured of a model: a list of its versions, because there are few, with the times of each phase.
+type OfModel = Vec<(String, [Times; PHASES.len()])>;
 
-/// The handles of the server.
+/// What the server counts itself.
 #[derive(Debug)]
 pub(super) struct Metrics {
     /// By [`Route`].
@@ -122,7 +112,8 @@ pub(super) struct Metrics {
     others: Mutex<BTreeMap<(&'static str, u16), u64>>,
     /// By the position in [`Kind::ALL`].
     errors: [AtomicU64; Kind::ALL.len()],
-    models: RwLock<HashMap<String, Versions>>,
+    /// By the model's name.
+    phases: Sharded<HashMap<String, OfModel>>,
     started: SystemTime,
     /// Whether the page has Triton's names too.
     triton: bool,
@@ -134,22 +125,26 @@ impl Metrics {
             routes: Sharded::default(),
             others: Mutex::default(),
             errors: std::array::from_fn(|_| AtomicU64::new(0)),
-            models: RwLock::default(),
+            phases: Sharded::default(),
             started: SystemTime::now(),
             triton,
         }
     }
 
-    /// The handles of a version.
-    pub(super) fn model(&self, name: &str, version: &str) -> Arc<ModelMetrics> {
-        let find = |versions: &Versions| versions.iter().find(|(known, _)| known == version).map(|(_, handles)| Arc::clone(handles));
-        let known = self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).and_then(find);
-        known.unwrap_or_else(|| {
-            let handles = Arc::<ModelMetrics>::default();
-            let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-            models.entry(name.to_owned()).or_default().push((version.to_owned(), Arc::clone(&handles)));
-            handles
-        })
+    /// Counts an answered inference.
+    pub(super) fn inferred(&self, model: &str, version: &str, &Phases { parse, queue, compute, serialize }: &Phases) {
+        self.phases.add(|models| {
+            let known = models.get_mut(model).and_then(|of| of.iter_mut().find(|(known, _)| known == version));
+            let times = match known {
+                Some((_, times)) => times,
+                None => {
+                    let of = models.entry(model.to_owned()).or_default();
+                    of.push((version.to_owned(), Default::default()));
+                    &mut of.last_mut().expect("one was pushed").1
+                }
+            };
+            times.iter_mut().zip([parse, queue, compute, serialize]).for_each(|(times, time)| times.add(time));
+        });
     }
 
     /// Counts an answer.
@@ -208,15 +203,18 @@ impl Metrics {
             page.times(&REQUEST, &[route.name()], &counts.seconds);
         }
         page.family(&PHASE);
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let mut models: Vec<_> =
-            models.iter().flat_map(|(name, versions)| versions.iter().map(move |(version, of)| (name, version, of))).collect();
-        models.sort_by_key(|(name, version, _)| (*name, *version));
-        for (name, version, of) in models {
-            let mut phases = [Times::default(); PHASES.len()];
-            of.0.each(|shard| phases.iter_mut().zip(shard).for_each(|(sum, times)| *sum += *times));
-            for (phase, times) in PHASES.iter().zip(&phases) {
-                page.times(&PHASE, &[name, version, phase], times);
+        let mut sums: BTreeMap<(String, String), [Times; PHASES.len()]> = BTreeMap::new();
+        self.phases.each(|models| {
+            for (model, version, times) in
+                models.iter().flat_map(|(model, of)| of.iter().map(move |(version, times)| (model, version, times)))
+            {
+                let sums = sums.entry((model.clone(), version.clone())).or_default();
+                sums.iter_mut().zip(times).for_each(|(sum, times)| *sum += *times);
+            }
+        });
+        for ((model, version), phases) in &sums {
+            for (phase, times) in PHASES.iter().zip(phases) {
+                page.times(&PHASE, &[model, version, phase], times);
             }
         }
     }

@@ -113,7 +113,7 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
 async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let event = Event::of(&parts.headers);
-    let deadline = deadline::of(&parts.headers, Instant::now())?;
+    let deadline = deadline::of(&parts.headers, Instant::now)?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     // The numbers are in the tensors then: the body's memory is not held while the request waits.

@@ -135,7 +135,7 @@ impl StreamTrace {
             error: outcome.as_ref().err().filter(failed).map(|error| error.kind().name().to_owned()),
             ..Span::internal("stream_request", context, Some(self.call.span), (clock.at(started), clock.at(ended)))
         });
-        let phases = outcome.as_ref().ok().map(|(_, measured)| measured.phases);
+        let phases = outcome.as_ref().ok().map(|(_, measured)| measured.0);
         record_parts(&self.tracer, context, &clock, (started, ended), (phases, &probe.take_passes()));
         outcome
     }

@@ -119,7 +119,7 @@ pub(super) async fn infer_of(shared: &Shared, model: Range<usize>, request: Requ
 async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let header = decode::header_length(&parts.headers)?;
-    let deadline = deadline::of(&parts.headers, Instant::now())?;
+    let deadline = deadline::of(&parts.headers, Instant::now)?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let received = Instant::now();
     // The body's memory is not held while the request waits.

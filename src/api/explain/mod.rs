@@ -36,7 +36,7 @@ pub(super) fn doc() -> Doc {
 /// Explains the rows of a request.
 pub(super) async fn answer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
-    let deadline = deadline::of(&parts.headers, Instant::now())?;
+    let deadline = deadline::of(&parts.headers, Instant::now)?;
     let bytes = body::read(&parts.headers, body, &shared.limits).await?;
     let started = Instant::now();
     let asked = off_thread_for(handle, bytes.len(), move |handle| decode(&bytes, handle.signature())).await?;

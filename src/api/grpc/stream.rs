@@ -54,10 +54,7 @@ async fn answer(
         Err(error) => Err(error),
     };
     Ok(match answer {
-        Ok((response, measured)) => {
-            measured.observe();
-            ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
-        }
+        Ok((response, _)) => ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) },
         Err(error) => {
             shared.refused(&error);
             let infer_response = Some(ModelInferResponse { model_name, model_version, id, ..Default::default() });

@@ -324,11 +324,12 @@ impl Executed {
 }
 
 impl Clock {
-    /// The times of an answer that is encoded now.
+    /// The times of an answer that is encoded now, which counts them.
     pub(super) fn measured(self, shared: &Shared, handle: &Servable) -> Measured {
         let phases = Phases { serialize: self.computed.elapsed(), ..self.phases };
         shared.traces.record(handle, &phases);
-        Measured { phases, metrics: shared.metrics.model(handle.name(), handle.version()) }
+        shared.metrics.inferred(handle.name(), handle.version(), &phases);
+        Measured(phases)
     }
 
     /// The answer over HTTP, encoded now.
