@@ -77,6 +77,10 @@ deny:
 models:
     cargo build --release && for model in models/*/; do target/release/ndserve train "$model/train.toml" || exit; done
 
+# ONNX Runtime gives the answers of the models of this repository, and their READMEs' lines make them anew (installs PyTorch and more into .venv)
+check-models *ARGS:
+    cargo build --release && "$(scripts/python-env.sh)" scripts/check_models.py target/release/ndserve {{ARGS}}
+
 # export full-size architectures and compare with their frameworks (installs PyTorch and more into .venv-fixtures)
 full-size *NAMES:
     "$(scripts/fixtures-env.sh)" scripts/full_size.py {{NAMES}}

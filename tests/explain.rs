@@ -148,6 +148,7 @@ const TREES: &[(&str, &[usize])] = &[
     ("forest-classifier", &[0, 1, 2]),
     ("forest-classifier-zipmap", &[0, 1, 2]),
     ("boosting-classifier", &[1]),
+    ("boosting-two-bases", &[1]),
     ("xgboost-binary", &[1]),
     ("xgboost-classes", &[0, 1, 2]),
     ("lightgbm-regressor", &[0]),
@@ -174,6 +175,18 @@ fn trees_have_the_values_of_treeshap() {
             assert!((found - base).abs() <= BOUND * base.abs().max(1.0), "{name}: base value {found}, not {base}");
         }
     }
+}
+
+/// ONNX Runtime leaves the second class of such trees without a score: the margin is the first one's.
+#[test]
+fn of_two_base_values_and_votes_for_one_class_the_first_score_is_explained() {
+    let case = case("boosting-two-bases-one-sided");
+    let question = |class| Question { target: Some(Class::Index(class)), ..case.question(Method::TreeShap, "background") };
+    let explained = case.agrees(question(0), "tree_shap.1");
+    let base = wide(&case.arrays["base_value"])[0];
+    assert!(explained.explanations.iter().all(|e| e.completeness_error.unwrap() < 1e-9 && (e.base_value.unwrap() - base).abs() < BOUND));
+    let second = case.ask(question(1), 7).unwrap();
+    assert!(second.explanations.iter().all(|e| e.value == Some(0.0) && e.contributions.iter().all(|&v| v == 0.0)));
 }
 
 /// The sampled values of a forest lie around the exact ones as their standard errors say.

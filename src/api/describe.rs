@@ -23,6 +23,11 @@ pub(super) fn shape(port: &Port) -> Vec<i64> {
     port.dims.as_ref().map_or_else(|| vec![-1], |dims| dims.iter().map(size).collect())
 }
 
+/// Name, element type and sizes of a port, as the protocol's metadata have them.
+pub fn described(port: &Port) -> (&str, &'static str, Vec<i64>) {
+    (&port.name, datatype(port), shape(port))
+}
+
 /// The name that the protocol's list of platforms has for ONNX; it has none for weights.
 pub(super) fn platform(handle: &Servable) -> &'static str {
     if handle.metadata().format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" }

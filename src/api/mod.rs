@@ -45,7 +45,8 @@ use crate::serve::Repository;
 use crate::trace::Tracer;
 
 pub use access::{Access, Surface};
-pub use infer::raw::decode as decode_binary;
+pub use describe::described;
+pub use infer::raw::{decode as decode_binary, encode as encode_binary};
 pub use listen::{Listener, Listeners};
 pub use metrics::{METRICS, Metric, triton_metrics};
 pub use otlp::{Collector, export, proto as otlp_proto};

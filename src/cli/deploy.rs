@@ -2,24 +2,22 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::evaluate::Rows;
-use super::healthcheck::{parse, split};
+use super::evaluate::{Answers, Rows};
+use super::remote::Remote;
 use super::target::Target;
 use super::{Failure, Outcome, print};
 use crate::config::{Engine, Flags, Settings};
-use crate::engine::{FORMATS, LoadOptions, Model, Session, Threads};
+use crate::engine::{FORMATS, LoadOptions, Model, Session, Tensor, Threads, Value};
 use crate::serve::{Golden, ModelSettings, is_model_name, version_file, versions};
 use crate::telemetry;
+use crate::train::data::Column;
 use crate::train::evaluation::{Judged, compare};
 use crate::train::statistics::Bootstrap;
 
@@ -227,14 +225,24 @@ fn guard(
         )
         .into());
     }
-    let (Some(data), Some(column)) = (&args.data, &args.target) else { return Ok(()) };
-    let rows = Rows { data, target: column, features: &args.features, task: None };
-    let (first, known) = rows.answers(home, settings)?;
-    let (second, _) = rows.answers(&args.model, settings)?;
-    let truth = rows.truth(known, &second)?;
+    let Some(rows) = rows(args) else { return Ok(()) };
+    let (there, known) = rows.answers(home, settings)?;
+    let (now, _) = rows.answers(&args.model, settings)?;
+    better(args, &rows, (&there, &now), known, said)
+}
+
+/// What is evaluated on, if anything is.
+fn rows(args: &Args) -> Option<Rows<'_>> {
+    let (Some(data), Some(target)) = (&args.data, &args.target) else { return None };
+    Some(Rows { data, target, features: &args.features, task: None })
+}
+
+/// Refuses answers that are worse than those of the model that is there.
+fn better(args: &Args, rows: &Rows<'_>, (there, now): (&Answers, &Answers), known: Column, said: &mut String) -> Result<(), Failure> {
+    let truth = rows.truth(known, now)?;
     let judged = |answers| Judged { truth: &truth, answers };
     let bootstrap = Bootstrap { samples: 500, confidence: 0.95, seed: 0 };
-    let found = compare(&judged(&first.scores.values), &judged(&second.scores.values), &bootstrap)?;
+    let found = compare(&judged(&there.scores.values), &judged(&now.scores.values), &bootstrap)?;
     let difference = found.measures[found.decisive];
     let (old, new) = (difference.first.unwrap_or(f64::NAN), difference.second.unwrap_or(f64::NAN));
     let told = format!("{}: {old:.6} there, {new:.6} now, p = {:.4}", found.decisive, found.p);
@@ -245,11 +253,48 @@ fn guard(
     Ok(())
 }
 
+/// [`guard`] against the model that a server has under the name: it is asked for its answers.
+fn guard_server(
+    args: &Args,
+    (target, own): (&Target, &ModelSettings),
+    name: &str,
+    remote: &Remote<'_>,
+    settings: &Settings,
+    said: &mut String,
+) -> Result<(), Failure> {
+    let Some(served) = remote.served(name)? else { return Ok(()) };
+    let options = settings.load_options();
+    let (new, _) = target.load(&options).map_err(|error| target.failed(&error))?;
+    let fits = served.fits(new.signature());
+    if !fits && !args.force {
+        return Err("the inputs or outputs are not those of the model that is there; --force deploys it all the same".into());
+    }
+    let labels = own.labels.join(",");
+    if labels != served.labels && !labels.is_empty() && !args.force {
+        return Err(format!(
+            "the labels are {labels}, those of the model that is there {}; --force deploys it all the same",
+            served.labels
+        )
+        .into());
+    }
+    // Against a model of another kind there is nothing to judge by.
+    let Some(rows) = rows(args).filter(|_| fits) else { return Ok(()) };
+    let (now, known) = rows.answers(&args.model, settings)?;
+    let signature = new.signature();
+    let mut ask = |given: &[Tensor], output: usize| Ok(Value::Tensor(remote.infer(name, signature, given, &signature.outputs[output])?));
+    let (there, _) = rows.answered(signature, now.labels.clone(), (options.memory_limit, ROWS_ASKED), &mut ask)?;
+    better(args, &rows, (&there, &now), known, said)
+}
+
+/// Rows that a server is asked for at once: few enough for its limit of a request, whatever they are.
+const ROWS_ASKED: usize = 16;
+
 /// Loads the model by the repository extension, with its files in the request.
 fn to_server(args: &Args, target: &Target, name: &str, settings: &Settings) -> Result<String, Failure> {
-    if args.canary.is_some() || args.data.is_some() {
-        return Err("--canary and --data need the folder of the models: a server takes one set of files".into());
+    if args.canary.is_some() {
+        return Err("--canary needs the folder of the models: a server takes one set of files".into());
     }
+    let remote = Remote::new(&args.to, args.key.as_deref())?;
     let own = target.settings(settings)?;
     let version = "1";
     let temporary = std::env::temp_dir().join(format!("ndserve-deploy-{}", std::process::id()));
@@ -258,42 +303,20 @@ fn to_server(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
         .and_then(|file| verify(&file, &own, &settings.load_options()));
     let _ = fs::remove_dir_all(&temporary);
     let mut said = format!("{}\n", shown?);
+    guard_server(args, (target, &own), name, &remote, settings, &mut said)?;
     let mut members = serde_json::Map::new();
+    // A server wants to be told what files are; the settings among them say that.
+    members.insert("config".to_owned(), "{}".into());
     for (path, from) in files(target, version)?.into_iter().chain(shared_files(target, &own)) {
         let bytes = fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?;
         members.insert(format!("file:{path}"), STANDARD.encode(bytes).into());
     }
     let body = serde_json::json!({ "parameters": members }).to_string();
     let url = args.to.trim_end_matches('/');
-    let load = format!("{url}/v2/repository/models/{name}/load");
-    let (status, answer) = post(&load, &body, args.key.as_deref()).map_err(|error| format!("{url}: {error}"))?;
-    if status != 200 {
-        return Err(format!("{url}: {status}: {answer}").into());
+    let reply = remote.post(&format!("/v2/repository/models/{name}/load"), body.as_bytes())?;
+    if reply.status != 200 {
+        return Err(format!("{url}: {}: {}", reply.status, reply.text()).into());
     }
     let _ = writeln!(said, "`{name}` is loaded into {url}, until it is loaded again");
     Ok(said)
-}
-
-/// Status and body of the answer to a POST of JSON.
-fn post(url: &str, body: &str, key: Option<&str>) -> Result<(u16, String), String> {
-    /// Loading a model, warming it up and verifying it takes as long.
-    const TIMEOUT: Duration = Duration::from_secs(600);
-    if url.starts_with("https://") {
-        return Err("only http:// can be asked; deploy into the folder of a server behind TLS".to_owned());
-    }
-    let (host, path) = split(url)?;
-    if key.is_some_and(|key| key.contains(|c: char| c.is_control() || c == ' ')) {
-        return Err("the key has characters that no header may have".to_owned());
-    }
-    let key = key.map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
-    let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(&host).map_err(text)?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(text)?;
-    // One write, for the reason of `healthcheck`'s.
-    let length = body.len();
-    let request = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{key}Content-Length: {length}\r\n\r\n{body}");
-    stream.write_all(request.as_bytes()).map_err(text)?;
-    let mut answer = String::new();
-    stream.take(1 << 20).read_to_string(&mut answer).map_err(text)?;
-    parse(&answer).ok_or_else(|| "the answer is not HTTP".to_owned())
 }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::files::is_npz;
+use super::files::{is_npz, write_whole};
 use super::predict::labels;
 use super::rows::{all_fitted, chosen};
 use super::target::Target;
 use super::{Failure, Outcome, print, progress};
 use crate::config::{Engine, Flags, Settings};
-use crate::engine::{Dim, Model, Session, Threads};
+use crate::engine::{Dim, Session, Signature, Tensor, Threads, Value};
 use crate::explain::{Scores, explained_output};
 use crate::telemetry;
 use crate::train::data::{self, Column, Inputs, Target as Known};
@@ -113,7 +113,7 @@ pub(super) fn command(args: Args) -> Outcome {
             slices: &slices,
             comparison,
         };
-        std::fs::write(path, html(&page)).map_err(|error| format!("{}: {error}", path.display()))?;
+        write_whole(path, html(&page).as_bytes())?;
     }
     let all = Report { measures: &measures, confidence: args.confidence, intervals, slices, comparison };
     let text = if args.json { serde_json::to_string_pretty(&all)? } else { all.text(&other) };
@@ -143,10 +143,13 @@ pub(super) struct Rows<'a> {
     pub(super) task: Option<Task>,
 }
 
+/// What gives the output of a position for inputs in the signature's order.
+pub(super) type Answering<'r> = &'r mut dyn FnMut(&[Tensor], usize) -> Result<Value, Failure>;
+
 /// A model's answers to all rows.
 pub(super) struct Answers {
     pub(super) scores: Scores,
-    labels: Vec<String>,
+    pub(super) labels: Vec<String>,
 }
 
 impl Rows<'_> {
@@ -157,16 +160,29 @@ impl Rows<'_> {
         let (model, _) = target.load(&options).map_err(|error| target.failed(&error))?;
         let own = model.metadata().labels.clone();
         let labels = labels(&target, settings, own)?;
+        let model = Arc::new(model);
+        let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::new(settings.engine_threads())?));
+        let mut run = |given: &[Tensor], output: usize| Ok(session.run(given)?.swap_remove(output));
+        self.answered(model.signature(), labels, (options.memory_limit, 256), &mut run)
+    }
+
+    /// The answers that `run` gives: from inputs as `signature` has them, at most `most` rows of them, to the output of a position.
+    pub(super) fn answered(
+        &self,
+        signature: &Signature,
+        labels: Vec<String>,
+        (limit, most): (usize, usize),
+        run: Answering<'_>,
+    ) -> Result<(Answers, Column), Failure> {
         // An array of an archive is named as the model's input, if it has one.
-        let input = model.signature().inputs.first().filter(|_| model.signature().inputs.len() == 1).map(|port| port.name.clone());
-        let named = input.as_deref().filter(|_| is_npz(self.data));
-        let (inputs, known) = data::read(self.data, named, self.target, options.memory_limit)?;
+        let input = signature.inputs.first().filter(|_| signature.inputs.len() == 1).map(|port| port.name.as_str());
+        let named = input.filter(|_| is_npz(self.data));
+        let (inputs, known) = data::read(self.data, named, self.target, limit)?;
         let inputs = match inputs {
-            Inputs::Table(table) => Inputs::Table(chosen(table, self.features, model.signature())?),
+            Inputs::Table(table) => Inputs::Table(chosen(table, self.features, signature)?),
             array @ Inputs::Array { .. } => array,
         };
-        let mut session = Session::new(Arc::new(model), Arc::new(Threads::new(settings.engine_threads())?));
-        let scores = scores(&mut session, &inputs, &labels)?;
+        let scores = scores(signature, &inputs, &labels, most, run)?;
         Ok((Answers { scores, labels }, known))
     }
 
@@ -215,14 +231,12 @@ fn classes(truth: &Column, columns: usize, names: &[String]) -> bool {
 }
 
 /// The scores of every row.
-fn scores(session: &mut Session, inputs: &Inputs, labels: &[String]) -> Result<Scores, Failure> {
-    let model: Arc<Model> = Arc::clone(session.model());
-    let signature = model.signature();
+fn scores(signature: &Signature, inputs: &Inputs, labels: &[String], most: usize, run: Answering<'_>) -> Result<Scores, Failure> {
     let output = explained_output(signature, labels, None)?;
     let name = &signature.outputs[output].name;
     // A file may have been exported for one row at a time.
     let single = signature.inputs.iter().any(|port| matches!(port.dims.as_deref(), Some([Dim::Fixed(1), ..])));
-    let pass = if single { 1 } else { 256 };
+    let pass = if single { 1 } else { most };
     let rows = inputs.rows();
     if rows == 0 {
         return Err("the data has no rows".into());
@@ -232,8 +246,8 @@ fn scores(session: &mut Session, inputs: &Inputs, labels: &[String]) -> Result<S
     let mut scores = Scores::default();
     for part in all.chunks(pass) {
         let given = inputs.pick(part).tensors();
-        let outputs = session.run(&all_fitted(&given, signature)?)?;
-        scores.append(&outputs[output], part.len(), name)?;
+        let found = run(&all_fitted(&given, signature)?, output)?;
+        scores.append(&found, part.len(), name)?;
         bar.inc(part.len() as u64);
     }
     bar.finish_and_clear();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use super::files::write_whole;
 use super::rows::{Columns, first_rows};
 use super::target::Target;
 use super::{Failure, Outcome, print, progress};
@@ -204,7 +205,7 @@ fn write_heat_maps(folder: &Path, explained: &Explained) -> Result<(), Failure> 
         let several = images.len() > 1;
         for (name, png) in images {
             let path = folder.join(heat_map_file(row, several.then_some(name)));
-            std::fs::write(&path, png).map_err(|error| format!("{}: {error}", path.display()))?;
+            write_whole(&path, &png)?;
             written += 1;
         }
     }

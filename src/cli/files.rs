@@ -126,7 +126,10 @@ fn in_order(values: Vec<(String, Value)>, signature: &Signature) -> Vec<Value> {
 }
 
 /// Writes under a temporary name first, so that a reader never sees half a file.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);

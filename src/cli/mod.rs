@@ -14,6 +14,7 @@ mod key;
 mod predict;
 mod prepare;
 mod progress;
+mod remote;
 mod rows;
 mod serve;
 mod target;

@@ -45,12 +45,46 @@ impl<'a> From<&'a Value> for Given<'a> {
     }
 }
 
-impl<'a> Given<'a> {
-    fn view(&self) -> View<'a> {
+/// The inputs of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RunInputs<'a> {
+    /// Tensors.
+    Views(&'a [View<'a>]),
+    /// Values of any kind.
+    Given(&'a [Given<'a>]),
+}
+
+impl<'a> RunInputs<'a> {
+    fn len(self) -> usize {
         match self {
-            Self::View(view) => *view,
-            // Its shape in a plan's key; nobody reads it.
-            Self::Value(_) => View::new(Slice::U8(&[]), &[0]),
+            Self::Views(views) => views.len(),
+            Self::Given(given) => given.len(),
+        }
+    }
+
+    fn view(self, position: usize) -> View<'a> {
+        match self {
+            Self::Views(views) => views[position],
+            Self::Given(given) => match given[position] {
+                Given::View(view) => view,
+                // Its shape in a plan's key; nobody reads it.
+                Given::Value(_) => View::new(Slice::U8(&[]), &[0]),
+            },
+        }
+    }
+
+    fn views(self) -> impl Iterator<Item = View<'a>> {
+        (0..self.len()).map(move |position| self.view(position))
+    }
+
+    /// The input, if it is no tensor.
+    fn value(self, position: usize) -> Option<&'a Value> {
+        match self {
+            Self::Given(given) => match given[position] {
+                Given::Value(value) => Some(value),
+                Given::View(_) => None,
+            },
+            Self::Views(_) => None,
         }
     }
 }
@@ -95,7 +129,7 @@ impl Memory {
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        self.slots.iter().map(Buffer::bytes).sum::<usize>() + self.scratch.f32.capacity() * size_of::<f32>()
+        self.slots.iter().map(Buffer::bytes).sum::<usize>() + self.scratch.bytes()
     }
 }
 
@@ -103,7 +137,7 @@ impl Memory {
 pub(crate) struct Run<'a> {
     program: &'a Program,
     plan: Arc<Plan>,
-    inputs: SmallVec<[View<'a>; 4]>,
+    inputs: RunInputs<'a>,
 }
 
 /// Runs `program` on `inputs`, in the order of the graph's inputs.
@@ -114,23 +148,18 @@ pub(crate) struct Run<'a> {
 /// If a node does not take its operands, a limit is exceeded, or the time is up.
 pub(crate) fn execute<'a>(
     program: &'a Program,
-    inputs: &[Given<'a>],
+    inputs: RunInputs<'a>,
     memory: &mut Memory,
     limits: &Limits<'_>,
     mut profile: Option<&mut Vec<Duration>>,
 ) -> Result<Run<'a>, RunError> {
-    let inputs: SmallVec<[View<'a>; 4]> = {
-        let views = inputs.iter().map(Given::view).collect();
-        let plan = plan_for(program, &mut memory.last, &views)?;
-        memory.prepare(&plan);
-        for (id, given) in program.graph().inputs.iter().zip(inputs) {
-            if let Given::Value(value) = given {
-                memory.keep(*id, (*value).clone());
-            }
+    let plan = plan_for(program, &mut memory.last, inputs)?;
+    memory.prepare(&plan);
+    for (position, id) in program.graph().inputs.iter().enumerate().take(inputs.len()) {
+        if let Some(value) = inputs.value(position) {
+            memory.keep(*id, value.clone());
         }
-        views
-    };
-    let plan = Arc::clone(&memory.last.as_ref().expect("the plan was made").1);
+    }
     let run = Run { program, plan, inputs };
     let Some(budget) = limits.budget.checked_sub(run.plan.bytes()) else {
         return Err(RunError::Memory { need: run.plan.bytes() as u128, limit: limits.budget });
@@ -153,17 +182,13 @@ pub(crate) fn execute<'a>(
     Ok(run)
 }
 
-fn plan_for(
-    program: &Program,
-    last: &mut Option<(SmallVec<[Shape; 4]>, Arc<Plan>)>,
-    inputs: &SmallVec<[View<'_>; 4]>,
-) -> Result<Arc<Plan>, RunError> {
+fn plan_for(program: &Program, last: &mut Option<(SmallVec<[Shape; 4]>, Arc<Plan>)>, inputs: RunInputs<'_>) -> Result<Arc<Plan>, RunError> {
     if let Some((shapes, plan)) = last
-        && shapes.iter().zip(inputs).all(|(shape, view)| shape.as_slice() == view.shape())
+        && shapes.iter().zip(inputs.views()).all(|(shape, view)| shape.as_slice() == view.shape())
     {
         return Ok(Arc::clone(plan));
     }
-    let shapes: SmallVec<[Shape; 4]> = inputs.iter().map(|view| view.shape().into()).collect();
+    let shapes: SmallVec<[Shape; 4]> = inputs.views().map(|view| view.shape().into()).collect();
     let plan = program.plan(&shapes)?;
     *last = Some((shapes, Arc::clone(&plan)));
     Ok(plan)
@@ -174,7 +199,7 @@ impl Run<'_> {
     pub(crate) fn view<'m>(&'m self, memory: &'m Memory, id: ValueId) -> Option<View<'m>> {
         let planned = || self.plan.shape(id).expect("a planned value has a shape");
         match &self.plan.places[id.index()] {
-            Place::Input(position) => Some(View::new(self.inputs[*position].data(), planned())),
+            Place::Input(position) => Some(View::new(self.inputs.view(*position).data(), planned())),
             Place::Constant(source) => Some(View::new(self.program.constant(*source).data(), planned())),
             Place::Computed(tensor) => Some(View::new(tensor.data(), planned())),
             Place::Slot(slot) => {
@@ -211,8 +236,8 @@ impl Run<'_> {
             Some(Place::Slot(slot)) => Some(*slot),
             _ => None,
         };
-        let slots: SmallVec<[Option<usize>; 2]> = node.outputs.iter().map(slot).collect();
-        let mut taken: SmallVec<[Option<Buffer>; 2]> =
+        let slots: SmallVec<[Option<usize>; 6]> = node.outputs.iter().map(slot).collect();
+        let mut taken: SmallVec<[Option<Buffer>; 6]> =
             slots.iter().map(|slot| slot.map(|slot| std::mem::take(&mut memory.slots[slot]))).collect();
         let mut scratch = std::mem::take(&mut memory.scratch);
         let outcome = {
@@ -222,8 +247,8 @@ impl Run<'_> {
                 Some(id) => self.view(readable, *id),
                 None => None,
             };
-            let inputs: SmallVec<[Option<View<'_>>; 4]> = node.inputs.iter().enumerate().map(view).collect();
-            let mut outputs: SmallVec<[Option<ViewMut<'_>>; 2]> = SmallVec::new();
+            let inputs: SmallVec<[Option<View<'_>>; 6]> = node.inputs.iter().enumerate().map(view).collect();
+            let mut outputs: SmallVec<[Option<ViewMut<'_>>; 6]> = SmallVec::new();
             for (buffer, id) in taken.iter_mut().zip(&node.outputs) {
                 outputs.push(match (buffer, id) {
                     (Some(buffer), Some(id)) => Some(buffer.view_mut(self.plan.shape(*id).expect("a planned value has a shape"))),

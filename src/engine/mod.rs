@@ -57,4 +57,4 @@ pub use session::{RunTime, Session};
 pub use signature::{Mismatch, Port, Signature};
 pub use tensor::{Buffer, Kind, Tensor, Value};
 pub use threads::Threads;
-pub use view::{Slice, SliceMut, View, ViewMut};
+pub use view::{Slice, SliceMut, View, ViewMut, emptied};

@@ -65,14 +65,21 @@ pub fn write_each<'a, W: Write + Seek, N: std::fmt::Display>(
 ) -> Result<W, String> {
     let mut archive = ZipWriter::new(to);
     for (name, tensor) in arrays {
-        let bytes = write_npy(&tensor);
-        // Beyond 4 GiB a member needs the larger header, which must be asked for.
-        let large = bytes.len() >= u32::MAX as usize;
-        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(large);
-        archive.start_file(format!("{name}.npy"), options).map_err(|error| error.to_string())?;
-        archive.write_all(&bytes).map_err(|error| error.to_string())?;
+        if let Err(error) = write_member(&mut archive, &format!("{name}.npy"), &write_npy(&tensor)) {
+            // Dropped, it would try to write on, and tell stderr that it cannot.
+            let _kept = std::mem::ManuallyDrop::new(archive);
+            return Err(error);
+        }
     }
     archive.finish().map_err(|error| error.to_string())
+}
+
+fn write_member<W: Write + Seek>(archive: &mut ZipWriter<W>, name: &str, bytes: &[u8]) -> Result<(), String> {
+    // Beyond 4 GiB a member needs the larger header, which must be asked for.
+    let large = bytes.len() >= u32::MAX as usize;
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(large);
+    archive.start_file(name, options).map_err(|error| error.to_string())?;
+    archive.write_all(bytes).map_err(|error| error.to_string())
 }
 
 /// The type of an array's elements: kind, bytes per element, byte order.

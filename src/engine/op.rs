@@ -230,6 +230,65 @@ impl Context<'_> {
 pub struct Scratch {
     /// Working memory for kernels on f32; its content does not survive the operator.
     pub f32: Vec<f32>,
+    lists_f32: Vec<Vec<f32>>,
+    lists_f64: Vec<Vec<f64>>,
+    lists_usize: Vec<Vec<usize>>,
+}
+
+/// A type of which [`Scratch`] keeps lists.
+pub trait Spare: Sized {
+    /// Those that are not taken.
+    fn lists(scratch: &mut Scratch) -> &mut Vec<Vec<Self>>;
+}
+
+impl Spare for f32 {
+    fn lists(scratch: &mut Scratch) -> &mut Vec<Vec<Self>> {
+        &mut scratch.lists_f32
+    }
+}
+
+impl Spare for f64 {
+    fn lists(scratch: &mut Scratch) -> &mut Vec<Vec<Self>> {
+        &mut scratch.lists_f64
+    }
+}
+
+impl Spare for usize {
+    fn lists(scratch: &mut Scratch) -> &mut Vec<Vec<Self>> {
+        &mut scratch.lists_usize
+    }
+}
+
+impl Scratch {
+    /// A list of anything, to be given back: the last one that was.
+    pub fn take<T: Spare>(&mut self) -> Vec<T> {
+        T::lists(self).pop().unwrap_or_default()
+    }
+
+    /// Gives a list back that [`Scratch::take`] gave. If several are taken, in the reverse order: each then soon has the size that its
+    /// use needs. One that is not given back, where an operator fails, costs its allocation only.
+    pub fn give<T: Spare>(&mut self, list: Vec<T>) {
+        T::lists(self).push(list);
+    }
+
+    /// [`Scratch::take`] of several.
+    pub fn take_all<T: Spare, const N: usize>(&mut self) -> [Vec<T>; N] {
+        std::array::from_fn(|_| self.take())
+    }
+
+    /// [`Scratch::give`] of those that [`Scratch::take_all`] gave.
+    pub fn give_all<T: Spare, const N: usize>(&mut self, lists: [Vec<T>; N]) {
+        lists.into_iter().rev().for_each(|list| self.give(list));
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        fn capacity<T>(lists: &[Vec<T>]) -> usize {
+            lists.iter().map(|list| list.capacity() * size_of::<T>()).sum()
+        }
+        let lists = capacity(&self.lists_f32) + capacity(&self.lists_f64) + capacity(&self.lists_usize);
+        self.f32.capacity() * size_of::<f32>() + lists
+    }
 }
 
 /// Several operands of a node at most; more spill to the heap.

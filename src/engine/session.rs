@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::error::RunError;
-use super::execute::{Given, Limits, Memory, Run, execute};
-use super::graph::ValueId;
+use super::execute::{Given, Limits, Memory, Run, RunInputs, execute};
 use super::model::Model;
 use super::op::Shape;
 use super::signature::{Mismatch, Port};
 use super::tensor::{Buffer, Tensor, Value};
 use super::threads::Threads;
-use super::view::View;
+use super::view::{View, emptied};
 
 /// Storage and working memory for running one model, one run at a time.
 #[derive(Debug)]
@@ -25,6 +24,8 @@ pub struct Session {
     overriding: Memory,
     /// Storage for the rows of several requests, one per input.
     gathered: Vec<Buffer>,
+    /// Room for the views of outputs, empty between runs.
+    views: Vec<View<'static>>,
     profile: Option<Vec<Duration>>,
     time: RunTime,
 }
@@ -51,7 +52,7 @@ impl Session {
     /// A session for `model` whose operators may use `threads`.
     pub fn new(model: Arc<Model>, threads: Arc<Threads>) -> Self {
         let (memory, overriding) = (Memory::default(), Memory::default());
-        Self { model, threads, memory, overriding, gathered: Vec::new(), profile: None, time: RunTime::default() }
+        Self { model, threads, memory, overriding, gathered: Vec::new(), views: Vec::new(), profile: None, time: RunTime::default() }
     }
 
     /// From now on operators use `threads`; the answers stay the same to the bit.
@@ -73,27 +74,30 @@ impl Session {
         self.model.signature().check(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|tensor| Given::View(tensor.view())).collect();
         clock.input();
-        let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let run = execute_model(&self.model, RunInputs::Given(&given), &mut self.memory, &self.threads, self.profile.as_mut())?;
         clock.infer();
         let outputs = run.outputs(&self.memory);
         clock.output();
         Ok(outputs)
     }
 
-    /// Runs the model on one view per input and lets `f` look at its outputs, in order, where they lie: nothing is copied.
+    /// Runs the model on one view per input and lets `f` look at its outputs, in order, where they lie: nothing is copied, and from
+    /// the second run of the same shapes on nothing is allocated here.
     ///
     /// # Errors
     /// As [`Session::run`], and if an output is no tensor.
     pub fn run_views<T>(&mut self, inputs: &[View<'_>], f: impl FnOnce(&[View<'_>]) -> T) -> Result<T, RunError> {
         let mut clock = Clock::start(&mut self.time);
         self.model.signature().check_views(inputs)?;
-        let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|view| Given::View(*view)).collect();
         clock.input();
-        let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let run = execute_model(&self.model, RunInputs::Views(inputs), &mut self.memory, &self.threads, self.profile.as_mut())?;
         clock.infer();
-        let view = |id: &ValueId| run.view(&self.memory, *id).ok_or_else(|| Mismatch("an output is no tensor".into()));
-        let outputs: SmallVec<[View<'_>; 4]> = self.model.graph().outputs.iter().map(view).collect::<Result<_, _>>()?;
+        let mut outputs = emptied(std::mem::take(&mut self.views));
+        for id in &self.model.graph().outputs {
+            outputs.push(run.view(&self.memory, *id).ok_or_else(|| Mismatch("an output is no tensor".into()))?);
+        }
         let found = f(&outputs);
+        self.views = emptied(outputs);
         clock.output();
         Ok(found)
     }
@@ -105,7 +109,7 @@ impl Session {
     pub fn run_values(&mut self, inputs: &[Value]) -> Result<Vec<Value>, RunError> {
         self.model.signature().check_values(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(Given::from).collect();
-        let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let run = execute_model(&self.model, RunInputs::Given(&given), &mut self.memory, &self.threads, self.profile.as_mut())?;
         Ok(run.outputs(&self.memory))
     }
 
@@ -127,7 +131,7 @@ impl Session {
             given[inputs.len() + position] = Given::View(tensor.view());
         }
         clock.input();
-        let run = execute(&open.program, &given, &mut self.overriding, &limits(&self.model, &self.threads), None)?;
+        let run = execute(&open.program, RunInputs::Given(&given), &mut self.overriding, &limits(&self.model, &self.threads), None)?;
         clock.infer();
         let outputs = run.outputs(&self.overriding);
         clock.output();
@@ -158,7 +162,7 @@ impl Session {
         let given: SmallVec<[Given<'_>; 4]> =
             self.gathered.iter().zip(&shapes).map(|(b, s)| Given::View(View::new(b.slice(s.iter().product()), s))).collect();
         clock.input();
-        let run = execute_model(&self.model, &given, &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let run = execute_model(&self.model, RunInputs::Given(&given), &mut self.memory, &self.threads, self.profile.as_mut())?;
         clock.infer();
 
         let mut results: Vec<Vec<Value>> = rows.iter().map(|_| Vec::with_capacity(signature.outputs.len())).collect();
@@ -268,7 +272,7 @@ fn gather(gathered: &mut Vec<Buffer>, ports: &[Port], requests: &[&[Tensor]], to
 
 fn execute_model<'a>(
     model: &'a Model,
-    inputs: &[Given<'a>],
+    inputs: RunInputs<'a>,
     memory: &mut Memory,
     threads: &Threads,
     profile: Option<&mut Vec<Duration>>,

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::body::{Body, Formal, Runner};
 use super::error::RunError;
-use super::execute::{Given, Limits, Memory, execute};
+use super::execute::{Given, Limits, Memory, RunInputs, execute};
 use super::graph::{Dim, Graph, ValueId};
 use super::model::LoadOptions;
 use super::op::{Context, Kinds, OpError};
@@ -159,7 +159,7 @@ impl Runner for Turns<'_> {
             inputs.push(Given::from(value));
         }
         let limits = Limits { threads: ctx.threads, budget: ctx.budget.saturating_sub(held), deadline: ctx.deadline };
-        match execute(program, &inputs, &mut self.memory, &limits, None) {
+        match execute(program, RunInputs::Given(&inputs), &mut self.memory, &limits, None) {
             Ok(run) => Ok(run.outputs(&self.memory)),
             Err(RunError::Deadline { .. }) => Err(OpError::Deadline),
             Err(error) => Err(OpError::value(format!("in its body: {error}"))),

@@ -86,13 +86,19 @@ impl Threads {
         worth.clamp(1, self.count)
     }
 
-    /// Calls `work` with every item, side by side where there are threads for it.
-    pub fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Send + Sync) {
+    /// Calls `work` with every item, side by side where there are threads for it. What makes the items runs under a lock: it should cut
+    /// slices rather than compute.
+    pub fn for_each<I>(&self, items: I, work: impl Fn(I::Item) + Send + Sync)
+    where
+        I: IntoIterator<IntoIter: Send, Item: Send>,
+    {
+        let items = items.into_iter();
+        let most = items.size_hint().1.unwrap_or(usize::MAX);
         match &self.pool {
-            Some(pool) if items.len() > 1 => {
-                let threads = self.count.min(items.len());
-                let waiting = Mutex::new(items.into_iter());
-                // The lock is held to take an item, not while it is worked on: nothing panics under it.
+            Some(pool) if most > 1 => {
+                let threads = self.count.min(most);
+                let waiting = Mutex::new(items);
+                // The lock is held to take an item, not while it is worked on.
                 let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
                 side_by_side(pool, threads, &|| {
                     while let Some(item) = next() {
@@ -100,7 +106,7 @@ impl Threads {
                     }
                 });
             }
-            _ => items.into_iter().for_each(work),
+            _ => items.for_each(work),
         }
     }
 }
@@ -140,7 +146,7 @@ mod tests {
     fn every_item_is_worked_on_once() {
         for count in [0, 1, 2] {
             let sum = AtomicUsize::new(0);
-            Threads::new(count).unwrap().for_each((1..=100).collect(), |i: usize| {
+            Threads::new(count).unwrap().for_each(1..=100, |i: usize| {
                 sum.fetch_add(i, Ordering::Relaxed);
             });
             assert_eq!(sum.into_inner(), 5050);
@@ -162,7 +168,7 @@ mod tests {
     fn a_panic_of_one_item_is_that_of_the_caller_and_leaves_the_pool_usable() {
         let threads = Threads::new(2).unwrap();
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            threads.for_each((0..10).collect(), |i: usize| assert_ne!(i, 3));
+            threads.for_each(0..10, |i: usize| assert_ne!(i, 3));
         }));
         assert!(caught.is_err());
         let sum = AtomicUsize::new(0);

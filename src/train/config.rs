@@ -203,7 +203,8 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|error| Error(error.to_string().trim_end().to_owned()))?;
+        let config: Self =
+            toml::from_str(text).map_err(|error| wrong_layer(text).unwrap_or_else(|| Error(error.to_string().trim_end().to_owned())))?;
         let train = &config.train;
         let wrong = |key: &str, value: &dyn std::fmt::Display| Err(Error(format!("`train.{key}` is {value}")));
         if train.epochs == 0 || train.batch == 0 {
@@ -236,6 +237,16 @@ impl Config {
     }
 }
 
+/// What is wrong with the first layer that cannot be read, if one cannot: of a list the parser tells where the list begins only.
+fn wrong_layer(text: &str) -> Option<Error> {
+    let table: toml::Table = toml::from_str(text).ok()?;
+    table.get("layer")?.as_array()?.iter().enumerate().find_map(|(i, layer)| {
+        let kind = layer.get("kind").and_then(toml::Value::as_str).map_or(String::new(), |kind| format!(" (`{kind}`)"));
+        let error = layer.clone().try_into::<Layer>().err()?;
+        Some(Error(format!("layer {}{kind}: {}", i + 1, error.message())))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +264,7 @@ mod tests {
             ("epoch = 3\n", "epoch"),
             ("[[layer]]\nkind = \"dense\"\nunit = 3\n", "unit"),
             ("[[layer]]\nkind = \"dens\"\n", "dens"),
+            ("[[layer]]\nkind = \"flatten\"\n[[layer]]\nkind = \"dense\"\nunit = 3\n", "layer 2 (`dense`): unknown field `unit`"),
             ("optimizer = { kind = \"adam\", beta = 1 }\n", "beta"),
             ("patience = 3\n", "data.validation"),
             ("class_weights = \"even\"\n", "balanced"),

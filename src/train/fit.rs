@@ -14,7 +14,8 @@ use super::random::Random;
 use super::rows::Rows;
 use super::schedule::Position;
 use crate::engine::{
-    Appender, DType, Dim, Graph, Kind, LoadOptions, Loaded, Metadata, Model, Session, Slice, Threads, ValueId, View, append_gradients,
+    Appender, DType, Dim, Graph, Kind, LoadOptions, Loaded, Metadata, Model, Session, Shape, Slice, Threads, ValueId, View,
+    append_gradients, emptied,
 };
 
 /// What the error of a training begins with whose loss is no number any more.
@@ -61,7 +62,7 @@ pub struct Trainer<'a> {
     validation: Option<&'a Rows>,
     program: Program,
     evaluation: Session,
-    found: Found,
+    kept: Kept,
     /// See [`State`].
     pub state: State,
     augmenting: Augmenting,
@@ -155,18 +156,7 @@ impl<'a> Trainer<'a> {
         let augmenting = Augmenting::new(config.train.augment, &train.shape, empty)?;
         let validation = validation.filter(|rows| !rows.is_empty());
         let threads = Arc::clone(setting.threads);
-        Ok(Self {
-            config: &config.train,
-            loss,
-            train,
-            validation,
-            program,
-            evaluation,
-            found: Found::default(),
-            state,
-            augmenting,
-            threads,
-        })
+        Ok(Self { config: &config.train, loss, train, validation, program, evaluation, kept: Kept::default(), state, augmenting, threads })
     }
 
     /// Rows of an epoch.
@@ -198,19 +188,20 @@ impl<'a> Trainer<'a> {
         random.shuffle(&mut order);
         let steps = self.steps();
         let (size, outputs) = (self.train.size(), self.train.outputs);
-        let (mut x, mut y, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         let mut total = 0.0;
         for (step, rows) in order.chunks(self.config.batch).enumerate() {
-            x.clear();
-            y.clear();
-            weights.clear();
+            let mut batch = std::mem::take(&mut self.kept.batch);
+            batch.x.clear();
+            batch.y.clear();
+            batch.weights.clear();
             for &row in rows {
-                self.train.x.read(row * size..(row + 1) * size, &mut x)?;
-                y.extend_from_slice(&self.train.y[row * outputs..(row + 1) * outputs]);
-                weights.push(self.train.weights[row]);
+                self.train.x.read(row * size..(row + 1) * size, &mut batch.x)?;
+                batch.y.extend_from_slice(&self.train.y[row * outputs..(row + 1) * outputs]);
+                batch.weights.push(self.train.weights[row]);
             }
-            self.augmenting.apply(&mut x, &mut random);
-            let loss = self.step(epoch * steps + step, (&x, &y, &weights))?;
+            self.augmenting.apply(&mut batch.x, &mut random);
+            let loss = self.step(epoch * steps + step, &batch)?;
+            self.kept.batch = batch;
             if !loss.is_finite() {
                 return Err(Error(format!(
                     "{DIVERGED} {loss} in step {} of epoch {}: the learning rate may be too great, or an input is not finite",
@@ -244,57 +235,48 @@ impl<'a> Trainer<'a> {
     }
 
     /// One step; returns the loss before it.
-    fn step(&mut self, number: usize, (x, y, weights): (&[f32], &[f32], &[f32])) -> Result<f64> {
+    fn step(&mut self, number: usize, Batch { x, y, weights }: &Batch) -> Result<f64> {
         let rows = weights.len();
         let at =
             Position { step: number, steps_per_epoch: self.steps(), epochs: self.config.epochs, warmup_epochs: self.config.warmup_epochs };
         let rate = self.config.learning_rate * self.config.schedule.factor(at);
         // The numbers of a seed and a step side by side: no two steps of a training have the same masks.
         let seed = [(self.config.seed << 32 | number as u64) as i64];
-        let shape: Vec<usize> = [&[rows], &self.train.shape[..]].concat();
+        let shape: Shape = std::iter::once(rows).chain(self.train.shape.iter().copied()).collect();
         let State { parameters, optimizer, .. } = &mut self.state;
-        let mut inputs = vec![View::new(Slice::I64(&seed), &[]), View::new(Slice::F32(x), &shape)];
-        let y_shape = [rows, self.train.outputs];
-        let rows_shape = [rows];
-        inputs.push(View::new(Slice::F32(y), &y_shape));
-        inputs.push(View::new(Slice::F32(weights), &rows_shape));
-        let mut values: Vec<Vec<f32>> = parameters.iter_mut().map(|p| std::mem::take(&mut p.values)).collect();
-        let outcome = {
-            let all: Vec<View<'_>> =
-                inputs.into_iter().chain(values.iter().zip(&*parameters).map(|(v, p)| View::new(Slice::F32(v), &p.shape))).collect();
-            let (found, session) = (&mut self.found, &mut self.program.session);
-            let mut run = || session.run_views(&all, |outputs| found.take(outputs));
+        let (y_shape, rows_shape) = ([rows, self.train.outputs], [rows]);
+        let loss = {
+            let mut inputs = emptied(std::mem::take(&mut self.kept.views));
+            inputs.push(View::new(Slice::I64(&seed), &[]));
+            inputs.push(View::new(Slice::F32(x), &shape));
+            inputs.push(View::new(Slice::F32(y), &y_shape));
+            inputs.push(View::new(Slice::F32(weights), &rows_shape));
+            inputs.extend(parameters.iter().map(|p| View::new(Slice::F32(&p.values), &p.shape)));
+            let (found, session) = (&mut self.kept.found, &mut self.program.session);
+            let mut run = || session.run_views(&inputs, |outputs| found.take(outputs));
             // Where operators split their work, on a thread of the pool: it wakes the others and waits for nobody to begin.
-            let flops = 6 * rows * values.iter().map(Vec::len).sum::<usize>();
-            if self.threads.parts(flops as u64) > 1 { self.threads.run(run) } else { run() }
+            let flops = 6 * rows * parameters.iter().map(|p| p.values.len()).sum::<usize>();
+            let loss = if self.threads.parts(flops as u64) > 1 { self.threads.run(run) } else { run() };
+            self.kept.views = emptied(inputs);
+            loss?
         };
-        let loss = match outcome {
-            Ok(loss) => loss,
-            Err(error) => {
-                parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
-                return Err(error.into());
-            }
-        };
-        let (gradients, statistics) = self.found.tensors.split_at_mut(self.program.trained.len());
+        let (gradients, statistics) = self.kept.found.tensors.split_at_mut(self.program.trained.len());
         // A norm that bounds nothing is not taken.
         let scale = self.config.clip_norm.map_or(1.0, |most| clip_factor(norm(gradients.iter().map(Vec::as_slice)), most));
-        let mut left = values.iter_mut().enumerate();
-        let mut moves = Vec::with_capacity(gradients.len());
+        let mut left = parameters.iter_mut().enumerate();
+        let mut moves = emptied(std::mem::take(&mut self.kept.moves));
         for (gradient, &index) in gradients.iter().zip(&self.program.trained) {
-            let (_, x) = left.find(|(at, _)| *at == index).expect("trained parameters are in the order of all");
-            let weight = parameters[index].role == Role::Weight;
+            let (_, parameter) = left.find(|(at, _)| *at == index).expect("trained parameters are in the order of all");
+            let weight = parameter.role == Role::Weight;
             let regular = |factor: f64| if weight { factor } else { 0.0 };
-            moves.push(Move {
-                index,
-                x,
-                gradient: Gradient { values: gradient, l2: regular(self.config.l2), l1: regular(self.config.l1) },
-            });
+            let gradient = Gradient { values: gradient, l2: regular(self.config.l2), l1: regular(self.config.l1) };
+            moves.push(Move { index, x: &mut parameter.values, gradient });
         }
         optimizer.step(&mut moves, rate, scale, &self.threads);
+        self.kept.moves = emptied(moves);
         for (statistic, &at) in statistics.iter_mut().zip(&self.program.updated) {
-            std::mem::swap(statistic, &mut values[at]);
+            std::mem::swap(statistic, &mut parameters[at].values);
         }
-        parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
         Ok(loss)
     }
 
@@ -332,7 +314,25 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Copies of what a step found, in memory that is kept between steps.
+/// Memory that is kept between steps.
+#[derive(Default)]
+struct Kept {
+    batch: Batch,
+    found: Found,
+    /// Room for lists of a step, empty between steps.
+    views: Vec<View<'static>>,
+    moves: Vec<Move<'static>>,
+}
+
+/// The rows of a step, their targets and weights.
+#[derive(Default)]
+struct Batch {
+    x: Vec<f32>,
+    y: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+/// Copies of what a step found.
 #[derive(Default)]
 struct Found {
     /// The gradients, then the new statistics.

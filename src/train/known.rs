@@ -1,7 +1,7 @@
 //! All that is known of the data: targets, how rows are parted, and how to pass over the inputs.
 
 use std::hash::Hasher;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::config::{Config, Task};
 use super::data::{Column, Inputs, Source, Target, Wanted};
@@ -26,6 +26,29 @@ pub(super) struct Known {
     hash: u64,
     /// How many rows are to be parted; those behind them judge.
     own: usize,
+    names: Names,
+}
+
+/// How rows are called.
+#[derive(Default)]
+struct Names {
+    /// The number in the files of each row of the source, where others were left out.
+    numbers: Option<Vec<usize>>,
+    /// Rows of the first file, those that are left out included.
+    own: usize,
+    /// The second file.
+    test: Option<PathBuf>,
+}
+
+impl Names {
+    /// A row of the source, as the user finds it in its file.
+    fn of(&self, row: usize) -> String {
+        let row = self.numbers.as_ref().map_or(row, |numbers| numbers[row]);
+        match &self.test {
+            Some(test) if row >= self.own => format!("{}: row {}", test.display(), row - self.own + 1),
+            _ => format!("row {}", row + 1),
+        }
+    }
 }
 
 impl Known {
@@ -49,6 +72,7 @@ impl Known {
         let mut pass = Pass::default();
         source.each(&mut |first, inputs, target| pass.part(config, first, inputs, target))?;
         let own = pass.kept.len();
+        let mut names = Names { numbers: None, own: pass.all, test: data.test_path.clone() };
         if let Some(path) = &data.test_path {
             // Opened together they are read again; the rows of the second file come behind those of the first.
             let paths: [&Path; 2] = [&data.path, path];
@@ -65,6 +89,7 @@ impl Known {
             source.keep(&kept);
         }
         let rows = kept.len();
+        names.numbers = (!whole && !source.streams()).then(|| kept.clone());
         let kept = (!whole && source.streams()).then_some(kept);
         let (task, target) = targets(config, target)?;
         let mut hash = Fnv::default();
@@ -73,7 +98,7 @@ impl Known {
             Target::Numbers(values) => values.iter().for_each(|v| hash.write(&v.to_bits().to_le_bytes())),
             Target::Classes { of, .. } => of.iter().for_each(|&class| hash.write(&(class as u64).to_le_bytes())),
         }
-        Ok(Self { source, kept, rows, target, task, summary, hash: hash.finish(), own })
+        Ok(Self { source, kept, rows, target, task, summary, hash: hash.finish(), own, names })
     }
 
     /// Whether the rows are read from files each time.
@@ -105,6 +130,11 @@ impl Known {
         })
     }
 
+    /// What a row of the source is called in an error: its number in its file, and the file where there are two.
+    pub(super) fn name(&self, row: usize) -> String {
+        self.names.of(row)
+    }
+
     /// Some rows, which rise, as they are.
     pub(super) fn pick(&self, rows: &[usize]) -> Result<Inputs> {
         let mut found: Option<Inputs> = None;
@@ -133,8 +163,8 @@ impl Known {
             parts.train.iter().for_each(|&row| trained[of[row]] = true);
             if let Some(&row) = parts.validation.iter().chain(&parts.test).find(|row| !trained[of[**row]]) {
                 return Err(Error(format!(
-                    "row {}: the target `{}` is {:?}, which no training row has",
-                    row + 1,
+                    "{}: the target `{}` is {:?}, which no training row has",
+                    self.names.of(self.kept.as_ref().map_or(row, |kept| kept[row])),
                     config.data.target(),
                     labels[of[row]]
                 )));

@@ -134,14 +134,16 @@ impl Optimizer {
             return;
         }
         let piece = total.div_ceil(PIECES_PER_THREAD * parts).max(1);
-        let mut items = Vec::new();
-        for one in moves {
+        for one in moves.iter() {
             assert_eq!(one.x.len(), one.gradient.values.len(), "elements of a parameter and its gradient");
-            let (mut m, mut v) = states.of(one.index);
-            for (x, values) in one.x.chunks_mut(piece).zip(one.gradient.values.chunks(piece)) {
-                items.push(((x, cut(&mut m, values.len()), cut(&mut v, values.len())), Gradient { values, ..one.gradient }));
-            }
         }
+        let items = moves.iter_mut().flat_map(|one| {
+            let ((mut m, mut v), gradient) = (states.of(one.index), one.gradient);
+            one.x
+                .chunks_mut(piece)
+                .zip(gradient.values.chunks(piece))
+                .map(move |(x, values)| ((x, cut(&mut m, values.len()), cut(&mut v, values.len())), Gradient { values, ..gradient }))
+        });
         let (rule, step) = (self.rule, self.step);
         threads.for_each(items, |(state, gradient)| apply(rule, step, state, gradient, rate, scale));
     }

@@ -167,7 +167,7 @@ impl Fitted {
             let mut rows = unprepared(known, store, shape.clone(), unit, &weights, picked);
             known.picked(picked, &mut |inputs, inside, first| {
                 if !seen {
-                    preparation.known(inputs, inside, first)?;
+                    preparation.known(inputs, inside, |row| known.name(first + row))?;
                 }
                 for inside in inside.chunks(PREPARED_AT_ONCE) {
                     let found = session.run(&inputs.pick(inside).tensors())?;

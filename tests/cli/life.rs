@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::fixture::{Folder, models};
+use crate::server::Server;
 
 /// Rows of `two-features`, and what is right.
 const ROWS: &str = "a,b,kind,class\n1,2,x,0\n2,3,x,0\n3,4,y,1\n4,5,y,1\n5,6,x,1\n0,1,y,0\n";
@@ -143,10 +144,38 @@ fn deploy_refuses_what_is_wrong_or_worse() {
     let judged = ["deploy", &two, "--to", "served", "--data", "rows.csv", "--target", "class", "--features", "a,b"];
     let out = folder.run(&judged).ok().out;
     assert!(out.contains("accuracy: 1.000000 there, 1.000000 now"), "{out}");
-    for more in [&["--canary", "10"][..], &["--data", "rows.csv", "--target", "class"]] {
-        let to = ["deploy", &two, "--to", "http://127.0.0.1:1"];
-        folder.run(&[&to[..], more].concat()).fails(1, &["--canary and --data need the folder of the models"]);
-    }
+    folder.run(&["deploy", &two, "--to", "http://127.0.0.1:1", "--canary", "10"]).fails(1, &["--canary needs the folder of the models"]);
     folder.run(&["deploy", &two, "--to", "http://127.0.0.1:1"]).fails(1, &["http://127.0.0.1:1: "]);
     folder.run(&["deploy", &two, "--to", "https://127.0.0.1:1"]).fails(1, &["only http:// can be asked"]);
+}
+
+/// Of the repository's own `two-features` one that has learnt the opposite, and one that was trained for as long.
+#[test]
+fn deploy_to_a_server_refuses_what_is_worse_or_other_too() {
+    let folder = Folder::new();
+    copy(&models().join("two-features"), &folder.path("served/two-features"));
+    folder.write("rows.csv", ROWS);
+    let text = fs::read_to_string(models().join("two-features/train.toml")).unwrap();
+    folder.write("worse/train.toml", &text);
+    folder.write("worse/data.csv", "x1,x2,class\n1,2,1\n2,3,1\n3,4,0\n4,5,0\n5,6,0\n");
+    folder.run(&["train", "worse/train.toml", "--output", "two-features"]).ok();
+    let mut server = Server::start(&folder, &["--models", "served"]);
+    server.until("try: curl");
+    let url = format!("http://{}", server.address);
+    let answer = || server.ask("POST", "/v1/models/two-features:predict", r#"{"instances": [[5, 6]]}"#);
+    let before = answer();
+    assert_eq!(before.0, 200, "{}", before.1);
+    let deploy = |model: &str, more: &[&str]| {
+        let judged = ["deploy", model, "--to", &url, "--data", "rows.csv", "--target", "class", "--features", "a,b"];
+        folder.run(&[&judged[..], more].concat())
+    };
+    deploy("two-features", &[]).fails(1, &["the model is worse than the one that is there (accuracy: 1.000000 there, 0.000000 now"]);
+    let digits = model("digits");
+    folder.run(&["deploy", &digits, "--to", &url, "--name", "two-features"]).fails(1, &["are not those of the model that is there"]);
+    assert_eq!(answer(), before, "nothing was loaded");
+    let out = deploy(&model("two-features"), &[]).ok().out;
+    assert!(out.contains("accuracy: 1.000000 there, 1.000000 now") && out.contains("is loaded into http://"), "{out}");
+    let out = deploy("two-features", &["--force"]).ok().out;
+    assert!(out.contains("accuracy: 1.000000 there, 0.000000 now"), "{out}");
+    assert_ne!(answer(), before);
 }

@@ -221,8 +221,20 @@ fn what_is_wrong_with_data_is_named() {
     let csv =
         least.replace("data.npz", "data.csv").replace("target = \"y\"", "target = \"y\"\ntest_path = \"test.csv\"\ntask = \"classify\"");
     for (train, test, config, message) in [
-        (rows.clone(), "a,kind,y\n1,new,0\n".to_owned(), csv.clone(), "row 41: `kind` is \"new\", which no training row has"),
-        (rows.clone(), "a,kind,y\n1,usual,2\n".to_owned(), csv.clone(), "row 41: the target `y` is \"2\", which no training row has"),
+        (rows.clone(), "a,kind,y\n1,new,0\n".to_owned(), csv.clone(), "test.csv: row 1: `kind` is \"new\", which no training row has"),
+        (
+            rows.clone(),
+            "a,kind,y\n1,usual,2\n".to_owned(),
+            csv.clone(),
+            "test.csv: row 1: the target `y` is \"2\", which no training row has",
+        ),
+        // A row that is left out counts all the same.
+        (
+            rows.clone(),
+            "a,kind,y\n,usual,1\n1,new,0\n".to_owned(),
+            format!("{csv}[prepare]\nmissing = \"drop\"\n"),
+            "test.csv: row 2: `kind` is \"new\"",
+        ),
         (rows.clone(), "a,kind\n1,usual\n".to_owned(), csv.clone(), "test.csv: there is no column `y`"),
         (rows.clone(), "a,y\n1,1\n".to_owned(), csv.clone(), "there is no column `kind`"),
         (rows.clone(), "a,kind,y\nx,usual,1\n".to_owned(), csv.clone(), "column `a`: numbers in one file, text in the other"),

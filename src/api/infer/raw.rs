@@ -96,7 +96,7 @@ pub(in crate::api) fn utf8(bytes: &[u8], index: usize) -> Result<String, String>
 }
 
 /// The values of a tensor, without a copy of numbers; `None` if the type has no binary form.
-pub(in crate::api) fn encode(tensor: &Tensor) -> Option<Bytes> {
+pub fn encode(tensor: &Tensor) -> Option<Bytes> {
     if let Slice::String(texts) = tensor.data() {
         let mut bytes = Vec::with_capacity(tensor.text_bytes() + size_of::<u32>() * texts.len());
         for text in texts {

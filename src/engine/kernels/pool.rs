@@ -4,6 +4,8 @@
 //! A window costs its height plus its width in vector operations, not their product. For every second window the row is taken
 //! apart into even and odd columns first, so that what one tap meets lies side by side.
 
+use std::cell::Cell;
+
 use super::isa::{Isa, instantiate};
 use super::rows::every_second;
 use super::vector::math::greater;
@@ -49,8 +51,10 @@ pub fn max_pool(isa: Isa, rows: PoolAxis, columns: PoolAxis, x: &[f32], y: &mut 
     let reach = columns.reach();
     // Even and odd columns each have a line; a row beyond either is never asked for.
     let half = reach.div_ceil(2);
-    let mut line = vec![f32::NEG_INFINITY; if columns.stride == 2 { reach + 2 * half } else { reach }];
-    let (line, halves) = line.split_at_mut(reach);
+    let mut kept = LINE.take();
+    kept.clear();
+    kept.resize(if columns.stride == 2 { reach + 2 * half } else { reach }, f32::NEG_INFINITY);
+    let (line, halves) = kept.split_at_mut(reach);
     for (x, y) in x.chunks_exact(from).zip(y.chunks_exact_mut(to)) {
         for (row, y) in y.chunks_exact_mut(columns.output).enumerate() {
             greatest_rows(isa, rows, row, x, &mut line[columns.pad..][..columns.input]);
@@ -64,6 +68,12 @@ pub fn max_pool(isa: Isa, rows: PoolAxis, columns: PoolAxis, x: &[f32], y: &mut 
             }
         }
     }
+    LINE.set(kept);
+}
+
+thread_local! {
+    /// The line of a thread's last pooling, kept for the next.
+    static LINE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// The greatest of the rows that the windows of output row `row` meet.

@@ -3,7 +3,7 @@
 mod channels;
 pub(crate) mod gradient;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use super::ANY;
 use super::axes::{product, same_type};
@@ -65,10 +65,13 @@ impl Sizes {
     }
 }
 
-/// The elements of a tensor of floats as f64.
-fn doubles(view: View<'_>) -> Result<Vec<f64>, OpError> {
-    with_float!(view.dtype(), T => Ok(view.slice::<T>()?.iter().map(|v| v.to_f64()).collect()),
-        else Err(OpError::wrong_type(DType::F32, view.dtype())))
+/// Makes `list` the elements of a tensor of floats.
+fn doubles(view: View<'_>, list: &mut Vec<f64>) -> Result<(), OpError> {
+    list.clear();
+    with_float!(view.dtype(), T => {
+        list.extend(view.slice::<T>()?.iter().map(|v| v.to_f64()));
+        Ok(())
+    }, else Err(OpError::wrong_type(DType::F32, view.dtype())))
 }
 
 impl BatchNorm {
@@ -123,10 +126,13 @@ impl Op for BatchNorm {
         Ok(vec![x.into()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?;
-        let parameters: Vec<Vec<f64>> = (1..5).map(|i| doubles(inputs.at(i)?)).collect::<Result<_, _>>()?;
-        self.normalise(x, Sizes::of(x.shape(), true)?, [0, 1, 2, 3].map(|i| &parameters[i][..]), outputs.at(0)?)
+        let mut parameters: [Vec<f64>; 4] = ctx.scratch.take_all();
+        parameters.iter_mut().enumerate().try_for_each(|(i, list)| doubles(inputs.at(i + 1)?, list))?;
+        self.normalise(x, Sizes::of(x.shape(), true)?, parameters.each_ref().map(Vec::as_slice), outputs.at(0)?)?;
+        ctx.scratch.give_all(parameters);
+        Ok(())
     }
 }
 
@@ -142,7 +148,7 @@ struct Statistical {
 }
 
 /// Mean and variance (of the population) per channel.
-fn statistics<T: Number>(x: &[T], Sizes { samples, channels, size }: Sizes) -> (Vec<f64>, Vec<f64>) {
+fn statistics<T: Number>(x: &[T], Sizes { samples, channels, size }: Sizes) -> [Vec<f64>; 2] {
     let count = (samples * size) as f64;
     let of = |f: &dyn Fn(f64, usize) -> f64| -> Vec<f64> {
         let mut sums = vec![0.0; channels];
@@ -154,14 +160,14 @@ fn statistics<T: Number>(x: &[T], Sizes { samples, channels, size }: Sizes) -> (
     };
     let mean = of(&|x, _| x);
     let variance = of(&|x, c| (x - mean[c]) * (x - mean[c]));
-    (mean, variance)
+    [mean, variance]
 }
 
-fn write(values: &[f64], y: Option<&mut ViewMut<'_>>) -> Result<(), OpError> {
+fn write(values: impl IntoIterator<Item = f64>, y: Option<&mut ViewMut<'_>>) -> Result<(), OpError> {
     let Some(y) = y else { return Ok(()) };
     let dtype = y.dtype();
     with_float!(dtype, T => {
-        y.slice::<T>()?.iter_mut().zip(values).for_each(|(y, v)| *y = T::from_f64(*v));
+        y.slice::<T>()?.iter_mut().zip(values).for_each(|(y, v)| *y = T::from_f64(v));
         Ok(())
     }, else Err(OpError::wrong_type(DType::F32, dtype)))
 }
@@ -183,34 +189,37 @@ impl Op for Statistical {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?;
         let sizes = Sizes::of(x.shape(), self.spatial)?;
-        let parameters: SmallVec<[Vec<f64>; 4]> = (1..5).map(|i| doubles(inputs.at(i)?)).collect::<Result<_, _>>()?;
-        let [scale, bias, mean, variance] = [0, 1, 2, 3].map(|i| &parameters[i][..]);
+        let mut parameters: [Vec<f64>; 4] = ctx.scratch.take_all();
+        parameters.iter_mut().enumerate().try_for_each(|(i, list)| doubles(inputs.at(i + 1)?, list))?;
+        let [scale, bias, mean, variance] = parameters.each_ref().map(Vec::as_slice);
         let Some(momentum) = self.training.map(f64::from) else {
             return self.norm.normalise(x, sizes, [scale, bias, mean, variance], outputs.at(0)?);
         };
-        let current = match x.dtype() {
+        let mut current: [Vec<f64>; 2] = ctx.scratch.take_all();
+        match x.dtype() {
             DType::F32 | DType::F64 => with_scalar!(x.dtype(), T => {
                 let x = x.slice::<T>()?;
-                let current = moments(x, sizes, ctx.threads);
+                moments(x, sizes, ctx.threads, current.each_mut());
                 each_plane([x], outputs.at(0)?.slice()?, sizes, ctx.threads, |c, [x], y| {
-                    let factor = scale[c] / (current.1[c] + f64::from(self.norm.epsilon)).sqrt();
-                    let [factor, mean, bias] = [factor, current.0[c], bias[c]].map(<T as Scalar>::of);
+                    let factor = scale[c] / (current[1][c] + f64::from(self.norm.epsilon)).sqrt();
+                    let [factor, mean, bias] = [factor, current[0][c], bias[c]].map(<T as Scalar>::of);
                     y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * factor + bias);
                 });
-                Ok(current)
+                Ok(())
             })?,
             _ => {
-                let current =
+                current =
                     with_float!(x.dtype(), T => statistics(x.slice::<T>()?, sizes), else return Err(OpError::wrong_type(DType::F32, x.dtype())));
-                self.norm.normalise(x, sizes, [scale, bias, &current.0, &current.1], outputs.at(0)?)?;
-                current
+                self.norm.normalise(x, sizes, [scale, bias, &current[0], &current[1]], outputs.at(0)?)?;
             }
-        };
-        let update = |old: &[f64], new: &[f64]| -> Vec<f64> { old.iter().zip(new).map(|(old, new)| old * momentum + new * (1.0 - momentum)).collect() };
-        write(&update(mean, &current.0), outputs.get(1))?;
-        write(&update(variance, &current.1), outputs.get(2))?;
-        write(&current.0, outputs.get(3))?;
-        write(&current.1, outputs.get(4))
+        }
+        for (i, (old, new)) in [mean, variance].into_iter().zip(&current).enumerate() {
+            write(old.iter().zip(new).map(|(old, new)| old * momentum + new * (1.0 - momentum)), outputs.get(1 + i))?;
+            write(new.iter().copied(), outputs.get(3 + i))?;
+        }
+        ctx.scratch.give_all(current);
+        ctx.scratch.give_all(parameters);
+        Ok(())
     }
 }
 

@@ -35,7 +35,7 @@ impl Slope {
         let (g, at) = (g.slice::<T>()?, at.slice::<T>()?);
         let cost = if matches!(self, Self::Of(_)) { 50 } else { 2 };
         let part = g.len().div_ceil(threads.parts(cost * g.len() as u64)).max(1);
-        threads.for_each(g.chunks_mut(part).zip(at.chunks(part)).collect(), |(g, at)| self.apply_here(at, g));
+        threads.for_each(g.chunks_mut(part).zip(at.chunks(part)), |(g, at)| self.apply_here(at, g));
         Ok(())
     }
 

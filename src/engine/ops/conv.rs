@@ -5,6 +5,8 @@
 
 pub(crate) mod gradient;
 
+use std::cell::Cell;
+
 use smallvec::smallvec;
 
 use super::ANY;
@@ -121,6 +123,12 @@ impl Conv {
     /// `x`, weights with their shape, and a bias; `end` says what becomes of the sums.
     fn run_f32(&self, sizes: &Geometry, (x, w, bias): Operands<'_>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
         match flat(sizes) {
+            Some((shape, _)) if self.precision == Precision::F32 => {
+                let depth = sizes.depth();
+                let packed = packed_now(&shape, |channel| w.1[channel * depth..][..depth].iter().copied(), ctx);
+                run_packed(&shape, &packed, x, bias, end, y, ctx);
+                ctx.scratch.give(packed.into_memory());
+            }
             Some((shape, _)) => run_packed(&shape, &self.pack(ctx.isa, w.0, w.1), x, bias, end, y, ctx),
             None if end.adds => {
                 let mut product = vec![0.0; y.len()];
@@ -190,6 +198,28 @@ pub(super) fn flops(shape: &ConvShape) -> u64 {
     (shape.output_len() as u64).saturating_mul(2).saturating_mul(taps)
 }
 
+/// Weights that are packed for one run, in memory of the scratch: `row` gives those of an output channel.
+fn packed_now<I: Iterator<Item = f32>>(shape: &ConvShape, row: impl Fn(usize) -> I + Sync, ctx: &mut Context<'_>) -> PackedConv {
+    /// Operations for each weight, memory counted by its time.
+    const COST: u64 = 8;
+    let weights = shape.c_out * (shape.c_in / shape.groups) * shape.kernel_h * shape.kernel_w;
+    let split = ctx.threads.parts(COST * weights as u64) > 1;
+    let memory = ctx.scratch.take();
+    PackedConv::fill(shape, ctx.isa, memory, row, |panels, fill| if split { ctx.threads.for_each(panels, fill) } else { panels.for_each(fill) })
+}
+
+thread_local! {
+    /// Padded images and panels of a thread that has a part of a convolution, kept for the next.
+    static WORKING: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Calls `work` with the working memory of this thread.
+fn with_working_memory(work: impl FnOnce(&mut Vec<f32>)) {
+    let mut memory = WORKING.take();
+    work(&mut memory);
+    WORKING.set(memory);
+}
+
 /// Samples, or output channels of samples, on as many threads as the work is worth. The bits do not depend on the split.
 fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
     let bias = bias.map_or(Bias::None, Bias::PerRow);
@@ -201,23 +231,22 @@ fn run_packed(shape: &ConvShape, w: &PackedConv, x: &[f32], bias: Option<&[f32]>
     let (from, to) = (shape.input_len() / shape.n, shape.output_len() / shape.n);
     if shape.n >= parts {
         let samples = shape.n.div_ceil(parts);
-        let items: Vec<_> = x.chunks(samples * from).zip(y.chunks_mut(samples * to)).collect();
+        let items = x.chunks(samples * from).zip(y.chunks_mut(samples * to));
         ctx.threads.for_each(items, |(x, y)| {
             let shape = ConvShape { n: x.len() / from, ..*shape };
-            conv2d(&shape, w, x, epilogue, y, &mut Vec::new());
+            with_working_memory(|memory| conv2d(&shape, w, x, epilogue, y, memory));
         });
         return;
     }
     let channels = shape.c_out.div_ceil(parts).next_multiple_of(w.channel_step());
     let pixels = to / shape.c_out;
-    let mut items = Vec::new();
-    for (x, y) in x.chunks(from).zip(y.chunks_mut(to)) {
-        items.extend(y.chunks_mut(channels * pixels).enumerate().map(|(part, y)| (part * channels, x, y)));
-    }
+    let items = x.chunks(from).zip(y.chunks_mut(to)).flat_map(|(x, y)| {
+        y.chunks_mut(channels * pixels).enumerate().map(move |(part, y)| (part * channels, x, y))
+    });
     let one = ConvShape { n: 1, ..*shape };
     ctx.threads.for_each(items, |(start, x, y)| {
         let range = start..start + y.len() / pixels;
-        conv2d_channels(&one, w, x, epilogue, range, y, &mut Vec::new());
+        with_working_memory(|memory| conv2d_channels(&one, w, x, epilogue, range, y, memory));
     });
 }
 

@@ -176,7 +176,7 @@ fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[
         return exchange(y, &mut strips, (shape.c_out, width), |to, strip| to.copy_from_slice(strip));
     }
     let count = lines.div_ceil(parts);
-    let items: Vec<_> = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate().collect();
+    let items = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate();
     ctx.threads.for_each(items, |(part, y)| {
         let lines = part * count..lines.min((part + 1) * count);
         conv2d_last(shape, w, x, epilogue, lines, y, &mut Vec::new());

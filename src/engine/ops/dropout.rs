@@ -77,7 +77,7 @@ struct Dropout {
 
 /// The Mersenne Twister MT19937 as numpy seeds and reads it.
 struct Twister {
-    state: Vec<u32>,
+    state: [u32; Self::LEN],
     at: usize,
 }
 
@@ -85,10 +85,10 @@ impl Twister {
     const LEN: usize = 624;
 
     fn new(seed: u32) -> Self {
-        let mut state = vec![seed];
-        for i in 1..Self::LEN as u32 {
-            let last = state[i as usize - 1];
-            state.push((last ^ last >> 30).wrapping_mul(1_812_433_253).wrapping_add(i));
+        let mut state = [seed; Self::LEN];
+        for i in 1..Self::LEN {
+            let last = state[i - 1];
+            state[i] = (last ^ last >> 30).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
         }
         Self { state, at: Self::LEN }
     }

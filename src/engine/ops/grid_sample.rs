@@ -216,9 +216,8 @@ impl GridSample {
         let work = (y.len() as u64).saturating_mul(16 * self.mode.taps() as u64);
         let per_part = channels.div_ceil(ctx.threads.parts(work)).max(1);
         let samples = x.chunks_exact(channels * from).zip(y.chunks_exact_mut(channels * to)).enumerate();
-        let items: Vec<_> = samples
-            .flat_map(|(n, (x, y))| x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).map(move |(x, y)| (n, x, y)))
-            .collect();
+        let items = samples
+            .flat_map(|(n, (x, y))| x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).map(move |(x, y)| (n, x, y)));
         ctx.threads.for_each(items, |(n, x, y)| {
             let mut found = Found::default();
             for start in (0..to).step_by(BLOCK) {

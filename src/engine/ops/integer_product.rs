@@ -152,12 +152,12 @@ impl<'a> Operands<'a> {
         }
         if m >= parts * ROWS_PER_PART {
             let rows = m.div_ceil(parts).next_multiple_of(ROWS_PER_PART);
-            let items: Vec<_> = y.chunks_mut(rows * n).enumerate().collect();
+            let items = y.chunks_mut(rows * n).enumerate();
             return self.threads.for_each(items, |(part, y)| work(part * rows..part * rows + y.len() / n, 0..n, y));
         }
         let width = n.div_ceil(parts).next_multiple_of(PANEL);
         let mut strips = vec![T::default(); m * n];
-        let items: Vec<_> = strips.chunks_mut(m * width).enumerate().collect();
+        let items = strips.chunks_mut(m * width).enumerate();
         self.threads.for_each(items, |(part, strip)| work(0..m, part * width..n.min((part + 1) * width), strip));
         join(&strips, (m, n, width), y);
     }

@@ -125,7 +125,7 @@ impl MatMul {
         if parts == 1 {
             work((&pairs, y), &mut ctx.scratch.f32);
         } else {
-            let items: Vec<_> = pairs.chunks(per_part).zip(y.chunks_mut(per_part * m * n)).collect();
+            let items = pairs.chunks(per_part).zip(y.chunks_mut(per_part * m * n));
             ctx.threads.for_each(items, |item| work(item, &mut Vec::new()));
         }
         Ok(())

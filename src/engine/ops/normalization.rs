@@ -72,7 +72,7 @@ impl RowNorm {
             return;
         }
         let per_part = (x.len() / len).div_ceil(threads.parts(FLOPS_PER_ELEMENT.saturating_mul(x.len() as u64))) * len;
-        threads.for_each(x.chunks(per_part).zip(y.chunks_mut(per_part)).collect(), |(x, y)| {
+        threads.for_each(x.chunks(per_part).zip(y.chunks_mut(per_part)), |(x, y)| {
             for (x, y) in x.chunks_exact(len).zip(y.chunks_exact_mut(len)) {
                 if !self.rms {
                     vector::layer_norm_row(isa, x, scale, bias, self.epsilon, y);

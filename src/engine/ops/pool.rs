@@ -10,6 +10,7 @@ use smallvec::smallvec;
 use super::ANY;
 use super::axes::require;
 use super::number::{Number, with_float};
+use super::scalar::Scalar;
 use super::window::{Axis, AxisList, Meeting, Window, output_shape, planes, windows};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_number};
@@ -90,7 +91,7 @@ fn each_plane<T: Sync, Y: Send>(threads: &Threads, axes: &[Axis], x: &[T], y: &m
     let taps = axes.iter().fold(1_u64, |taps, axis| taps.saturating_mul(axis.kernel.min(axis.input) as u64));
     let count = y.len() / to;
     let per_part = count.div_ceil(threads.parts(taps.saturating_mul(y.len() as u64)));
-    let items: Vec<_> = x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).collect();
+    let items = x.chunks(per_part * from).zip(y.chunks_mut(per_part * to));
     threads.for_each(items, |(x, y)| x.chunks_exact(from).zip(y.chunks_exact_mut(to)).for_each(|(x, y)| f(x, y)));
 }
 
@@ -143,7 +144,7 @@ impl MaxPool {
             return max_pool(isa, axis(rows), axis(columns), x, y);
         }
         let planes = (y.len() / to).div_ceil(parts);
-        let items: Vec<_> = x.chunks(planes * from).zip(y.chunks_mut(planes * to)).collect();
+        let items = x.chunks(planes * from).zip(y.chunks_mut(planes * to));
         threads.for_each(items, |(x, y)| max_pool(isa, axis(rows), axis(columns), x, y));
     }
 
@@ -316,14 +317,19 @@ struct SumPool {
 impl SumPool {
     /// Sums in f64 cost little and round once.
     fn plane<T: Number>(&self, axes: &[Axis], x: &[T], y: &mut [T]) {
+        f64::with_lists(|[sums, counts, _]| self.plane_with(axes, x, y, (sums, counts)));
+    }
+
+    fn plane_with<T: Number>(&self, axes: &[Axis], x: &[T], y: &mut [T], (sums, counts): (&mut Vec<f64>, &mut Vec<f64>)) {
         let column = axes[axes.len() - 1];
-        let mut sums = vec![0.0_f64; column.output];
+        sums.resize(column.output, 0.0);
         // How many taps count along the last axis.
-        let counts: Vec<f64> = match self.sum {
-            Sum::Mean { include_pad: true } => (0..column.output).map(|at| column.covered(at) as f64).collect(),
-            Sum::Mean { include_pad: false } => (0..column.output).map(|at| column.taps(at).count() as f64).collect(),
-            Sum::Norm(_) => Vec::new(),
-        };
+        counts.clear();
+        match self.sum {
+            Sum::Mean { include_pad: true } => counts.extend((0..column.output).map(|at| column.covered(at) as f64)),
+            Sum::Mean { include_pad: false } => counts.extend((0..column.output).map(|at| column.taps(at).count() as f64)),
+            Sum::Norm(_) => {}
+        }
         rows(axes, |row, at, sources| {
             sums.fill(0.0);
             for &(_, source) in sources {
@@ -336,13 +342,13 @@ impl SumPool {
                     }
                 });
             }
-            let y = y[row * column.output..][..column.output].iter_mut().zip(&sums);
+            let y = y[row * column.output..][..column.output].iter_mut().zip(&*sums);
             match self.sum {
                 Sum::Norm(norm) => y.for_each(|(y, sum)| *y = T::from_f64(norm.root(*sum))),
                 Sum::Mean { include_pad } => {
                     let covered = || axes.iter().zip(at).map(|(axis, &at)| axis.covered(at) as f64).product();
                     let outer = if include_pad { covered() } else { sources.len() as f64 };
-                    y.zip(&counts).for_each(|((y, sum), count)| *y = T::from_f64(sum / (outer * count)));
+                    y.zip(&*counts).for_each(|((y, sum), count)| *y = T::from_f64(sum / (outer * count)));
                 }
             }
         });

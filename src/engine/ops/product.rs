@@ -96,7 +96,7 @@ fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32
     }
     if m >= parts * ROWS_PER_PART {
         let rows = m.div_ceil(parts);
-        let items: Vec<_> = a.chunks(rows * k).zip(c.chunks_mut(rows * n)).enumerate().collect();
+        let items = a.chunks(rows * k).zip(c.chunks_mut(rows * n)).enumerate();
         threads.for_each(items, |(part, (a, c))| {
             let count = c.len() / n;
             let bias = match epilogue.bias {
@@ -109,7 +109,7 @@ fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32
     }
     let width = n.div_ceil(parts).next_multiple_of(b.panel_width());
     if m == 1 {
-        let items: Vec<_> = c.chunks_mut(width).enumerate().collect();
+        let items = c.chunks_mut(width).enumerate();
         threads.for_each(items, |(part, c)| {
             let columns = part * width..part * width + c.len();
             b.multiply_columns(a, 1, columns.clone(), c, columns.len(), epilogue);
@@ -125,7 +125,7 @@ fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32
             }
         }
     }
-    let items: Vec<_> = strips.chunks_mut(m * width).enumerate().collect();
+    let items = strips.chunks_mut(m * width).enumerate();
     threads.for_each(items, |(part, strip)| {
         let columns = part * width..n.min((part + 1) * width);
         b.multiply_columns(a, m, columns.clone(), strip, columns.len(), epilogue);

@@ -239,12 +239,12 @@ pub(crate) fn multiply(a: &Rows, b: &Rows, ctx: &Context<'_>) -> Vec<i32> {
         product(isa, &a.data, &b.data, len, (m, n), &mut c);
     } else if m >= 4 * parts {
         let rows = m.div_ceil(parts);
-        let items: Vec<_> = a.data.chunks(rows * len).zip(c.chunks_mut(rows * n)).collect();
+        let items = a.data.chunks(rows * len).zip(c.chunks_mut(rows * n));
         ctx.threads.for_each(items, |(a, c)| product(isa, a, &b.data, len, (a.len() / len, n), c));
     } else {
         let width = n.div_ceil(parts);
         let mut strips: Vec<Vec<i32>> = b.data.chunks(width * len).map(|b| vec![0; m * (b.len() / len)]).collect();
-        let items: Vec<_> = b.data.chunks(width * len).zip(&mut strips).collect();
+        let items = b.data.chunks(width * len).zip(&mut strips);
         ctx.threads.for_each(items, |(b, strip)| product(isa, &a.data, b, len, (m, b.len() / len), strip));
         for (part, strip) in strips.iter().enumerate() {
             let count = strip.len() / m;

@@ -226,7 +226,7 @@ impl Op for QAttention {
         };
         let size = flops(s.tokens, 2 * s.head, s.past + s.tokens).saturating_mul(heads.len() as u64);
         if ctx.threads.parts(size) > 1 {
-            ctx.threads.for_each(heads.iter_mut().collect(), work);
+            ctx.threads.for_each(heads.iter_mut(), work);
         } else {
             heads.iter_mut().for_each(work);
         }

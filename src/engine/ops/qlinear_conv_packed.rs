@@ -85,7 +85,7 @@ impl PackedQConv {
         const PIXELS_PER_PART: usize = 96;
         if lines * shape.w_out >= parts * PIXELS_PER_PART && lines >= parts {
             let count = lines.div_ceil(parts);
-            let items: Vec<_> = y.chunks_mut(count * shape.w_out * n).enumerate().collect();
+            let items = y.chunks_mut(count * shape.w_out * n).enumerate();
             return threads.for_each(items, |(part, y)| {
                 let lines = part * count..lines.min((part + 1) * count);
                 run(prepared, &self.weights, lines, 0..n, &mut self.finish(y, n));
@@ -94,7 +94,7 @@ impl PackedQConv {
         let width = n.div_ceil(parts).next_multiple_of(PANEL);
         let pixels = lines * shape.w_out;
         let mut strips = vec![0; pixels * n];
-        let items: Vec<_> = strips.chunks_mut(pixels * width).enumerate().collect();
+        let items = strips.chunks_mut(pixels * width).enumerate();
         threads.for_each(items, |(part, strip)| {
             let channels = part * width..n.min((part + 1) * width);
             let ldc = channels.len();

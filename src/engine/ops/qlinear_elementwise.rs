@@ -88,7 +88,7 @@ fn add_all((a, b): (View<'_>, View<'_>), ratios: (f32, f32, f32), y: &mut ViewMu
     let mut y = y.bits();
     let y = y.slice::<u8>()?;
     let part = y.len().div_ceil(ctx.threads.parts(4 * y.len() as u64)).max(1);
-    let items: Vec<_> = a.chunks(part).zip(b.chunks(part)).zip(y.chunks_mut(part)).collect();
+    let items = a.chunks(part).zip(b.chunks(part)).zip(y.chunks_mut(part));
     ctx.threads.for_each(items, |((a, b), y)| quantize::add(isa, a, b, ratios, flip, y));
     Ok(())
 }

@@ -168,7 +168,7 @@ pub(crate) fn multiply(a: &[f32], w: &dyn Widen, (k, n): (usize, usize), bias: O
     // A few strips per thread at a time bound what is held.
     for starts in starts.chunks(4 * parts) {
         let mut strips: Vec<(usize, Vec<f32>)> = starts.iter().map(|&start| (start, vec![])).collect();
-        ctx.threads.for_each(strips.iter_mut().collect(), |(start, strip)| work(*start, strip, &mut vec![], &mut vec![]));
+        ctx.threads.for_each(strips.iter_mut(), |(start, strip)| work(*start, strip, &mut vec![], &mut vec![]));
         strips.iter().for_each(|(start, strip)| store(*start, strip));
     }
 }

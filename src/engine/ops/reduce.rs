@@ -5,6 +5,8 @@
 
 pub(crate) mod gradient;
 
+use smallvec::SmallVec;
+
 use super::ANY;
 use super::axes::{Axes, axes, ints, offsets, same_type, strides};
 use super::number::Number;
@@ -125,7 +127,14 @@ impl Reduce {
         axes(list, rank)
     }
 
-    fn run_typed<T: Number>(&self, reduced: &[usize], x: View<'_>, y: &mut ViewMut<'_>, f: impl Fn(&[T]) -> T) -> Result<(), OpError> {
+    fn run_typed<T: Number>(
+        &self,
+        reduced: &[usize],
+        x: View<'_>,
+        y: &mut ViewMut<'_>,
+        (inside, row): (&mut Vec<usize>, &mut Vec<T>),
+        f: impl Fn(&[T]) -> T,
+    ) -> Result<(), OpError> {
         let shape = x.shape();
         let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
         // Without outputs there may be any number of positions to reduce over.
@@ -133,15 +142,16 @@ impl Reduce {
             return Ok(());
         }
         let all = strides(shape);
-        let pick = |wanted: bool| -> (Axes, Vec<isize>) {
+        let pick = |wanted: bool| -> (Axes, SmallVec<[isize; 6]>) {
             let axes = (0..shape.len()).filter(|d| reduced.contains(d) == wanted);
             axes.map(|d| (shape[d], all[d] as isize)).unzip()
         };
         let ((kept, kept_strides), (gone, gone_strides)) = (pick(false), pick(true));
-        let mut inside = Vec::new();
+        inside.clear();
         offsets(&gone, &gone_strides, 0, |at| inside.push(at as usize));
         let contiguous = inside.iter().enumerate().all(|(i, &at)| i == at);
-        let mut row = vec![T::ZERO; inside.len()];
+        row.clear();
+        row.resize(if contiguous { 0 } else { inside.len() }, T::ZERO);
         let mut y = y.iter_mut();
         offsets(&kept, &kept_strides, 0, |start| {
             let start = start as usize;
@@ -149,8 +159,8 @@ impl Reduce {
             *y = if contiguous {
                 f(x.get(start..start + inside.len()).unwrap_or_default())
             } else {
-                row.iter_mut().zip(&inside).for_each(|(to, &at)| *to = x[start + at]);
-                f(&row)
+                row.iter_mut().zip(&*inside).for_each(|(to, &at)| *to = x[start + at]);
+                f(row)
             };
         });
         Ok(())
@@ -179,9 +189,15 @@ impl Op for Reduce {
         let reduced = self.reduced(x.shape().len(), given.as_deref())?;
         let isa = ctx.isa;
         match x.dtype() {
-            DType::F32 => self.run_typed::<f32>(&reduced, x, y, |row| self.function.f32(isa, row)),
+            DType::F32 => {
+                let (mut inside, mut row) = (ctx.scratch.take(), ctx.scratch.take());
+                self.run_typed::<f32>(&reduced, x, y, (&mut inside, &mut row), |row| self.function.f32(isa, row))?;
+                ctx.scratch.give(row);
+                ctx.scratch.give(inside);
+                Ok(())
+            }
             DType::Bool => self.run_bool(&reduced, x, y),
-            dtype => with_number!(dtype, T => self.run_typed::<T>(&reduced, x, y, |row| self.function.number(row)),
+            dtype => with_number!(dtype, T => self.run_typed::<T>(&reduced, x, y, (&mut vec![], &mut vec![]), |row| self.function.number(row)),
                 else Err(OpError::wrong_type(DType::F32, dtype))),
         }
     }
@@ -196,7 +212,7 @@ impl Reduce {
         let mut result = Buffer::U8(vec![0; y.shape().iter().product()]);
         let shape = y.shape();
         let mut view = result.view_mut(shape);
-        self.run_typed::<u8>(reduced, numbers.view(), &mut view, |row| self.function.number(row).min(1))?;
+        self.run_typed::<u8>(reduced, numbers.view(), &mut view, (&mut vec![], &mut vec![]), |row| self.function.number(row).min(1))?;
         y.slice::<bool>()?.iter_mut().zip(view.slice::<u8>()?).for_each(|(y, v)| *y = *v != 0);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The two types that gradients compute in, f32 and f64, with products by the fast kernels for f32.
 
+use std::cell::Cell;
 use std::iter::Sum;
 use std::ops::AddAssign;
 
@@ -37,11 +38,26 @@ pub(crate) trait Scalar: Element + Float + AddAssign + Sum {
     /// `c = left · right` on all threads.
     fn product(product: Product<'_, Self>, c: &mut [Self], ctx: &mut Context<'_>);
 
+    /// Calls `work` with lists of this thread, which it keeps for the next call: of anything.
+    fn with_lists<R>(work: impl FnOnce(&mut [Vec<Self>; 3]) -> R) -> R;
+
     /// `c = left · right` on this thread.
     fn product_here(product: Product<'_, Self>, c: &mut [Self], isa: Isa, scratch: &mut Vec<Self>);
 }
 
+thread_local! {
+    static LISTS_F32: Cell<[Vec<f32>; 3]> = const { Cell::new([const { Vec::new() }; 3]) };
+    static LISTS_F64: Cell<[Vec<f64>; 3]> = const { Cell::new([const { Vec::new() }; 3]) };
+}
+
 impl Scalar for f32 {
+    fn with_lists<R>(work: impl FnOnce(&mut [Vec<Self>; 3]) -> R) -> R {
+        let mut lists = LISTS_F32.take();
+        let found = work(&mut lists);
+        LISTS_F32.set(lists);
+        found
+    }
+
     fn of(value: f64) -> Self {
         value as Self
     }
@@ -67,6 +83,13 @@ impl Scalar for f32 {
 }
 
 impl Scalar for f64 {
+    fn with_lists<R>(work: impl FnOnce(&mut [Vec<Self>; 3]) -> R) -> R {
+        let mut lists = LISTS_F64.take();
+        let found = work(&mut lists);
+        LISTS_F64.set(lists);
+        found
+    }
+
     fn of(value: f64) -> Self {
         value
     }

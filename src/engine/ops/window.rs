@@ -209,15 +209,18 @@ impl Axis {
 /// A kernel tap and the input element that it meets, each counted in row-major order over all axes.
 pub(crate) type Meeting = (usize, usize);
 
+/// What a window meets: those of 7 × 7 taps lie on the stack.
+pub(crate) type MeetingList = SmallVec<[Meeting; 49]>;
+
 /// What is told of an output position: its number, its coordinates, and what its window meets.
 type Visit<'f> = dyn FnMut(usize, &[usize], &[Meeting]) + 'f;
 
 /// Fills `list` with what the taps of a window meet at output position `at`, in row-major order.
-pub(crate) fn meetings(axes: &[Axis], at: &[usize], list: &mut Vec<Meeting>) {
+pub(crate) fn meetings(axes: &[Axis], at: &[usize], list: &mut MeetingList) {
     list.clear();
     list.push((0, 0));
     for (axis, &at) in axes.iter().zip(at) {
-        let wide: Vec<Meeting> = list
+        let wide: MeetingList = list
             .iter()
             .flat_map(|&(tap, element)| axis.taps(at).map(move |(t, position)| (tap * axis.kernel + t, element * axis.input + position)))
             .collect();
@@ -242,7 +245,7 @@ pub(crate) fn windows_from(axes: &[Axis], first: usize, count: usize, f: &mut Vi
         at[d] = rest % axes[d].output;
         rest /= axes[d].output;
     }
-    let mut list = Vec::new();
+    let mut list = MeetingList::new();
     for number in first..first.saturating_add(count).min(total) {
         meetings(axes, &at, &mut list);
         f(number, &at, &list);

@@ -365,21 +365,21 @@ impl Preparation {
         self.columns().iter().map(|(name, what)| format!("  {name}: {what}\n")).collect()
     }
 
-    /// Refuses rows with a text that no training row had, where the rule is to. `first` is the number of the first of `inputs`, of
-    /// which those at `picked` are looked at.
+    /// Refuses rows with a text that no training row had, where the rule is to. Of `inputs` those at `picked` are looked at; `name_of`
+    /// says what one is called.
     ///
     /// # Errors
     /// The row and the column.
-    pub fn known(&self, inputs: &Inputs, picked: &[usize], first: usize) -> Result<()> {
+    pub fn known(&self, inputs: &Inputs, picked: &[usize], name_of: impl Fn(usize) -> String) -> Result<()> {
         let Inputs::Table(table) = inputs else { return Ok(()) };
         for ((name, fitted), column) in self.columns.iter().zip(&table.columns) {
             let (Fitted::Texts(texts), Column::Texts(values)) = (fitted, column) else { continue };
             let unknown = |&&row: &&usize| texts.categories.binary_search(&values[row]).is_err();
             if let Some(&row) = picked.iter().find(|row| texts.refuse && unknown(row)) {
                 return Err(Error(format!(
-                    "row {}: `{name}` is {:?}, which no training row has; `prepare.columns.{name}.unknown = \"allow\"` takes it as none of \
+                    "{}: `{name}` is {:?}, which no training row has; `prepare.columns.{name}.unknown = \"allow\"` takes it as none of \
                      the categories",
-                    first + row + 1,
+                    name_of(row),
                     values[row]
                 )));
             }

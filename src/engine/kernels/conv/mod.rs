@@ -12,12 +12,13 @@ mod image;
 pub mod last;
 mod product;
 mod rounded;
+pub mod weights_gradient;
 
 use std::ops::Range;
 
 use super::bf16::RoundedLeft;
 use super::epilogue::{Bias, Epilogue};
-use super::gemm::{PackedA, tile};
+use super::gemm::{PackedA, RowPanel, tile};
 use super::isa::Isa;
 use super::weights::Precision;
 
@@ -98,7 +99,7 @@ enum Weights {
     /// One input channel per group: `[c_out, kernel]` as it came.
     Depthwise(Vec<f32>),
     /// A left operand per group.
-    Groups(Vec<PackedA>),
+    Groups(PackedA),
     /// The same, rounded to bf16.
     Rounded(Vec<RoundedLeft>),
 }
@@ -130,10 +131,44 @@ impl PackedConv {
                 |index: usize| rounded::pack(isa, &weights[index * rows * k..][..rows * k], rows, c_in_per_group, kernel_h * kernel_w);
             Weights::Rounded((0..groups).map(group).collect())
         } else {
-            let group = |index: usize| PackedA::pack(isa, &weights[index * rows * k..][..rows * k], rows, k, false);
-            Weights::Groups((0..groups).map(group).collect())
+            Weights::Groups(PackedA::pack(isa, weights, groups, rows, k))
         };
         PackedConv { isa, c_out, c_in_per_group, kernel: (kernel_h, kernel_w), groups, weights }
+    }
+
+    /// Weights for convolutions of the groups and kernel of `shape`, in f32 and in the memory of `memory`: what `row` gives of each output
+    /// channel, `c_in_per_group * kernel_h * kernel_w` values. `each` fills all panels, side by side if it likes. Panics unless `groups`
+    /// divides both channel counts and the instruction set is available.
+    pub fn fill<I: Iterator<Item = f32>>(
+        shape: &ConvShape,
+        isa: Isa,
+        mut memory: Vec<f32>,
+        row: impl Fn(usize) -> I + Sync,
+        each: impl FnOnce(&mut (dyn Iterator<Item = RowPanel<'_>> + Send), &(dyn Fn(RowPanel<'_>) + Sync)),
+    ) -> PackedConv {
+        isa.require();
+        shape.check();
+        let ConvShape { c_out, groups, .. } = *shape;
+        let (c_in_per_group, kernel) = (shape.c_in / groups, (shape.kernel_h, shape.kernel_w));
+        let weights = if c_in_per_group == 1 && groups > 1 {
+            memory.clear();
+            memory.extend((0..c_out).flat_map(row));
+            Weights::Depthwise(memory)
+        } else {
+            let mut packed = PackedA::unfilled(isa, groups, c_out / groups, c_in_per_group * kernel.0 * kernel.1, memory);
+            each(&mut packed.row_panels(), &|panel| panel.fill(&row));
+            Weights::Groups(packed)
+        };
+        PackedConv { isa, c_out, c_in_per_group, kernel, groups, weights }
+    }
+
+    /// The memory that [`PackedConv::fill`] was given.
+    pub fn into_memory(self) -> Vec<f32> {
+        match self.weights {
+            Weights::Depthwise(memory) => memory,
+            Weights::Groups(packed) => packed.into_memory(),
+            Weights::Rounded(_) => Vec::new(),
+        }
     }
 
     /// The instruction set it was packed for.
@@ -145,7 +180,7 @@ impl PackedConv {
     pub fn bytes(&self) -> usize {
         match &self.weights {
             Weights::Depthwise(weights) => size_of_val(weights.as_slice()),
-            Weights::Groups(groups) => groups.iter().map(PackedA::bytes).sum(),
+            Weights::Groups(packed) => packed.bytes(),
             Weights::Rounded(groups) => groups.iter().map(RoundedLeft::bytes).sum(),
         }
     }
@@ -198,7 +233,7 @@ pub fn conv2d_channels(
     let job = Job { shape, isa: w.isa, epilogue: *epilogue, channels };
     match &w.weights {
         Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
-        Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),
+        Weights::Groups(packed) => product::run(&job, packed, x, y, scratch),
         Weights::Rounded(groups) => rounded::run(&job, groups, x, y),
     }
 }

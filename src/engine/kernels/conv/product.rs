@@ -21,7 +21,7 @@ const COLUMNS_PER_RUN: usize = 1024;
 /// Elements moved by one copy of [`gather`]: one 512-bit or two 256-bit registers.
 const COPY: usize = 16;
 
-pub(super) fn run(job: &Job<'_>, groups: &[PackedA], x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
+pub(super) fn run(job: &Job<'_>, weights: &PackedA, x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
     let shape = job.shape;
     let layout = Layout::new(shape);
     let pixels = shape.pixels();
@@ -29,7 +29,7 @@ pub(super) fn run(job: &Job<'_>, groups: &[PackedA], x: &[f32], y: &mut [f32], s
     let channels_in = group_channels(shape, &job.channels);
     let sample_in = shape.c_in * shape.h_in * shape.w_in;
     let image_len = if layout.copies { samples * channels_in.len() * layout.plane } else { 0 };
-    let panels_len = COLUMN_BLOCK.min((samples * pixels).next_multiple_of(WIDTH_MAX)) * groups[0].k().min(K_BLOCK) + COPY;
+    let panels_len = COLUMN_BLOCK.min((samples * pixels).next_multiple_of(WIDTH_MAX)) * weights.k().min(K_BLOCK) + COPY;
     scratch.resize(scratch.len().max(image_len + panels_len), 0.0);
     let (image, panels) = scratch.split_at_mut(image_len);
     image.fill(0.0);
@@ -46,7 +46,7 @@ pub(super) fn run(job: &Job<'_>, groups: &[PackedA], x: &[f32], y: &mut [f32], s
         } else {
             Source { data: x, sample: sample_in, first_channel: 0, layout }
         };
-        run_samples(job, groups, &source, count, y, panels);
+        run_samples(job, weights, &source, count, y, panels);
     }
 }
 
@@ -66,11 +66,11 @@ struct Source<'a> {
     layout: Layout,
 }
 
-fn run_samples(job: &Job<'_>, groups: &[PackedA], source: &Source<'_>, samples: usize, y: &mut [f32], panels: &mut [f32]) {
+fn run_samples(job: &Job<'_>, weights: &PackedA, source: &Source<'_>, samples: usize, y: &mut [f32], panels: &mut [f32]) {
     let shape = job.shape;
     let per_group = shape.c_out / shape.groups;
     let columns = samples * shape.pixels();
-    for (group, weights) in groups.iter().enumerate() {
+    for group in 0..weights.groups() {
         let first = group * per_group;
         let rows = job.channels.start.max(first)..job.channels.end.min(first + per_group);
         if rows.is_empty() {
@@ -119,7 +119,7 @@ impl Product<'_> {
             let steps = step..k.min(step + block);
             self.gather_block(shape, columns.clone(), steps.clone(), panels);
             for row in self.rows.clone().step_by(shape.rows) {
-                let (a, rows) = self.weights.panel(row, steps.clone());
+                let (a, rows) = self.weights.panel(self.group, row, steps.clone());
                 for column in columns.clone().step_by(shape.width) {
                     let count = shape.width.min(columns.end - column);
                     let mut tile = Tile {

@@ -20,7 +20,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 pub use generic::{Number, gemm_generic};
-pub use pack::{PackedA, PackedB};
+pub use pack::{PackedA, PackedB, RowPanel};
 
 use super::epilogue::Epilogue;
 use super::isa::Isa;

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::tile::{self, Shape};
 use crate::engine::kernels::isa::Isa;
 
@@ -145,32 +147,81 @@ fn copy(from: &[f32], to: &mut [f32]) {
 /// Elements of a line of the cache.
 const LINE: usize = 16;
 
-/// A constant left-hand matrix `a[m, k]`, packed once into row panels for one instruction set: convolution weights.
+/// Left-hand matrices `a[m, k]`, one for each group, packed into row panels for one instruction set: convolution weights.
 #[derive(Clone, Debug)]
 pub struct PackedA {
     isa: Isa,
+    groups: usize,
     m: usize,
     k: usize,
     panels: Vec<f32>,
 }
 
-impl PackedA {
-    /// Packs `a`, which is `[m, k]` row-major, or `[k, m]` if `transposed`. Panics unless `a.len() == m * k` and the
-    /// instruction set is available.
-    pub fn pack(isa: Isa, a: &[f32], m: usize, k: usize, transposed: bool) -> PackedA {
-        isa.require();
-        assert_eq!(a.len(), m * k, "length of a against m * k");
-        let height = tile::shape(isa).rows;
-        let mut panels = vec![0.0; m * k];
-        for row in (0..m).step_by(height) {
-            let rows = height.min(m - row);
-            let source = if transposed { Left::transposed(a, m) } else { Left::rows(a, k) };
-            source.pack(row..row + rows, 0..k, &mut panels[row * k..][..rows * k]);
+/// A row panel that is to be filled.
+#[derive(Debug)]
+pub struct RowPanel<'a> {
+    /// Its rows, counted through all groups.
+    pub rows: Range<usize>,
+    k: usize,
+    values: &'a mut [f32],
+}
+
+impl RowPanel<'_> {
+    /// Fills it with what `row` gives of each of its rows: `k` values.
+    pub fn fill<I: Iterator<Item = f32>>(self, row: impl Fn(usize) -> I) {
+        /// Steps that are filled row by row: so many lines of the panel stay in the first-level cache.
+        const STEPS: usize = 16;
+        let height = self.rows.len();
+        let mut rows: SmallVec<[I; tile::ROWS_MAX]> = self.rows.map(row).collect();
+        for values in self.values[..height * self.k].chunks_mut(STEPS * height) {
+            for (i, row) in rows.iter_mut().enumerate() {
+                values[i..].iter_mut().step_by(height).zip(row).for_each(|(to, value)| *to = value);
+            }
         }
-        PackedA { isa, m, k, panels }
+    }
+}
+
+impl PackedA {
+    /// Packs `a`, which is `[groups, m, k]` row-major. Panics unless `a.len() == groups * m * k` and the instruction set is
+    /// available.
+    pub fn pack(isa: Isa, a: &[f32], groups: usize, m: usize, k: usize) -> PackedA {
+        assert_eq!(a.len(), groups * m * k, "length of a against groups * m * k");
+        let mut packed = PackedA::unfilled(isa, groups, m, k, Vec::new());
+        packed.row_panels().for_each(|panel| panel.fill(|row| a[row * k..(row + 1) * k].iter().copied()));
+        packed
     }
 
-    /// Rows.
+    /// Matrices of numbers that mean nothing until all of [`PackedA::row_panels`] are filled, in the memory of `panels`.
+    pub fn unfilled(isa: Isa, groups: usize, m: usize, k: usize, mut panels: Vec<f32>) -> PackedA {
+        isa.require();
+        panels.resize(groups * m * k, 0.0);
+        PackedA { isa, groups, m, k, panels }
+    }
+
+    /// All row panels.
+    pub fn row_panels(&mut self) -> impl Iterator<Item = RowPanel<'_>> {
+        let (m, k, height) = (self.m, self.k, tile::shape(self.isa).rows);
+        let groups = self.panels.chunks_mut((m * k).max(1)).enumerate();
+        groups.flat_map(move |(group, panels)| {
+            let first = group * m;
+            panels.chunks_mut((height * k).max(1)).enumerate().map(move |(panel, values)| {
+                let start = panel * height;
+                RowPanel { rows: first + start..first + m.min(start + height), k, values }
+            })
+        })
+    }
+
+    /// The memory, for [`PackedA::unfilled`].
+    pub fn into_memory(self) -> Vec<f32> {
+        self.panels
+    }
+
+    /// How many matrices there are.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Rows of each.
     pub fn m(&self) -> usize {
         self.m
     }
@@ -190,12 +241,12 @@ impl PackedA {
         size_of_val(self.panels.as_slice())
     }
 
-    /// The part of the panel starting at `row` (a multiple of the tile height) that holds the given steps of `k`, and its
+    /// The part of the panel starting at `row` (a multiple of the tile height) of a group that holds the given steps of `k`, and its
     /// number of rows.
     #[inline]
-    pub(crate) fn panel(&self, row: usize, steps: Range<usize>) -> (&[f32], usize) {
+    pub(crate) fn panel(&self, group: usize, row: usize, steps: Range<usize>) -> (&[f32], usize) {
         let rows = tile::shape(self.isa).rows.min(self.m - row);
-        let start = row * self.k;
+        let start = (group * self.m + row) * self.k;
         (&self.panels[start + steps.start * rows..start + steps.end * rows], rows)
     }
 }
@@ -243,20 +294,6 @@ impl<'a> Left<'a> {
         } else {
             let values = self.from(row, steps.start).iter().step_by(self.step_stride);
             to[..steps.len()].iter_mut().zip(values).for_each(|(to, value)| *to = *value);
-        }
-    }
-
-    /// Writes the block `rows × steps` as `[steps][rows]`.
-    pub(crate) fn pack(&self, rows: Range<usize>, steps: Range<usize>, panel: &mut [f32]) {
-        if steps.is_empty() {
-            return;
-        }
-        let height = rows.len();
-        for (i, row) in rows.enumerate() {
-            let source = self.from(row, steps.start).iter().step_by(self.step_stride);
-            for (step, value) in panel.chunks_exact_mut(height).zip(source) {
-                step[i] = *value;
-            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Convolutions.
 
+use std::ops::Range;
+
 use super::{Random, bits};
+use crate::engine::kernels::conv::weights_gradient::{Part, weights_gradient};
 use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
@@ -96,6 +99,66 @@ pub(super) fn reference(s: &ConvShape, w: &[f32], x: &[f32], bias: &[f32]) -> Ve
         sum
     };
     (0..s.output_len()).map(element).collect()
+}
+
+/// The definition of the gradient of the weights in `f64`, `[c_out, kernel_h, kernel_w, c_in_per_group]`, with the sum of the magnitudes
+/// of the terms of each element.
+fn weights_gradient_reference(s: &ConvShape, g: &[f32], x: &[f32]) -> Vec<(f64, f64)> {
+    let (inputs, outputs) = (s.c_in / s.groups, s.c_out / s.groups);
+    let element = |at: usize| {
+        let (i, kx, ky) = (at % inputs, at / inputs % s.kernel_w, at / inputs / s.kernel_w % s.kernel_h);
+        let o = at / inputs / s.kernel_w / s.kernel_h;
+        let channel = o / outputs * inputs + i;
+        let mut sum = (0.0, 0.0);
+        for (n, oy, ox) in (0..s.n).flat_map(|n| (0..s.h_out).flat_map(move |oy| (0..s.w_out).map(move |ox| (n, oy, ox)))) {
+            let y = (oy * s.stride_h + ky * s.dilation_h).wrapping_sub(s.pad_top);
+            let x_at = (ox * s.stride_w + kx * s.dilation_w).wrapping_sub(s.pad_left);
+            if y < s.h_in && x_at < s.w_in {
+                let value = f64::from(x[((n * s.c_in + channel) * s.h_in + y) * s.w_in + x_at]);
+                let term = value * f64::from(g[((n * s.c_out + o) * s.h_out + oy) * s.w_out + ox]);
+                sum = (sum.0 + term, sum.1 + term.abs());
+            }
+        }
+        sum
+    };
+    (0..s.c_out * s.kernel_h * s.kernel_w * inputs).map(element).collect()
+}
+
+#[test]
+fn the_gradient_of_the_weights_is_its_definition_whatever_part_of_it_is_asked_for() {
+    let more = [
+        // Rows longer than a chunk; chunks that begin within a sample; channels of more than a panel.
+        with(dense(2, 3, (1, 9001), 2, (1, 5)), (1, 2), (0, 2), (1, 1), 1),
+        with(dense(70, 33, (4, 4), 13, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+        with(dense(3, 40, (33, 17), 26, (3, 3)), (2, 2), (1, 1), (1, 1), 1),
+    ];
+    let mut random = Random::new(21);
+    for shape in shapes().into_iter().chain(more).filter(|shape| shape.input_len() > 0 && shape.output_len() > 0) {
+        let (g, x) = (random.values(shape.output_len()), random.values(shape.input_len()));
+        let want = weights_gradient_reference(&shape, &g, &x);
+        let (inputs, outputs, taps) = (shape.c_in / shape.groups, shape.c_out / shape.groups, shape.kernel_h * shape.kernel_w);
+        for isa in Isa::available() {
+            let of = |group: usize, inputs: Range<usize>, outputs: Range<usize>| {
+                let part = Part { group, inputs, outputs };
+                let mut sums = vec![f32::NAN; part.inputs.len() * part.outputs.len() * taps];
+                weights_gradient(&shape, isa, &g, &x, &part, &mut sums);
+                sums
+            };
+            for group in 0..shape.groups {
+                let whole = of(group, 0..inputs, 0..outputs);
+                let want = &want[group * whole.len()..][..whole.len()];
+                for (i, (found, (want, size))) in whole.iter().zip(want).enumerate() {
+                    let bound = 1e-6 * size.max(1.0);
+                    assert!((f64::from(*found) - want).abs() <= bound, "{isa} {shape:?} group {group}: element {i} is {found}, not {want}");
+                }
+                let lower = of(group, 0..inputs, outputs / 2..outputs);
+                assert_eq!(bits(&lower), bits(&whole[whole.len() - lower.len()..]), "{isa} {shape:?}: some outputs");
+                let right = of(group, inputs / 2..inputs, 0..outputs);
+                let picked: Vec<f32> = whole.chunks_exact(inputs).flat_map(|row| row[inputs / 2..].iter().copied()).collect();
+                assert_eq!(bits(&right), bits(&picked), "{isa} {shape:?}: some inputs");
+            }
+        }
+    }
 }
 
 /// Every instruction set with every precision.

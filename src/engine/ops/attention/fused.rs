@@ -260,7 +260,7 @@ impl FusedAttention {
         let isa = ctx.isa;
         if self.y == Layout::HeadsOutside {
             let per_part = (batch * heads).div_ceil(parts).max(1);
-            let items: Vec<_> = y.chunks_mut(per_part * queries * width).enumerate().collect();
+            let items = y.chunks_mut(per_part * queries * width).enumerate();
             ctx.threads.for_each(items, |(part, y)| {
                 let mut buffers = Buffers::default();
                 for (i, y) in y.chunks_exact_mut(queries * width).enumerate() {

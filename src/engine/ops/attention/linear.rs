@@ -179,7 +179,7 @@ impl Op for LinearAttention {
         let mut y = buffer::<f32>(&[batch, self.kv_heads, length, group, value])?;
         if !y.is_empty() && key > 0 {
             let work = flops(batch * self.kv_heads * length, key, value).saturating_mul(4);
-            let items: Vec<_> = state.chunks_exact_mut(key * value).zip(y.chunks_exact_mut(length * group * value)).enumerate().collect();
+            let items = state.chunks_exact_mut(key * value).zip(y.chunks_exact_mut(length * group * value)).enumerate();
             if ctx.threads.parts(work) == 1 {
                 items.into_iter().for_each(|(at, (state, y))| self.head(&sizes, at, &operands, state, y));
             } else {

@@ -10,13 +10,19 @@ const LANES: usize = 16;
 /// Operations for each element, memory counted by its time: what threads are asked for.
 const COST: u64 = 4;
 
-/// For each channel what `f` gives, which goes through the planes of the channel in their order.
-fn each_channel<const N: usize>(sizes: Sizes, threads: &Threads, f: impl Fn(usize) -> [f64; N] + Sync + Send) -> Vec<[f64; N]> {
-    let mut found = vec![[0.0; N]; sizes.channels];
+/// For each channel the two numbers that `f` gives, which goes through the planes of the channel in their order.
+fn each_channel(sizes: Sizes, threads: &Threads, found: [&mut Vec<f64>; 2], f: impl Fn(usize) -> [f64; 2] + Sync + Send) {
     let part = sizes.channels.div_ceil(threads.parts(COST * (sizes.samples * sizes.channels * sizes.size) as u64)).max(1);
-    let items: Vec<_> = found.chunks_mut(part).enumerate().collect();
-    threads.for_each(items, |(number, found)| found.iter_mut().enumerate().for_each(|(i, found)| *found = f(number * part + i)));
-    found
+    let [first, second] = found.map(|list| {
+        list.clear();
+        list.resize(sizes.channels, 0.0);
+        list.chunks_mut(part)
+    });
+    threads.for_each(first.zip(second).enumerate(), |(number, (first, second))| {
+        for (i, (first, second)) in first.iter_mut().zip(second).enumerate() {
+            [*first, *second] = f(number * part + i);
+        }
+    });
 }
 
 /// Sums over the elements of one plane of two tensors: of the first's, and of the products of both, the second's less `mean`.
@@ -36,42 +42,48 @@ fn plane<T: Scalar>(g: &[T], x: &[T], mean: T) -> [f64; 2] {
     [plain, weighted].map(|lanes| lanes.iter().map(|lane| lane.wide()).sum())
 }
 
-/// The same of one tensor: its elements, and the squares of their distances from `mean`.
-fn squares<T: Scalar>(x: &[T], mean: T) -> [f64; 2] {
+/// The same of one tensor: the distances of its elements from `about`, and their squares.
+fn squares<T: Scalar>(x: &[T], about: T) -> [f64; 2] {
     let (mut plain, mut squares) = ([T::zero(); LANES], [T::zero(); LANES]);
     let (x, tail) = x.as_chunks::<LANES>();
     for x in x {
         for i in 0..LANES {
-            plain[i] += x[i];
-            squares[i] += (x[i] - mean) * (x[i] - mean);
+            let off = x[i] - about;
+            plain[i] += off;
+            squares[i] += off * off;
         }
     }
     for (i, &x) in tail.iter().enumerate() {
-        plain[i] += x;
-        squares[i] += (x - mean) * (x - mean);
+        plain[i] += x - about;
+        squares[i] += (x - about) * (x - about);
     }
     [plain, squares].map(|lanes| lanes.iter().map(|lane| lane.wide()).sum())
 }
 
 /// Mean and variance (of the population) of each channel.
-pub(super) fn moments<T: Scalar>(x: &[T], sizes: Sizes, threads: &Threads) -> (Vec<f64>, Vec<f64>) {
+///
+/// Both from one pass, about the mean of the first plane: the mean itself lies so near to it that no more than some bits of the variance
+/// are lost, fewer than log2 of the samples.
+pub(super) fn moments<T: Scalar>(x: &[T], sizes: Sizes, threads: &Threads, found: [&mut Vec<f64>; 2]) {
     let Sizes { samples, channels, size } = sizes;
     let count = (samples * size) as f64;
     let planes = |c: usize| (0..samples).map(move |sample| &x[(sample * channels + c) * size..][..size]);
-    let found = each_channel(sizes, threads, |c| {
-        let mean = planes(c).map(|x| squares(x, T::zero())[0]).sum::<f64>() / count;
-        // About the rounded mean, and moved to the mean itself.
-        let (about, mut sums) = (T::of(mean), [0.0; 2]);
+    each_channel(sizes, threads, found, |c| {
+        let first = planes(c).next().filter(|x| !x.is_empty());
+        let about = first.map_or(T::zero(), |x| T::of(squares(x, T::zero())[0] / size as f64));
+        let mut sums = [0.0; 2];
         planes(c).map(|x| squares(x, about)).for_each(|found| sums = [sums[0] + found[0], sums[1] + found[1]]);
-        [mean, sums[1] / count - (mean - about.wide()).powi(2)]
+        let off = sums[0] / count;
+        // The greater of the two would be zero where they are NaN.
+        let variance = sums[1] / count - off * off;
+        [about.wide() + off, if variance < 0.0 { 0.0 } else { variance }]
     });
-    (found.iter().map(|c| c[0]).collect(), found.iter().map(|c| c[1].max(0.0)).collect())
 }
 
 /// Of each channel the sum of `g`, and that of `g` times the distance of `x` from the mean.
-pub(super) fn weighted<T: Scalar>(g: &[T], x: &[T], mean: &[f64], sizes: Sizes, threads: &Threads) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn weighted<T: Scalar>(g: &[T], x: &[T], mean: &[f64], sizes: Sizes, threads: &Threads, found: [&mut Vec<f64>; 2]) {
     let Sizes { samples, channels, size } = sizes;
-    let found = each_channel(sizes, threads, |c| {
+    each_channel(sizes, threads, found, |c| {
         let mut sums = [0.0; 2];
         for sample in 0..samples {
             let range = (sample * channels + c) * size..(sample * channels + c + 1) * size;
@@ -80,7 +92,6 @@ pub(super) fn weighted<T: Scalar>(g: &[T], x: &[T], mean: &[f64], sizes: Sizes, 
         }
         sums
     });
-    (found.iter().map(|c| c[0]).collect(), found.iter().map(|c| c[1]).collect())
 }
 
 /// Calls `f` with the channel of each plane, the plane of each of `from`, and that of `y`.
@@ -93,7 +104,7 @@ pub(super) fn each_plane<T: Scalar, const N: usize>(
 ) {
     let size = sizes.size.max(1);
     let part = (y.len() / size).div_ceil(threads.parts(COST * y.len() as u64)).max(1);
-    let items: Vec<_> = y.chunks_mut(part * size).enumerate().collect();
+    let items = y.chunks_mut(part * size).enumerate();
     threads.for_each(items, |(number, y)| {
         for (i, y) in y.chunks_exact_mut(size).enumerate() {
             let at = number * part + i;
@@ -114,14 +125,21 @@ mod tests {
         let g = noise(x.len(), 2);
         let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
         let (two, one) = (Threads::new(2).unwrap(), Threads::single());
-        let (mean, variance) = moments(&x, sizes, &one);
-        assert_eq!(moments(&x, sizes, &two), (mean.clone(), variance.clone()));
-        let exact = moments(&wide(&x), sizes, &one);
+        // Lists that held something else.
+        let lists = |f: &dyn Fn([&mut Vec<f64>; 2])| {
+            let mut lists = [vec![7.0; 40], vec![]];
+            f(lists.each_mut());
+            let [first, second] = lists;
+            (first, second)
+        };
+        let (mean, variance) = lists(&|to| moments(&x, sizes, &one, to));
+        assert_eq!(lists(&|to| moments(&x, sizes, &two, to)), (mean.clone(), variance.clone()));
+        let exact = lists(&|to| moments(&wide(&x), sizes, &one, to));
         let near = |found: &[f64], want: &[f64], bound: f64| found.iter().zip(want).all(|(a, b)| (a - b).abs() <= bound * b.abs().max(1.0));
         assert!(near(&mean, &exact.0, 1e-6) && near(&variance, &exact.1, 1e-5), "{mean:?} {variance:?} {exact:?}");
-        let sums = weighted(&g, &x, &mean, sizes, &one);
-        assert_eq!(weighted(&g, &x, &mean, sizes, &two), sums);
-        let exact = weighted(&wide(&g), &wide(&x), &mean, sizes, &one);
+        let sums = lists(&|to| weighted(&g, &x, &mean, sizes, &one, to));
+        assert_eq!(lists(&|to| weighted(&g, &x, &mean, sizes, &two, to)), sums);
+        let exact = lists(&|to| weighted(&wide(&g), &wide(&x), &mean, sizes, &one, to));
         assert!(near(&sums.0, &exact.0, 1e-3) && near(&sums.1, &exact.1, 1e-2), "{sums:?} {exact:?}");
         let through = |threads: &Threads| {
             let mut y = vec![0.0; x.len()];

@@ -10,7 +10,6 @@ use crate::engine::ops::axes::same_type;
 use crate::engine::ops::own;
 use crate::engine::ops::scalar::{Scalar, with_scalar};
 use crate::engine::tensor::Kind;
-use crate::engine::threads::Threads;
 use crate::engine::view::View;
 
 pub(crate) const RULES: &[Rule] = &[Rule::new("BatchNormalization", batch_norm)];
@@ -40,14 +39,23 @@ struct BatchNormGradient {
 }
 
 impl BatchNormGradient {
-    fn run_typed<T: Scalar>(&self, g: View<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, threads: &Threads) -> Result<(), OpError> {
+    fn run_typed<T: Scalar>(&self, g: View<'_>, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(1)?;
         let sizes = Sizes::of(x.shape(), self.spatial)?;
-        let (g, x, scale) = (g.slice::<T>()?, x.slice::<T>()?, doubles(inputs.at(2)?)?);
-        let (mean, variance) =
-            if self.training { moments(x, sizes, threads) } else { (doubles(inputs.at(3)?)?, doubles(inputs.at(4)?)?) };
-        let inverse: Vec<f64> = variance.iter().map(|variance| 1.0 / (variance + self.epsilon).sqrt()).collect();
-        let (plain, weighted) = weighted(g, x, &mean, sizes, threads);
+        let mut lists: [Vec<f64>; 6] = ctx.scratch.take_all();
+        let [scale, mean, variance, inverse, plain, weights] = &mut lists;
+        let (g, x, threads) = (g.slice::<T>()?, x.slice::<T>()?, ctx.threads);
+        doubles(inputs.at(2)?, scale)?;
+        if self.training {
+            moments(x, sizes, threads, [mean, variance]);
+        } else {
+            doubles(inputs.at(3)?, mean)?;
+            doubles(inputs.at(4)?, variance)?;
+        }
+        inverse.clear();
+        inverse.extend(variance.iter().map(|variance| 1.0 / (variance + self.epsilon).sqrt()));
+        weighted(g, x, mean, sizes, threads, [plain, weights]);
+        let (plain, weighted, inverse, mean) = (&*plain, &*weights, &*inverse, &*mean);
         let count = (sizes.samples * sizes.size) as f64;
         let factor = |c: usize| scale[c] * inverse[c];
         if let Some(y) = outputs.get(0) {
@@ -60,11 +68,13 @@ impl BatchNormGradient {
                 }
             });
         }
-        let per_channel = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..sizes.channels).map(f).collect() };
-        write(&per_channel(&|c| weighted[c] * inverse[c]), outputs.get(1))?;
-        write(&plain, outputs.get(2))?;
-        write(&per_channel(&|c| -plain[c] * factor(c)), outputs.get(3))?;
-        write(&per_channel(&|c| -0.5 * weighted[c] * factor(c) * inverse[c] * inverse[c]), outputs.get(4))
+        let channels = || 0..sizes.channels;
+        write(channels().map(|c| weighted[c] * inverse[c]), outputs.get(1))?;
+        write(plain.iter().copied(), outputs.get(2))?;
+        write(channels().map(|c| -plain[c] * factor(c)), outputs.get(3))?;
+        write(channels().map(|c| -0.5 * weighted[c] * factor(c) * inverse[c] * inverse[c]), outputs.get(4))?;
+        ctx.scratch.give_all(lists);
+        Ok(())
     }
 }
 
@@ -82,6 +92,6 @@ impl Op for BatchNormGradient {
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let g = inputs.at(0)?;
-        with_scalar!(g.dtype(), T => self.run_typed::<T>(g, inputs, outputs, ctx.threads))
+        with_scalar!(g.dtype(), T => self.run_typed::<T>(g, inputs, outputs, ctx))
     }
 }

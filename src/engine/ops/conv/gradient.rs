@@ -4,13 +4,12 @@
 use std::ops::Range;
 
 use super::super::columns::{Geometry, segments};
-use super::{Conv, PADDED_ELEMENTS, flat, run_packed};
+use super::{Conv, PADDED_ELEMENTS, flat, packed_now, run_packed};
 use crate::engine::adjoint::{Adjoint, Emit, Gradients, Rule, concrete};
 use crate::engine::dtype::DType;
-use crate::engine::kernels::conv::PackedConv;
+use crate::engine::kernels::conv::weights_gradient::{Part, weights_gradient};
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
-use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::ops::axes::{require, same_type, size};
 use crate::engine::ops::own;
@@ -65,6 +64,9 @@ const POSITIONS: usize = 512;
 /// Elements of columns that a thread gathers before it multiplies them: 1 MiB of f32.
 const GATHERED: usize = 1 << 18;
 
+/// Input channels from which on a thread is given some of them: half a panel.
+const CHANNELS_PER_PART: usize = 16;
+
 /// The samples that share a product.
 fn together(geometry: &Geometry) -> usize {
     POSITIONS.div_ceil(geometry.planes().1.max(1)).clamp(1, geometry.samples.max(1))
@@ -101,8 +103,7 @@ impl OfInput {
         let (depth, c_out, (from, to)) = (geometry.depth(), geometry.c_out, geometry.planes());
         let (taken, isa) = (geometry.groups * geometry.c_in * from, ctx.isa);
         let samples_of_part = geometry.samples.div_ceil(ctx.threads.parts(geometry.flops()).min(geometry.samples));
-        let work = |part: usize, y: &mut [T]| {
-            let (mut columns, mut given, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let work = |part: usize, y: &mut [T], [columns, given, scratch]: &mut [Vec<T>; 3]| {
             for (block, y) in y.chunks_mut(together(&geometry) * taken).enumerate() {
                 let first = part * samples_of_part + block * together(&geometry);
                 let samples = first..first + y.len() / taken;
@@ -110,15 +111,15 @@ impl OfInput {
                 columns.resize(depth * n, T::zero());
                 for group in 0..geometry.groups {
                     let left = &w[group * c_out * depth..][..c_out * depth];
-                    let right = side_by_side(&geometry, g, group, &samples, &mut given);
+                    let right = side_by_side(&geometry, g, group, &samples, given);
                     let product = Product { m: depth, k: c_out, n, left, left_transposed: true, right, right_transposed: false };
-                    T::product_here(product, &mut columns[..depth * n], isa, &mut scratch);
-                    give(&geometry, group, &columns, y);
+                    T::product_here(product, &mut columns[..depth * n], isa, scratch);
+                    give(&geometry, group, columns, y);
                 }
             }
         };
-        let items: Vec<_> = y.chunks_mut(samples_of_part * taken).enumerate().collect();
-        ctx.threads.for_each(items, |(part, y)| work(part, y));
+        let items = y.chunks_mut(samples_of_part * taken).enumerate();
+        ctx.threads.for_each(items, |(part, y)| T::with_lists(|lists| work(part, y, lists)));
         Ok(())
     }
 
@@ -132,17 +133,13 @@ impl OfInput {
             return Ok(None);
         }
         let (taps, c_in, c_out) = (geometry.taps(), geometry.c_in, geometry.c_out);
-        let mut around = vec![0.0; w.len()];
-        for (w, around) in w.chunks_exact(c_out * c_in * taps).zip(around.chunks_exact_mut(c_out * c_in * taps)) {
-            for (at, w) in w.chunks_exact(taps).enumerate() {
-                let (out, channel) = (at / c_in, at % c_in);
-                let to = &mut around[(channel * c_out + out) * taps..][..taps];
-                to.iter_mut().zip(w.iter().rev()).for_each(|(to, w)| *to = *w);
-            }
-        }
-        let packed =
-            PackedConv::pack(Precision::F32, ctx.isa, &around, shape.c_out, c_out, shape.kernel_h, shape.kernel_w, geometry.groups);
+        let around = |channel: usize| {
+            let (group, channel) = (channel / c_in, channel % c_in);
+            (0..c_out).flat_map(move |out| w[((group * c_out + out) * c_in + channel) * taps..][..taps].iter().rev().copied())
+        };
+        let packed = packed_now(&shape, around, ctx);
         run_packed(&shape, &packed, g, None, End { adds: false, activation: Activation::None }, y.1, ctx);
+        ctx.scratch.give(packed.into_memory());
         Ok(Some(()))
     }
 }
@@ -218,6 +215,50 @@ impl Op for OfInput {
 struct OfWeights(Conv);
 
 impl OfWeights {
+    /// In one or two dimensions, by a kernel of its own. `None` where the kernel cannot.
+    fn flat(&self, g: View<'_>, x: View<'_>, y: (&[usize], &mut [f32]), ctx: &mut Context<'_>) -> Result<Option<()>, OpError> {
+        let geometry = self.0.sizes(x.shape(), y.0)?;
+        let (g, x, y) = (g.slice::<f32>()?, x.slice::<f32>()?, y.1);
+        let Some((shape, Some(_))) = flat(&geometry) else { return Ok(None) };
+        if g.is_empty() || x.is_empty() || y.is_empty() {
+            return Ok(None);
+        }
+        let (c_in, c_out, taps) = (geometry.c_in, geometry.c_out, geometry.taps());
+        let pieces = ctx.threads.parts(geometry.flops()).div_ceil(geometry.groups);
+        // Who gets input channels shares no pixels, but what there is to read of the gradient; few of them fill no panel.
+        let (inputs, outputs) =
+            if c_in >= CHANNELS_PER_PART * pieces { (c_in.div_ceil(pieces), c_out) } else { (c_in, c_out.div_ceil(pieces)) };
+        let parts = || {
+            let inputs = move || (0..c_in).step_by(inputs).map(move |first| first..c_in.min(first + inputs));
+            let outputs = move || (0..c_out).step_by(outputs).map(move |first| first..c_out.min(first + outputs));
+            (0..geometry.groups).flat_map(move |group| {
+                inputs().flat_map(move |inputs| outputs().map(move |outputs| Part { group, inputs: inputs.clone(), outputs }))
+            })
+        };
+        ctx.scratch.f32.resize(ctx.scratch.f32.len().max(y.len()), 0.0);
+        let sums = &mut ctx.scratch.f32[..y.len()];
+        let isa = ctx.isa;
+        let mut rest = &mut *sums;
+        let items = parts().map(|part| {
+            let (sums, left) = std::mem::take(&mut rest).split_at_mut(part.inputs.len() * part.outputs.len() * taps);
+            rest = left;
+            (part, sums)
+        });
+        let work = |(part, sums): (Part, &mut [f32])| weights_gradient(&shape, isa, g, x, &part, sums);
+        if pieces * geometry.groups > 1 { ctx.threads.for_each(items, work) } else { items.for_each(work) }
+        let mut sums = &*sums;
+        for part in parts() {
+            for output in part.outputs.clone() {
+                let (from, left) = sums.split_at(taps * part.inputs.len());
+                sums = left;
+                let to = &mut y[((part.group * c_out + output) * c_in + part.inputs.start) * taps..];
+                transpose_into(from, taps, part.inputs.len(), &mut to[..from.len()]);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    /// In any number of dimensions, and f64: a product with gathered columns.
     fn run_typed<T: Scalar>(&self, g: View<'_>, x: View<'_>, y: (&[usize], &mut [T]), ctx: &mut Context<'_>) -> Result<(), OpError> {
         let geometry = self.0.sizes(x.shape(), y.0)?;
         let (g, x, y) = (g.slice::<T>()?, x.slice::<T>()?, y.1);
@@ -296,6 +337,9 @@ impl Op for OfWeights {
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let (g, x, y) = (inputs.at(0)?, inputs.at(1)?, outputs.at(0)?);
         let shape = Shape::from(y.shape());
+        if g.dtype() == DType::F32 && self.flat(g, x, (&shape, y.slice()?), ctx)?.is_some() {
+            return Ok(());
+        }
         with_scalar!(g.dtype(), T => self.run_typed::<T>(g, x, (&shape, y.slice()?), ctx))
     }
 

@@ -183,7 +183,7 @@ impl Multiply for f32 {
         let parts = ctx.threads.parts(flops(m, k, n).saturating_mul(batch as u64)).min(batch);
         let per_part = batch.div_ceil(parts);
         let isa = ctx.isa;
-        let items: Vec<_> = a.chunks(per_part * m * k).zip(b.chunks(per_part * k * n)).zip(c.chunks_mut(per_part * m * n)).collect();
+        let items = a.chunks(per_part * m * k).zip(b.chunks(per_part * k * n)).zip(c.chunks_mut(per_part * m * n));
         ctx.threads.for_each(items, |((a, b), c)| {
             let mut scratch = Vec::new();
             for ((a, b), c) in a.chunks_exact(m * k).zip(b.chunks_exact(k * n)).zip(c.chunks_exact_mut(m * n)) {

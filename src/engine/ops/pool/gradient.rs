@@ -2,7 +2,7 @@
 
 use super::{GlobalPool, MaxPool, Norm, Over, Sum, SumPool, axes_over};
 use crate::engine::adjoint::{Adjoint, Emit, Gradients, Rule, concrete};
-use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
+use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Scratch, Shape};
 use crate::engine::ops::axes::same_type;
 use crate::engine::ops::own;
 use crate::engine::ops::scalar::{Scalar, with_scalar};
@@ -75,8 +75,22 @@ struct Meetings {
 }
 
 impl Meetings {
-    fn of(axes: &[Axis], include_pad: bool) -> Self {
-        let mut meetings = Self { elements: Vec::new(), ends: Vec::new(), counts: Vec::new() };
+    /// Without any, in memory of the scratch.
+    fn empty(scratch: &mut Scratch) -> Self {
+        let mut meetings = Self { elements: scratch.take(), ends: scratch.take(), counts: scratch.take() };
+        meetings.elements.clear();
+        meetings.ends.clear();
+        meetings.counts.clear();
+        meetings
+    }
+
+    fn give(self, scratch: &mut Scratch) {
+        scratch.give(self.counts);
+        scratch.give(self.ends);
+        scratch.give(self.elements);
+    }
+
+    fn of(axes: &[Axis], include_pad: bool, mut meetings: Self) -> Self {
         windows(axes, |_, at, list| {
             meetings.elements.extend(list.iter().map(|&(_, element)| element));
             meetings.ends.push(meetings.elements.len());
@@ -123,15 +137,19 @@ impl Share {
 impl PoolGradient {
     fn run_typed<T: Scalar>(&self, g: View<'_>, x: View<'_>, y: &mut [T], ctx: &mut Context<'_>) -> Result<(), OpError> {
         let include_pad = matches!(self.share, Share::Mean { include_pad: true });
+        let mut empty = Meetings::empty(ctx.scratch);
         let (meetings, from, to) = match &self.window {
             Some(window) => {
                 let axes = axes_over(window, x.shape())?;
                 let (from, to) = planes(&axes);
-                (Meetings::of(&axes, include_pad), from, to)
+                (Meetings::of(&axes, include_pad, empty), from, to)
             }
             None => {
                 let from: usize = x.shape()[2..].iter().product();
-                (Meetings { elements: (0..from).collect(), ends: vec![from], counts: vec![from as f64] }, from, 1)
+                empty.elements.extend(0..from);
+                empty.ends.push(from);
+                empty.counts.push(from as f64);
+                (empty, from, 1)
             }
         };
         let (g, x) = (g.slice::<T>()?, x.slice::<T>()?);
@@ -141,12 +159,13 @@ impl PoolGradient {
         }
         let parts = ctx.threads.parts(4 * (g.len() / to * meetings.elements.len()) as u64);
         let per_part = (y.len() / from).div_ceil(parts);
-        let items: Vec<_> = g.chunks(per_part * to).zip(x.chunks(per_part * from)).zip(y.chunks_mut(per_part * from)).collect();
+        let items = g.chunks(per_part * to).zip(x.chunks(per_part * from)).zip(y.chunks_mut(per_part * from));
         ctx.threads.for_each(items, |((g, x), y)| {
             for ((g, x), y) in g.chunks_exact(to).zip(x.chunks_exact(from)).zip(y.chunks_exact_mut(from)) {
                 self.share.plane(&meetings, g, x, y);
             }
         });
+        meetings.give(ctx.scratch);
         Ok(())
     }
 }

@@ -158,7 +158,7 @@ impl<R: Real> Layer<'_, R> {
         if parts == 1 && weights.len() == 1 || ctx.threads.parts(self.op.work(self.sizes)) == 1 {
             units.iter_mut().for_each(|unit| self.unit(unit, ctx.isa));
         } else {
-            ctx.threads.for_each(units.iter_mut().collect(), |unit| self.unit(unit, ctx.isa));
+            ctx.threads.for_each(units.iter_mut(), |unit| self.unit(unit, ctx.isa));
         }
         if let Some(y) = &mut y {
             units.iter().for_each(|unit| self.place(unit, y));

@@ -55,7 +55,7 @@ pub(super) fn pick<T: Element>(all: &[Axis], nearest: Nearest, x: &[T], fill: &T
     let rows = y.len() / length;
     let parts = ctx.threads.parts(y.len() as u64);
     let per_part = rows.div_ceil(parts);
-    let items: Vec<_> = y.chunks_mut(per_part * length).enumerate().collect();
+    let items = y.chunks_mut(per_part * length).enumerate();
     ctx.threads.for_each(items, |(part, y)| {
         let mut previous = None;
         for i in 0..y.len() / length {
@@ -160,7 +160,7 @@ fn each_plane<T: Element, A: Sum>(
     let work: usize = steps.iter().map(|s| 2 * s.outer * s.output * s.inner * s.taps.count.min(16)).sum();
     let parts = ctx.threads.parts((work as u64).saturating_mul(layout.planes as u64));
     let per_part = layout.planes.div_ceil(parts).max(1);
-    let items: Vec<_> = x.chunks(per_part * from).zip(y.chunks_mut(per_part * to)).collect();
+    let items = x.chunks(per_part * from).zip(y.chunks_mut(per_part * to));
     ctx.threads.for_each(items, |(x, y)| {
         let mut between = Between::default();
         x.chunks_exact(from).zip(y.chunks_exact_mut(to)).for_each(|(x, y)| resize(steps, x, y, &mut between));

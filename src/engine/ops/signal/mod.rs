@@ -118,7 +118,7 @@ impl Dft {
         let lines = y.len() / (to * inner * wide);
         let threads = ctx.threads.parts((y.len() as u64).saturating_mul(64));
         let per_part = lines.div_ceil(threads).max(1);
-        let items: Vec<_> = y.chunks_mut(per_part * to * inner * wide).enumerate().collect();
+        let items = y.chunks_mut(per_part * to * inner * wide).enumerate();
         ctx.threads.for_each(items, |(part, y)| {
             let (mut line, mut work) = (vec![Complex::new(F::ZERO, F::ZERO); plan.n], Vec::new());
             for (i, y) in y.chunks_exact_mut(to * inner * wide).enumerate() {
@@ -243,7 +243,7 @@ impl Stft {
         let fft = Fft::<f64>::new(plan.n);
         let all = y.len() / (bins * 2);
         let per_part = all.div_ceil(ctx.threads.parts((y.len() as u64).saturating_mul(64))).max(1);
-        let items: Vec<_> = y.chunks_mut(per_part * bins * 2).enumerate().collect();
+        let items = y.chunks_mut(per_part * bins * 2).enumerate();
         ctx.threads.for_each(items, |(part, y)| {
             let (mut line, mut work) = (vec![Complex::default(); plan.n], Vec::new());
             for (i, y) in y.chunks_exact_mut(bins * 2).enumerate() {

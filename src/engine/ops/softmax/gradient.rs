@@ -1,5 +1,7 @@
 //! The gradients of Softmax and LogSoftmax, from their outputs.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::{Function, Softmax};
 use crate::engine::adjoint::{Adjoint, Emit, Gradients, Rule, concrete};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
@@ -46,7 +48,7 @@ impl SoftmaxGradient {
             return Ok(());
         }
         let block = size * inner;
-        let mut sums = vec![0.0; inner];
+        let mut sums: SmallVec<[f64; 16]> = smallvec![0.0; inner];
         for ((x, g), y) in x.chunks_exact_mut(block).zip(g.chunks_exact(block)).zip(y.chunks_exact(block)) {
             sums.fill(0.0);
             for (i, (g, y)) in g.iter().zip(y).enumerate() {

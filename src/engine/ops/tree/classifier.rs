@@ -6,7 +6,7 @@ use super::super::axes::require;
 use super::super::ml_scores::{Labels, PostTransform, classifier_shapes, rows_and_columns};
 use super::super::number::Number;
 use super::attributes::{Reals, named_trees};
-use super::forest::{Aggregate, Row};
+use super::forest::{Aggregate, Row, Voted};
 use super::{Finish, Linear, Trees, evaluate};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
@@ -25,8 +25,6 @@ pub(super) struct Classifier {
     transform: PostTransform,
     /// With two classes whether all votes are for one of them, so that its score decides alone.
     one_sided: bool,
-    /// Whether the first vote is for the second class.
-    for_second: bool,
     /// Whether no weight is negative: a lone score is then a probability.
     positive: bool,
 }
@@ -40,12 +38,11 @@ pub(super) fn build(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {
         return Err(OpError::Attribute(format!("attribute `base_values` has {} values for {classes} classes", base.len())));
     }
     let one_class = draft.votes.first().is_some_and(|first| draft.votes.iter().all(|vote| vote.0 == first.0));
-    let for_second = draft.votes.first().is_some_and(|vote| vote.0 == 1);
     let positive = draft.votes.iter().all(|vote| vote.1 >= 0.0);
     let trees = Trees::new(draft, &reals, classes)?;
     let transform = PostTransform::named(attrs)?;
     let labels = if classes == 1 && labels.dtype() == DType::I64 { Labels::Ints(vec![0, 1]) } else { labels };
-    Ok(Box::new(Classifier { trees, classes, labels, base, transform, one_sided: classes == 2 && one_class, for_second, positive }))
+    Ok(Box::new(Classifier { trees, classes, labels, base, transform, one_sided: classes == 2 && one_class, positive }))
 }
 
 impl Classifier {
@@ -60,21 +57,29 @@ impl Classifier {
     pub(super) fn linear(&self) -> Result<Vec<Linear>, OpError> {
         let of = |target: usize, factor: f64, constant: f64| Linear { target, factor, constant };
         let base = |class: usize| self.base.get(class).copied().unwrap_or(0.0);
-        if self.classes == 2 && self.base.len() == 2 {
-            // Its answer then depends on which classes the votes of a row are for.
-            return Err(OpError::unsupported("two classes have a base value each"));
-        }
-        if self.classes != 2 || !self.one_sided {
+        if self.classes != 2 {
             return Ok((0..self.classes).map(|class| of(class, 1.0, base(class))).collect());
         }
-        if self.for_second {
-            return Ok(vec![of(0, 0.0, 0.0), of(1, 1.0, 0.0)]);
-        }
-        match self.transform {
-            PostTransform::Probit => Err(OpError::unsupported("the score is a probit")),
-            PostTransform::Logistic => Ok(vec![of(0, -1.0, -base(0)), of(0, 1.0, base(0))]),
-            _ if self.probability() => Ok(vec![of(0, -1.0, 1.0 - base(0)), of(0, 1.0, base(0))]),
-            _ => Ok(vec![of(0, -1.0, -base(0)), of(0, 1.0, base(0))]),
+        let voted = (self.trees.voted(0), self.trees.voted(1));
+        let depends = || Err(OpError::unsupported("a row's scores are sums of its votes only if it has votes for both classes, which not all rows have"));
+        // As [`Classifier::binary`] has them.
+        match (self.base.len(), voted) {
+            (_, (Voted::Never, Voted::Never)) => Ok(vec![of(0, 0.0, 0.0), of(1, 0.0, 0.0)]),
+            (2, (Voted::Always, Voted::Never)) => Ok(vec![of(0, 1.0, base(0)), of(1, 0.0, 0.0)]),
+            (2, (Voted::Never, Voted::Always)) => Ok(vec![of(0, 0.0, 0.0), of(1, 0.0, base(1))]),
+            (2, (Voted::Always, Voted::Always)) => Ok(vec![of(0, -1.0, -base(1)), of(0, 1.0, base(1))]),
+            (2, _) => depends(),
+            // A class without a vote has no base value either.
+            (_, (Voted::Sometimes, _)) if base(0) != 0.0 => depends(),
+            (_, (Voted::Never, _)) => Ok(vec![of(0, 0.0, 0.0), of(1, 1.0, 0.0)]),
+            (_, (_, Voted::Always)) => Ok(vec![of(0, 1.0, base(0)), of(1, 1.0, 0.0)]),
+            (_, (_, Voted::Sometimes)) => depends(),
+            (_, (_, Voted::Never)) => match self.transform {
+                PostTransform::Probit => Err(OpError::unsupported("the score is a probit")),
+                PostTransform::Logistic => Ok(vec![of(0, -1.0, -base(0)), of(0, 1.0, base(0))]),
+                _ if self.probability() => Ok(vec![of(0, -1.0, 1.0 - base(0)), of(0, 1.0, base(0))]),
+                _ => Ok(vec![of(0, -1.0, -base(0)), of(0, 1.0, base(0))]),
+            },
         }
     }
 

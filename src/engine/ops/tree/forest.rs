@@ -134,6 +134,17 @@ pub(super) enum Aggregate {
     Max,
 }
 
+/// Which rows have a vote for a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Voted {
+    /// None.
+    Never,
+    /// Some, or all by chance.
+    Sometimes,
+    /// Every one.
+    Always,
+}
+
 /// The scores of a row while they are gathered: one per target, and whether there was any vote for it.
 #[derive(Debug)]
 pub(super) struct Row<'a, C> {
@@ -208,6 +219,28 @@ impl<V: Value> Forest<V> {
     pub(super) fn votes(&self, leaf: u32) -> &[(u32, V)] {
         let (start, end) = self.leaves[leaf as usize];
         &self.votes[start as usize..end as usize]
+    }
+
+    /// Whether rows have a vote for a target: sure is that of a tree all of whose leaves have one.
+    pub(super) fn voted(&self, target: u32) -> Voted {
+        let votes = |leaf: u32| self.votes(leaf).iter().any(|vote| vote.0 == target);
+        if !(0..self.leaves.len() as u32).any(votes) {
+            return Voted::Never;
+        }
+        let mut met = vec![false; self.nodes.len()];
+        let whole = |&root: &u32| {
+            let mut left = vec![root];
+            while let Some(at) = left.pop() {
+                match Self::leaf(at) {
+                    Some(leaf) if !votes(leaf) => return false,
+                    Some(_) => {}
+                    None if std::mem::replace(&mut met[at as usize], true) => {}
+                    None => left.extend(self.nodes[at as usize].next),
+                }
+            }
+            true
+        };
+        if self.roots.iter().any(whole) { Voted::Always } else { Voted::Sometimes }
     }
 
     /// The feature that a node tests, and where a value of it leads.

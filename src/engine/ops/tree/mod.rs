@@ -11,7 +11,7 @@ mod shapley;
 mod tests;
 
 use self::attributes::{Reals, listed_trees, named_trees};
-use self::forest::{Aggregate, Draft, Forest, Row, Value};
+use self::forest::{Aggregate, Draft, Forest, Row, Value, Voted};
 pub(crate) use self::shapley::TREE_SHAPLEY;
 
 use self::shapley::{Linear, TreeShapley};
@@ -77,6 +77,13 @@ impl Trees {
         match self {
             Self::F32(forest) => forest.roots().len(),
             Self::F64(forest) => forest.roots().len(),
+        }
+    }
+
+    fn voted(&self, target: u32) -> Voted {
+        match self {
+            Self::F32(forest) => forest.voted(target),
+            Self::F64(forest) => forest.voted(target),
         }
     }
 

@@ -263,7 +263,7 @@ impl Op for TreeShapley {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::super::testing::op;
     use super::*;
     use crate::engine::kernels::isa::Isa;
@@ -310,7 +310,7 @@ mod tests {
         super::super::shapley(&*op).unwrap()
     }
 
-    fn run(op: &dyn Op, inputs: &[&Tensor], deadline: Option<Instant>) -> Result<(Vec<f64>, Vec<f64>), OpError> {
+    pub(in super::super) fn run(op: &dyn Op, inputs: &[&Tensor], deadline: Option<Instant>) -> Result<(Vec<f64>, Vec<f64>), OpError> {
         let rows = inputs[0].shape()[0];
         let (mut found, mut scores) = (vec![0.0; inputs[0].len()], vec![0.0; 2 * rows]);
         let shapes = (inputs[0].shape().to_vec(), [rows, 2]);

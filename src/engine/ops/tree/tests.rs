@@ -390,3 +390,40 @@ fn walks_side_by_side_arrive_where_each_alone_does() {
         }
     }
 }
+
+/// Each row's scores are those that the explained sums come to, whatever the base values are, or the sums are refused.
+#[test]
+fn sums_that_are_explained_are_the_scores_of_classifiers_of_two_classes() {
+    type Leaves = &'static [(i64, i64, f32)];
+    const FIRST: Leaves = &[(1, 0, -0.9), (2, 0, 0.2)];
+    const SECOND: Leaves = &[(1, 1, 0.9), (2, 1, 0.2)];
+    const BOTH: Leaves = &[(1, 0, 0.9), (1, 1, 0.1), (2, 0, 0.2), (2, 1, -0.8)];
+    const SOME: Leaves = &[(1, 0, 0.9), (2, 0, 0.2), (2, 1, -0.8)];
+    const LATER: Leaves = &[(1, 1, 0.9), (2, 0, 0.2), (2, 1, -0.8)];
+    const BASES: [&[f32]; 3] = [&[], &[0.05], &[0.05, 0.3]];
+    let x = tensor(&[2, 1], &[-1.0_f32, 1.0]);
+    // For each number of base values whether the scores are such sums.
+    for (leaves, explained) in
+        [(FIRST, [true; 3]), (SECOND, [true; 3]), (BOTH, [true; 3]), (SOME, [false; 3]), (LATER, [true, false, false])]
+    {
+        for (base, explained) in BASES.into_iter().zip(explained) {
+            let case = || {
+                let case = classifier(&[3, 7], leaves);
+                if base.is_empty() { case } else { case.attr("base_values", base) }
+            };
+            let op = case().build(&[Some(&x)]).unwrap();
+            let found = shapley(&*op);
+            assert_eq!(found.is_ok(), explained, "{leaves:?} {base:?}");
+            let Ok(explaining) = found else { continue };
+            let scores = case().run(&[&x]).unwrap().remove(1);
+            for class in 0..2 {
+                let weights = Tensor::new(&[2, 2], [0, 1, 0, 1].map(|c| if c == class { 1.0_f64 } else { 0.0 }).to_vec()).unwrap();
+                let sums = shapley::tests::run(&*explaining, &[&x, &x, &weights], None).unwrap().1;
+                for row in 0..2 {
+                    let want = f64::from(scores.slice::<f32>().unwrap()[2 * row + class]);
+                    assert!((sums[2 * row] - want).abs() < 1e-6, "{leaves:?} {base:?} class {class}: {} is not {want}", sums[2 * row]);
+                }
+            }
+        }
+    }
+}
