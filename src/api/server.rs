@@ -169,7 +169,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
     drop(server);
     let _ = ended.recv().await;
     let counts = &app.shared.counts;
-    Stats { accepted: counts.accepted.load(Relaxed), answered: counts.answered.load(Relaxed), dropped: counts.dropped.load(Relaxed) }
+    Stats { accepted: counts.accepted(), answered: counts.answered.load(Relaxed), dropped: counts.dropped.load(Relaxed) }
 }
 
 /// The next connection of any listener that has places left. `first` is the listener that is asked first: each in turn.

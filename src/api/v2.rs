@@ -139,7 +139,8 @@ async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Resul
         let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;
         let json_bytes = binary.is_some().then_some(json.len());
         let content_type = if binary.is_some() { "application/octet-stream" } else { "application/json" };
-        let pieces = [vec![json.into()], binary.unwrap_or_default()].concat();
+        let mut pieces = binary.unwrap_or_default();
+        pieces.insert(0, json.into());
         Ok((json_bytes, Payload::new(content_type, pieces, coding)))
     })
     .await?;
