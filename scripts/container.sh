@@ -172,7 +172,7 @@ port=$(free_port)
 start=$(now)
 # The loopback address, because the host's network is used; everything else as the image says.
 docker run --detach --name "$container" --network host --env NDSERVE_LISTEN="127.0.0.1:$port" --user "$user" \
-    --read-only --cap-drop ALL --security-opt no-new-privileges --memory 512m ndserve:dev > /dev/null
+    --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --memory 512m ndserve:dev > /dev/null
 for _ in $(seq $((HEALTHY_SECONDS * 10))); do
     health=$(docker inspect -f '{{.State.Status}} {{.State.Health.Status}}' "$container")
     [ "$health" != "running healthy" ] || break
