@@ -4,7 +4,7 @@
 //! Both operands are multiplied in tiles of 1 KiB: 16 lines of 16 pairs of neighbours along `k`, a left tile one line per row, a
 //! right tile one line per pair of `k` with a pair for each of 16 columns. The right operand is packed once at load, two tiles of
 //! columns side by side (a panel) and all steps of `k` behind each other. The left one is rounded for each call, and read where
-//! its lines then lie ([`Rows`]), two tiles of rows (a strip) at a time; its cost is spread over all panels.
+//! its lines then lie (`Rows`), two tiles of rows (a strip) at a time; its cost is spread over all panels.
 //!
 //! A row's bits depend on that row and the constants alone, here too: each sum runs over ascending steps of 32, whatever the
 //! number of rows. Between instruction sets they differ: the tile unit adds even and odd terms of a step apart.

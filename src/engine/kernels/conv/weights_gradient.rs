@@ -3,7 +3,7 @@
 //!
 //! The pixels are brought into an order in which the channels of one are neighbours. A panel of the right operand is then
 //! a copy of some channels of one pixel in each row, whatever the padding, the strides and the dilations are. It is gathered once for
-//! [`K_BLOCK`] positions and read by the tiles of all output channels from the first-level cache.
+//! `K_BLOCK` positions and read by the tiles of all output channels from the first-level cache.
 //!
 //! Sums run over the positions of all samples, in chunks: each is one chain of multiply-adds, whose results are added up. The
 //! chunks depend on the shape alone, so how channels are given to threads changes no bit.
