@@ -164,7 +164,8 @@ settings! {
     /// Largest request head: request line and headers. A larger one is refused with 431.
     max_header: Bytes = "64KiB";
     /// Time in which the request head must arrive. Also how long an idle connection is kept open: longer than a load
-    /// balancer keeps it (60 s is common), so that the side that sends requests is the one that closes.
+    /// balancer keeps it (60 s is common), so that the side that sends requests is the one that closes. Over HTTP/1.1 it may be a
+    /// quarter longer, and a client that takes nothing of its answer for so long is closed too.
     header_read_timeout: Period = "75s";
     /// Time in which the request body must arrive. Raise it for large bodies over slow links.
     body_read_timeout: Period = "30s";

@@ -229,13 +229,16 @@ impl Repository {
                 }
             }
         }
+        if terms.pace == Pace::Background {
+            self.try_in_pipelines(name, &found, &mut loaded);
+        }
+        for (_, outcome) in &loaded {
+            self.count(name, outcome.is_ok());
+        }
         if !(terms.unchanged)() {
             for (_, outcome) in &mut loaded {
                 *outcome = Err("its files changed while they were read".to_owned());
             }
-        }
-        if terms.pace == Pace::Background {
-            self.try_in_pipelines(name, &found, &mut loaded);
         }
         let mut entries = self.write();
         exchange(&mut entries, name, found, loaded)
@@ -254,7 +257,6 @@ impl Repository {
             let handle = Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))?;
             Ok(Servable::from(Arc::new(handle)))
         });
-        self.count(name, started.is_ok());
         match &started {
             Ok(_) => tracing::info!(model = name, version, "loaded"),
             Err(reason) => tracing::warn!(model = name, version, %reason, "a version failed to load"),

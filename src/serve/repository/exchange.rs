@@ -9,12 +9,19 @@ use super::{Entry, Repository, State, pipelines};
 impl Repository {
     /// Fails what was loaded if a pipeline that it is a part of would no longer reproduce its golden samples.
     pub(super) fn try_in_pipelines(&self, name: &str, found: &Found, loaded: &mut [Loaded]) {
-        let verified = pipelines::verified(&self.read(), name);
-        if verified.is_empty() || loaded.iter().all(|(_, outcome)| outcome.is_err()) {
+        if loaded.iter().all(|(_, outcome)| outcome.is_err()) {
             return;
         }
-        // As all would be with the new version, beside what serves.
-        let mut trial: BTreeMap<String, Entry> = self.read().iter().map(|(name, entry)| (name.clone(), entry.snapshot())).collect();
+        let (verified, mut trial) = {
+            let entries = self.read();
+            let verified = pipelines::verified(&entries, name);
+            if verified.is_empty() {
+                return;
+            }
+            // As all would be with the new version, beside what serves.
+            let trial: BTreeMap<String, Entry> = entries.iter().map(|(name, entry)| (name.clone(), entry.snapshot())).collect();
+            (verified, trial)
+        };
         drop(exchange(&mut trial, name, found.clone(), loaded.to_vec()));
         for (pipeline, golden) in verified {
             let Some(made) = trial.get(&pipeline).and_then(Entry::newest) else { continue };
@@ -24,7 +31,6 @@ impl Repository {
                 for (_, outcome) in loaded.iter_mut().filter(|(_, outcome)| outcome.is_ok()) {
                     *outcome = Err(reason.clone());
                 }
-                self.count(name, false);
                 return;
             }
         }
