@@ -1,24 +1,28 @@
 #!/bin/bash
-# Starts a release binary as a user would, sends it the requests of README.md and the docs, and stops it with SIGTERM.
+# Starts a release binary as a user would, sends it the requests of README.md and the docs, and stops it with SIGTERM. The models
+# are what the image gets of them, so that a file that serving needs and .dockerignore leaves out is seen before an image is built.
 #
 #   scripts/smoke.sh [BINARY]      default target/release/ndserve
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=${1:-target/release/ndserve}
-log=$(mktemp)
+work=$(mktemp -d)
+log=$work/log
 pid=
 
 die() { printf 'smoke: FAILED: %s\n' "$*" >&2; cat "$log" >&2; exit 1; }
 cleanup() {
     [ -z "$pid" ] || kill -KILL "$pid" 2> /dev/null || true
-    rm -f "$log"
+    rm -rf "$work"
 }
 trap cleanup EXIT
 trap 'exit 143' TERM INT
 
+tar --create --exclude-from=<(grep '^models/' .dockerignore) models | tar --extract --directory "$work"
+
 start=$(date +%s%N)
 # Port 0: the system takes a free one, and the first line of the log tells which.
-"$binary" serve --models models --listen 127.0.0.1:0 > "$log" 2>&1 &
+"$binary" serve --models "$work/models" --listen 127.0.0.1:0 > "$log" 2>&1 &
 pid=$!
 ready=false
 for _ in $(seq 1000); do
