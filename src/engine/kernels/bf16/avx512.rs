@@ -1,11 +1,12 @@
 //! What stands before and behind the tile unit, with AVX-512 intrinsics: rounding the left operand, and the epilogue.
 
 use std::arch::x86_64::{
-    __m512bh, _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512bh, _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 use std::ops::Range;
 
+use super::functions::Function;
 use super::pack::Part;
 use super::{Line, PANEL, STEP, STRIP, Sums, TILE_LINES};
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
@@ -65,13 +66,13 @@ fn short_line(values: &[f32]) -> Line {
     unsafe { std::mem::transmute::<__m512bh, Line>(halves) }
 }
 
-/// [`super::finish`] for scale, bias and a pair of bounds (infinite ones where there is no activation).
+/// [`super::finish`] for the functions of [`Function`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) fn finish_bounded(
+pub(super) fn finish(
     sums: &Sums,
     rows: Range<usize>,
     epilogue: &Epilogue<'_>,
-    bounds: Option<(f32, f32)>,
+    function: Function,
     c: &mut [f32],
     (ldc, width): (usize, usize),
 ) {
@@ -88,8 +89,6 @@ pub(super) fn finish_bounded(
             added[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(v * LANES)) };
         }
     }
-    let (low, high) = bounds.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
-    let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
     let first = rows.start;
     for row in rows {
         if let Bias::PerRow(bias) = epilogue.bias {
@@ -99,11 +98,14 @@ pub(super) fn finish_bounded(
             let sums = &sums.0[row / TILE_LINES * 2 + v][row % TILE_LINES];
             // SAFETY: a line of sums has 16 elements.
             let sum = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
-            let value = _mm512_fmadd_ps(alpha, sum, added[v]);
-            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
-            let value = if bounds.is_some() { _mm512_min_ps(high, _mm512_max_ps(low, value)) } else { value };
+            let mut value = _mm512_fmadd_ps(alpha, sum, added[v]);
             let to = c.as_mut_ptr().wrapping_add((row - first) * ldc + v * LANES);
-            // SAFETY: the assertion above, and the mask leaves out columns beyond `width`.
+            if epilogue.adds {
+                // SAFETY: the assertion above, and the mask leaves out columns beyond `width`.
+                value = _mm512_add_ps(value, unsafe { _mm512_maskz_loadu_ps(masks[v], to) });
+            }
+            let value = function.of_value(value);
+            // SAFETY: as for the load.
             unsafe { if masks[v] == u16::MAX { _mm512_storeu_ps(to, value) } else { _mm512_mask_storeu_ps(to, masks[v], value) } }
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{PANEL, Sums, TILE_COLUMNS, TILE_LINES};
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::epilogue::{Bias, Epilogue, activate};
 use crate::engine::kernels::isa::{Isa, instantiate};
 use crate::engine::kernels::vector::math;
 
@@ -13,24 +13,13 @@ pub(crate) fn finish(isa: Isa, sums: &Sums, rows: Range<usize>, epilogue: &Epilo
     type Size = (usize, usize);
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx
-        && !epilogue.adds
-        && let Some(bounds) = bounds(epilogue.activation)
+        && let Some(function) = super::functions::Function::of(epilogue.activation)
     {
         isa.require();
         // SAFETY: `require` has shown that this machine has the features it is compiled for.
-        return unsafe { super::avx512::finish_bounded(sums, rows, epilogue, bounds, c, size) };
+        return unsafe { super::avx512::finish(sums, rows, epilogue, function, c, size) };
     }
     instantiate!(isa, finish_body, (sums: &Sums, rows: Range<usize>, epilogue: &Epilogue<'_>, c: &mut [f32], size: Size));
-}
-
-/// The bounds that an activation is, `Some(None)` for none at all, or `None` if it is something else.
-fn bounds(activation: Activation) -> Option<Option<(f32, f32)>> {
-    match activation {
-        Activation::None => Some(None),
-        Activation::Relu => Some(Some((0.0, f32::INFINITY))),
-        Activation::Clip { min, max } => Some(Some((min, max))),
-        _ => None,
-    }
 }
 
 #[inline(always)]

@@ -14,6 +14,8 @@ pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod finish;
+#[cfg(target_arch = "x86_64")]
+mod functions;
 mod pack;
 
 use std::cell::Cell;

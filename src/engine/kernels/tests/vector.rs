@@ -15,7 +15,7 @@ fn ulp(x: f64) -> f64 {
 }
 
 /// `erf` to about 1e-15: the Taylor series near 0, the continued fraction of `erfc` beyond.
-fn erf(x: f64) -> f64 {
+pub(super) fn erf(x: f64) -> f64 {
     let t = x.abs();
     if t < 2.5 {
         let (mut term, mut sum) = (x, x);
@@ -31,7 +31,7 @@ fn erf(x: f64) -> f64 {
 
 /// Values over the whole domain: evenly spaced bit patterns (both signs, subnormals, infinities, NaN), the specials, and a
 /// fine grid where the functions bend.
-fn domain() -> Vec<f32> {
+pub(super) fn domain() -> Vec<f32> {
     let patterns = (0..=u32::MAX).step_by(15_013).map(f32::from_bits);
     let grid = (-1_200_000..1_200_000).step_by(11).map(|i| i as f32 / 10_000.0);
     let specials = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-45];
@@ -58,7 +58,7 @@ fn worst(isa: Isa, function: Function, reference: fn(f64) -> f64, scale: fn(f64,
     worst.0
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub(super) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
