@@ -22,9 +22,10 @@ pub(super) fn pack(isa: Isa, weights: &[f32], rows: usize, c_in: usize, taps: us
     let k = c_in.div_ceil(2) * taps * 2;
     let mut ordered = vec![0.0; rows * k];
     for (row, to) in ordered.chunks_exact_mut(k.max(1)).enumerate() {
-        for (at, weight) in weights[row * c_in * taps..][..c_in * taps].iter().enumerate() {
-            let (channel, tap) = (at / taps, at % taps);
-            to[(channel / 2 * taps + tap) * 2 + channel % 2] = *weight;
+        for (channel, weights) in weights[row * c_in * taps..][..c_in * taps].chunks_exact(taps).enumerate() {
+            for (tap, weight) in weights.iter().enumerate() {
+                to[(channel / 2 * taps + tap) * 2 + channel % 2] = *weight;
+            }
         }
     }
     RoundedLeft::pack(isa, &ordered, rows, k)

@@ -72,9 +72,13 @@ impl PackedConvLast {
             let k = c_in_per_group * taps;
             let mut ordered = vec![0.0; rows * k];
             let group = |index: usize| {
-                for (at, weight) in weights[index * rows * k..][..rows * k].iter().enumerate() {
-                    let (row, channel, tap) = (at / k, at % k / taps, at % taps);
-                    ordered[row * k + tap * c_in_per_group + channel] = *weight;
+                let rows_of_group = weights[index * rows * k..][..rows * k].chunks_exact(k.max(1));
+                for (row, to) in rows_of_group.zip(ordered.chunks_exact_mut(k.max(1))) {
+                    for (channel, weights) in row.chunks_exact(taps).enumerate() {
+                        for (tap, weight) in weights.iter().enumerate() {
+                            to[tap * c_in_per_group + channel] = *weight;
+                        }
+                    }
                 }
                 PackedB::pack(isa, &ordered, k, rows, true)
             };

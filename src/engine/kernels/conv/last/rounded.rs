@@ -41,10 +41,13 @@ impl Rounded {
         let k = depth / len * full;
         let group = |weights: &[f32]| {
             let mut ordered = vec![0.0; rows * k];
-            for (at, weight) in weights.iter().enumerate() {
-                let (row, channel, tap) = (at / depth, at % depth / (depth / c_in), at % (depth / c_in));
-                let element = tap * c_in + channel;
-                ordered[row * k + element / len * full + element % len] = *weight;
+            let places: Vec<usize> = (0..depth).map(|element| element / len * full + element % len).collect();
+            for (row, to) in weights.chunks_exact(depth).zip(ordered.chunks_exact_mut(k)) {
+                for (channel, weights) in row.chunks_exact(depth / c_in).enumerate() {
+                    for (tap, weight) in weights.iter().enumerate() {
+                        to[places[tap * c_in + channel]] = *weight;
+                    }
+                }
             }
             PackedBf16::pack(isa, &ordered, k, rows, true)
         };
