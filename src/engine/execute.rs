@@ -165,20 +165,26 @@ pub(crate) fn execute<'a>(
         return Err(RunError::Memory { need: run.plan.bytes() as u128, limit: limits.budget });
     };
     let limits = &Limits { budget, ..*limits };
-    for step in &run.plan.steps {
-        let node = &program.graph().nodes[step.node];
-        let start = profile.is_some().then(Instant::now);
-        let outcome = if step.dynamic { run.dynamic(memory, limits, node) } else { run.planned(memory, limits, node, step) };
-        if let Err(error) = outcome {
-            return Err(node_error(node, &run.operands(memory, node), error));
+    let mut steps = || {
+        for step in &run.plan.steps {
+            let node = &program.graph().nodes[step.node];
+            let start = profile.is_some().then(Instant::now);
+            let outcome = if step.dynamic { run.dynamic(memory, limits, node) } else { run.planned(memory, limits, node, step) };
+            if let Err(error) = outcome {
+                return Err(node_error(node, &run.operands(memory, node), error));
+            }
+            if let (Some(profile), Some(start)) = (&mut profile, start) {
+                profile[step.node] += start.elapsed();
+            }
+            for &id in &step.drops {
+                memory.forget(id);
+            }
         }
-        if let (Some(profile), Some(start)) = (&mut profile, start) {
-            profile[step.node] += start.elapsed();
-        }
-        for &id in &step.drops {
-            memory.forget(id);
-        }
-    }
+        Ok(())
+    };
+    // Where operators split their work, on a thread of the pool: it shares with the others at once, where one from outside would be put to
+    // sleep and woken for each operator.
+    if limits.threads.parts(run.plan.heaviest()) > 1 { limits.threads.run(steps) } else { steps() }?;
     Ok(run)
 }
 

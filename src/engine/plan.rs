@@ -129,6 +129,11 @@ impl Plan {
         self.steps.iter().zip(&self.flops).map(|(step, &flops)| (step.node, flops))
     }
 
+    /// Floating-point operations of the step that has most.
+    pub(crate) fn heaviest(&self) -> u64 {
+        self.flops.iter().copied().max().unwrap_or(0)
+    }
+
     /// The shape of a value, if it does not depend on data.
     pub(crate) fn shape(&self, id: ValueId) -> Option<&[usize]> {
         self.shapes[id.index()].as_deref()

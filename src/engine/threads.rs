@@ -5,9 +5,11 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
+use rayon::Yield;
 
 thread_local! {
     static WAITS: Cell<u64> = const { Cell::new(0) };
@@ -15,8 +17,89 @@ thread_local! {
 
 /// A pool of threads shared by the sessions that are given it.
 pub struct Threads {
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Pool>,
     count: usize,
+}
+
+struct Pool(rayon::ThreadPool);
+
+thread_local! {
+    /// Whether this thread of a pool is at work that was given to the pool from outside.
+    static OCCUPIED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How long a thread looks for the next piece of work of a run before it lets others of the machine go first, and waits for others of the
+/// run without sleeping. From operator to operator some microseconds pass; to be woken takes fifty.
+const AWAKE: Duration = Duration::from_micros(100);
+
+impl Pool {
+    fn new(count: usize, name: &'static str) -> Result<Self, std::io::Error> {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
+        Ok(Self(builder.build().map_err(std::io::Error::other)?))
+    }
+
+    /// Does `work` on one of the threads. As long as it takes, the others look for pieces of it if they have nothing else to do.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if self.0.current_thread_index().is_some() {
+            return self.0.install(work);
+        }
+        WAITS.set(WAITS.get() + 1);
+        let others = self.0.current_num_threads() - 1;
+        self.0.install(|| {
+            let (over, mut work, mut result) = (AtomicBool::new(false), Some(work), None);
+            with_help(others, &over, &mut || {
+                let _ends = Ends { over: &over, occupied: OCCUPIED.replace(true) };
+                result = work.take().map(|work| work());
+            });
+            result.expect("the work was done once")
+        })
+    }
+
+    /// Calls `work` on up to `threads` threads at once. For all types and closures this is one function: rayon is compiled once,
+    /// and not for each of the hundreds of loops that are split.
+    fn side_by_side(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+        self.run(|| Shared { work, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) }.call(threads));
+    }
+}
+
+/// Ends a run, also by a panic: who helps may go.
+struct Ends<'a> {
+    over: &'a AtomicBool,
+    /// What [`OCCUPIED`] was before.
+    occupied: bool,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        OCCUPIED.set(self.occupied);
+    }
+}
+
+/// Does `work`, with as many places for threads that help.
+fn with_help(places: usize, over: &AtomicBool, work: &mut (dyn FnMut() + Send)) {
+    match places {
+        0 => work(),
+        _ => _ = rayon::join(|| with_help(places - 1, over, work), || help(over)),
+    }
+}
+
+/// Looks for pieces of work until a run is over. A thread that is at a run itself, and came here because it waits for a piece of that,
+/// goes back at once.
+fn help(over: &AtomicBool) {
+    if OCCUPIED.get() {
+        return;
+    }
+    let mut worked = Instant::now();
+    while !over.load(Ordering::Acquire) {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            worked = Instant::now();
+        } else if worked.elapsed() > AWAKE {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+    }
 }
 
 impl Threads {
@@ -33,9 +116,7 @@ impl Threads {
         if count <= 1 {
             return Ok(Self::single());
         }
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("engine-{i}"));
-        let pool = builder.build().map_err(std::io::Error::other)?;
-        Ok(Self { pool: Some(pool), count })
+        Ok(Self { pool: Some(Pool::new(count, "engine")?), count })
     }
 
     /// A pool of `count` threads, at least one, for whole tasks that the calling thread is not to do itself.
@@ -44,15 +125,13 @@ impl Threads {
     /// If the system cannot start the threads.
     pub fn background(count: usize) -> Result<Self, std::io::Error> {
         let count = count.max(1);
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("load-{i}"));
-        let pool = builder.build().map_err(std::io::Error::other)?;
-        Ok(Self { pool: Some(pool), count })
+        Ok(Self { pool: Some(Pool::new(count, "load")?), count })
     }
 
     /// Does `work` on a thread of the pool, or here if there is none.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.pool {
-            Some(pool) => pool.install(work),
+            Some(pool) => pool.run(work),
             None => work(),
         }
     }
@@ -60,7 +139,7 @@ impl Threads {
     /// Does `work` once on each thread of the pool, or here if there is none.
     pub fn on_each(&self, work: impl Fn() + Send + Sync) {
         match &self.pool {
-            Some(pool) => drop(pool.broadcast(|_| work())),
+            Some(pool) => drop(pool.0.broadcast(|_| work())),
             None => work(),
         }
     }
@@ -100,7 +179,7 @@ impl Threads {
                 let waiting = Mutex::new(items);
                 // The lock is held to take an item, not while it is worked on.
                 let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                side_by_side(pool, threads, &|| {
+                pool.side_by_side(threads, &|| {
                     while let Some(item) = next() {
                         work(item);
                     }
@@ -111,13 +190,39 @@ impl Threads {
     }
 }
 
-/// Calls `work` on up to `threads` threads at once. For all types and closures this is one function: rayon is compiled once,
-/// and not for each of the hundreds of loops that are split.
-fn side_by_side(pool: &rayon::ThreadPool, threads: usize, work: &(dyn Fn() + Sync)) {
-    if pool.current_thread_index().is_none() {
-        WAITS.set(WAITS.get() + 1);
+/// Work that several threads do.
+struct Shared<'a> {
+    work: &'a (dyn Fn() + Sync),
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Shared<'_> {
+    /// Calls the work `times` times, on as many threads as take it up. `join` takes back what nobody took, which then finds nothing to do.
+    fn call(&self, times: usize) {
+        if times > 1 {
+            let half = times / 2;
+            rayon::join(|| self.call(times - half), || self.call(half));
+            return;
+        }
+        /// Counts also if the work panics.
+        struct Ended<'a>(&'a AtomicUsize);
+        impl Drop for Ended<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Release);
+            }
+        }
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        {
+            let _ended = Ended(&self.ended);
+            (self.work)();
+        }
+        // What others are at is over soon: sooner than one is woken who sleeps.
+        let done = Instant::now();
+        while self.ended.load(Ordering::Acquire) != self.begun.load(Ordering::Relaxed) && done.elapsed() < AWAKE {
+            std::hint::spin_loop();
+        }
     }
-    pool.install(|| (0..threads).into_par_iter().with_max_len(1).for_each(|_| work()));
 }
 
 impl fmt::Debug for Threads {
@@ -129,8 +234,6 @@ impl fmt::Debug for Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     #[test]
     fn who_leaves_work_to_a_pool_waits_and_who_is_part_of_it_does_not() {
         let threads = Threads::new(2).unwrap();
@@ -140,6 +243,9 @@ mod tests {
             Threads::waits() - before
         };
         assert_eq!((waits(&threads), threads.run(|| waits(&threads)), waits(&Threads::single())), (1, 0, 0));
+        let before = Threads::waits();
+        threads.run(|| ());
+        assert_eq!(Threads::waits() - before, 1);
     }
 
     #[test]
@@ -151,6 +257,31 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 5050);
         }
+    }
+
+    /// Pieces of several runs, and of loops within loops, one behind the other while threads are still awake and after they sleep.
+    #[test]
+    fn runs_side_by_side_share_the_threads() {
+        let threads = Threads::new(3).unwrap();
+        std::thread::scope(|scope| {
+            for run in 0..4 {
+                let threads = &threads;
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        let sum = AtomicUsize::new(0);
+                        threads.run(|| {
+                            threads.for_each(0..5, |i: usize| {
+                                threads.for_each(0..3, |j: usize| _ = sum.fetch_add(10 * i + j, Ordering::Relaxed));
+                            });
+                        });
+                        assert_eq!(sum.into_inner(), 3 * 100 + 5 * 3);
+                        if (round + run) % 50 == 0 {
+                            std::thread::sleep(3 * AWAKE);
+                        }
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -29,12 +29,18 @@ pub(crate) fn flops(m: usize, k: usize, n: usize) -> u64 {
     2_u64.saturating_mul(m as u64).saturating_mul(k as u64).saturating_mul(n as u64)
 }
 
+/// What a product costs, in floating-point operations: with few rows it is bound by reading the right operand, an element of which takes
+/// as long as some eight operations.
+fn cost(m: usize, k: usize, n: usize) -> u64 {
+    flops(m.saturating_add(4), k, n)
+}
+
 /// `c[m, n] = epilogue(left · right)`.
 pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>, c: &mut [f32], ctx: &mut Context<'_>) {
     let Left { m, k, .. } = left;
     match right {
         Right::Packed(b) => {
-            let parts = ctx.threads.parts(flops(m, k, b.n()));
+            let parts = ctx.threads.parts(cost(m, k, b.n()));
             if left.transposed && m > 1 && k > 1 {
                 transpose(left.data, k, m, &mut ctx.scratch.f32);
                 split(&ctx.scratch.f32, m, b, epilogue, c, (ctx.threads, parts));
@@ -43,7 +49,7 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
             }
         }
         Right::Plain { data, transposed, n } => {
-            let parts = ctx.threads.parts(flops(m, k, n));
+            let parts = ctx.threads.parts(cost(m, k, n));
             if parts > 1 {
                 let b = Weights::pack(Precision::F32, ctx.isa, data, k, n, transposed);
                 if left.transposed {
