@@ -8,7 +8,8 @@ A round loads the server once without and once with reloads, one after the other
 pause behind each. Rounds follow until there were so many reloads, three at least. The model is one of `models/`, or `dense`: four
 layers of 1,024 units with random weights, 17 MB, made here. Fails if a request fails, if the 99th
 percentile during reloads is more than 1.3 times that without (medians over the rounds), or if resident memory after everything
-is more than 5 % above that before the first reload. Needs wrk (Debian's package); the load stays on this machine.
+is more than 5 % above that before the first reload: medians of what is resident after each of three loads without reloads, for it
+differs from load to load. Needs wrk (Debian's package); the load stays on this machine.
 """
 import argparse, array, http.client, json, os, pathlib, random, re, shutil, socket, statistics, struct, subprocess, sys, tempfile, threading, time
 
@@ -108,6 +109,16 @@ def load_with_reloads(script):
     return loaded, reloads[0]
 
 
+def resident(script, pid):
+    """Resident memory behind a load without reloads: the median of three, in MiB."""
+    seen = []
+    for _ in range(3):
+        result(start_load(args.seconds, script))
+        seen.append(resident_mib(pid))
+    print("resident, MiB:", " ".join(f"{mib:.1f}" for mib in seen), flush=True)
+    return statistics.median(seen)
+
+
 with tempfile.TemporaryDirectory() as folder:
     if args.model == "dense":
         dense(pathlib.Path(folder) / "dense")
@@ -126,8 +137,7 @@ with tempfile.TemporaryDirectory() as folder:
                 time.sleep(0.01)
         script = pathlib.Path(folder) / ".load.lua"
         script.write_text(f"wrk.method = 'POST'\nwrk.body = '{body()}'\nwrk.headers['Content-Type'] = 'application/json'\n")
-        result(start_load(args.seconds, script))
-        before = resident_mib(server.pid)
+        before = resident(script, server.pid)
         quiet, busy, reloads = [], [], 0
         while reloads < args.reloads or len(busy) < 3:
             quiet.append(result(start_load(args.seconds, script)))
@@ -135,7 +145,7 @@ with tempfile.TemporaryDirectory() as folder:
             busy.append(loaded)
             reloads += count
             print(f"p99 {quiet[-1][0]:.2f} ms without, {loaded[0]:.2f} ms with {count} reloads, {longest:.2f} s at most", flush=True)
-        after = resident_mib(server.pid)
+        after = resident(script, server.pid)
     finally:
         server.terminate()
         server.wait(60)

@@ -27,6 +27,7 @@ mod path;
 pub mod predict;
 mod profile;
 mod reload;
+mod rest;
 mod route;
 mod server;
 mod sharded;

@@ -16,13 +16,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::App;
 use super::access::Surface;
 use super::connection::Connection;
 use super::listen::{Listener, Listeners, Stream};
+use super::rest;
 
 /// Limits of connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +133,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
     let (cut, cutting) = watch::channel(false);
     let (running, mut ended) = mpsc::channel(1);
     let server = Arc::new(Server::new(app, &options, Streams { cutting, running }));
-    let watching = tokio::spawn(watch_files(server.app.clone(), options.reload_interval));
+    let watching = [tokio::spawn(watch_files(server.app.clone(), options.reload_interval)), tokio::spawn(rest::watch(server.app.clone()))];
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     let mut first = 0;
@@ -155,7 +156,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
         }
     }
     drop(listeners);
-    watching.abort();
+    watching.iter().for_each(JoinHandle::abort);
     let _ = close.send(true);
     server.app.shared.closing.send_replace(true);
     let finished = tokio::time::timeout(options.drain_timeout, async { while tasks.join_next().await.is_some() {} });

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::{Failure, Outcome, progress};
 use crate::api::{self, App, AppOptions, Limits, Listeners, ServerOptions, Stats};
 use crate::config::{self, Flags, Server, Settings};
-use crate::engine::Threads;
+use crate::engine::{Threads, purge_with_threads, release_memory};
 use crate::serve::{Defaults, Options, ReadyWhen, Repository, State, Watch};
 use crate::telemetry;
 
@@ -55,6 +55,8 @@ pub(super) fn defaults(settings: &Settings) -> Defaults {
 
 /// Serves until a signal has come and everything is answered.
 fn run(settings: Settings) -> Outcome {
+    // A version that goes takes its workers along.
+    purge_with_threads();
     let options = options(&settings)?;
     // Before the repository is opened: what changes from here on is seen.
     let watch = if settings.watch.0.is_zero() { None } else { Some(Watch::new(&options)?) };
@@ -114,6 +116,8 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Optio
                 return Err(format!("{failed} of the models cannot be served, and the server is strict").into());
             }
             banner.example(&repository, &settings);
+            // From here on this thread mostly waits.
+            release_memory();
             if let Some(watch) = watch {
                 repository.watch(watch, settings.watch.0)?;
             }

@@ -1,4 +1,13 @@
-//! The allocator's one function that the language has no name for. No kernel, but foreign code, which is called here alone.
+//! What the language has no name for at the allocator. No kernel, but foreign code, which is called here alone.
+
+/// From now on the pages that a thread leaves behind when it ends go back to the system, however few of a segment they are: another
+/// thread may take over the rest late, or never.
+pub fn purge_with_threads() {
+    /// `mi_option_abandoned_page_purge` in `mimalloc.h` of version 2, which the crate has no name for.
+    const ABANDONED_PAGE_PURGE: libmimalloc_sys::mi_option_t = 12;
+    // SAFETY: options are numbers that the allocator reads when it needs them, and may be set at any time.
+    unsafe { libmimalloc_sys::mi_option_set(ABANDONED_PAGE_PURGE, 1) }
+}
 
 /// Gives memory that the calling thread has freed, or that others freed for it, back to the system at once. Without it that
 /// happens when the thread allocates again: one that waits for its next task keeps what the last one left.

@@ -109,7 +109,13 @@ impl Repository {
         let task = async move {
             let _turn = repository.changes.acquire().await;
             let repository = Arc::clone(&repository);
-            let changed = tokio::task::spawn_blocking(move || change(&repository, &name)).await;
+            let work = move || {
+                let changed = change(&repository, &name);
+                // This thread may wait for long for its next task, or end.
+                release_memory();
+                changed
+            };
+            let changed = tokio::task::spawn_blocking(work).await;
             changed.unwrap_or_else(|error| Err(Error::internal("the change failed", error)))
         };
         // As a task of its own it goes on when the client goes away.
