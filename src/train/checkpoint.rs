@@ -11,7 +11,7 @@ use super::fit::{Epoch, State};
 use crate::engine::{Tensor, npz};
 
 /// Writes under a temporary name first and renames then, so that a kill at any moment leaves the old file or the new one, whole. A
-/// folder that is missing is made.
+/// folder that is missing is made. What earlier writers of the same file left, because they were killed, is removed.
 ///
 /// # Errors
 /// If the file cannot be written; nothing is left behind.
@@ -35,7 +35,32 @@ fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<fs::File>) -> st
         // That the removal fails too is no news.
         let _ = fs::remove_file(&temporary);
         in_file(path, error)
-    })
+    })?;
+    remove_temporary(path);
+    Ok(())
+}
+
+/// Removes a file, with what killed writers left of it.
+pub fn discard(path: &Path) {
+    // That it is not there, or stays, changes no result.
+    let _ = fs::remove_file(path);
+    remove_temporary(path);
+}
+
+/// Removes files named as the temporary ones of a file. They stand in nobody's way: that one cannot be removed is no error.
+fn remove_temporary(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else { return };
+    let of_a_process = |other: &str| {
+        let number = other.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).and_then(|rest| rest.strip_suffix(".tmp"));
+        number.is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit()))
+    };
+    // A path without a folder has the empty one as its parent.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(of_a_process) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Names of the archive's arrays.

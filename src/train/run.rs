@@ -324,7 +324,7 @@ fn train(
         folder::Export { config, text, known, preparation, unit: fitted.unit, base, sample, trained: &parts.train, report: &report };
     export.write(output, &mut trainer.state.parameters)?;
     for file in [&saved, &of_folds] {
-        let _ = std::fs::remove_file(file);
+        checkpoint::discard(file);
     }
     Ok(Ended::Done(Box::new(report)))
 }
