@@ -13,7 +13,8 @@ use crate::engine::release_memory;
 /// How often it is looked whether requests came.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Lets each thread of the runtime give back its memory at the first look that sees no request behind one that saw some. Never ends.
+/// Lets each thread of the runtime, and of the engine, give back its memory at the first look that sees no request behind one that saw
+/// some. Never ends.
 pub(super) async fn watch(app: App) {
     let counts = &app.shared.counts;
     let (mut seen, mut rested) = (0, false);
@@ -24,6 +25,7 @@ pub(super) async fn watch(app: App) {
             (seen, rested) = (accepted, false);
         } else if !rested {
             rested = true;
+            app.shared.repository.release_memory();
             on_every_worker(release_memory).await;
         }
     }

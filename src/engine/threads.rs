@@ -144,6 +144,13 @@ impl Threads {
         }
     }
 
+    /// Has `work` done once on each thread of the pool, when it has nothing else to do, and does not wait for that.
+    pub fn on_each_later(&self, work: fn()) {
+        if let Some(pool) = &self.pool {
+            pool.0.spawn_broadcast(move |_| work());
+        }
+    }
+
     /// How often the calling thread has left work to a pool that it is no part of. It slept meanwhile: its CPU time says nothing
     /// about what such work costs.
     pub fn waits() -> u64 {
@@ -292,6 +299,11 @@ mod tests {
         let turns = AtomicUsize::new(0);
         threads.on_each(|| _ = turns.fetch_add(1, Ordering::Relaxed));
         assert_eq!(turns.into_inner(), 1);
+        static LATER: AtomicUsize = AtomicUsize::new(0);
+        Threads::new(2).unwrap().on_each_later(|| _ = LATER.fetch_add(1, Ordering::Relaxed));
+        while LATER.load(Ordering::Relaxed) < 2 {
+            std::thread::yield_now();
+        }
         assert_eq!(Threads::single().run(|| std::thread::current().id()), caller);
     }
 

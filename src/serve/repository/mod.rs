@@ -266,6 +266,11 @@ impl Repository {
         })
     }
 
+    /// Has the engine's threads give back memory that runs left to their parts of the allocator, once they have nothing else to do.
+    pub fn release_memory(&self) {
+        self.options.threads.on_each_later(release_memory);
+    }
+
     /// Loads every version that was found, on as many threads as the engine may use. `progress` is told each version as it
     /// ends, with how many are done and how many there are.
     pub fn load(&self, progress: impl Fn(&str, &VersionStatus, usize, usize) + Sync) {
