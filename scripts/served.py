@@ -52,12 +52,11 @@ def engine(path):
     """Rows per second at the best batch, and that batch. A model with lengths is measured with inputs of the same."""
     best = (0.0, 0)
     for rows in (1, 2, 4, 8, 16, 32):
-        command = [args.binary, "bench", "--model", str(path), "--batch", str(rows), "--seconds", str(args.seconds / 4), "--precision", args.precision, "--json"]
+        command = [args.binary, "bench", "--model", str(path), "--seconds", str(args.seconds / 4), "--precision", args.precision, "--json"]
         with tempfile.TemporaryDirectory() as folder:
-            if path in inputs_of:
-                command += ["--inputs", inputs_of[path](rows, folder)]
-            out = subprocess.run(command, capture_output=True, text=True)
+            out = subprocess.run([*command, "--inputs", inputs_of[path](rows, folder)], capture_output=True, text=True)
         if out.returncode:
+            print(out.stderr, file=sys.stderr)
             continue
         best = max(best, (1e3 * rows / statistics.median(json.loads(out.stdout)["runs_ms"]), rows))
     assert best[1], f"{path}: the engine ran no batch"
@@ -99,9 +98,9 @@ for path in args.model:
             (target / "1").mkdir(parents=True)
             shutil.copy(path, target / "1/model.onnx")
         command = [args.binary, "serve", "--models", str(target.parent), "--listen", "127.0.0.1:0", "--log-filter", "warn", "--precision", args.precision]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
-            port = int(re.search(r"http://127.0.0.1:(\d+)", server.stderr.readline())[1])
+            port = int(re.search(r"http://127.0.0.1:(\d+)", server.stdout.readline())[1])
             while ask(port, "GET", "/readyz")[0] != 200:
                 time.sleep(0.05)
             head, body = request(port, name)
