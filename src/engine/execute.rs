@@ -184,7 +184,7 @@ pub(crate) fn execute<'a>(
     };
     // Where operators split their work, on a thread of the pool: it shares with the others at once, where one from outside would be put to
     // sleep and woken for each operator.
-    if limits.threads.parts(run.plan.heaviest()) > 1 { limits.threads.run(steps) } else { steps() }?;
+    if limits.threads.parts(run.plan.heaviest()) > 1 { limits.threads.run_with_help(steps) } else { steps() }?;
     Ok(run)
 }
 

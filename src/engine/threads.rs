@@ -21,10 +21,14 @@ pub struct Threads {
     count: usize,
 }
 
-struct Pool(rayon::ThreadPool);
+struct Pool {
+    threads: rayon::ThreadPool,
+    /// Whether a run is in the pool. One at a time: who helps it would else take up the next one whole, and the first be over no sooner.
+    taken: AtomicBool,
+}
 
 thread_local! {
-    /// Whether this thread of a pool is at work that was given to the pool from outside.
+    /// Whether this thread is at a run, or helps one.
     static OCCUPIED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -35,17 +39,26 @@ const AWAKE: Duration = Duration::from_micros(100);
 impl Pool {
     fn new(count: usize, name: &'static str) -> Result<Self, std::io::Error> {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
-        Ok(Self(builder.build().map_err(std::io::Error::other)?))
+        Ok(Self { threads: builder.build().map_err(std::io::Error::other)?, taken: AtomicBool::new(false) })
     }
 
-    /// Does `work` on one of the threads. As long as it takes, the others look for pieces of it if they have nothing else to do.
+    /// Does `work` on one of the threads.
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        if self.0.current_thread_index().is_some() {
-            return self.0.install(work);
+        if self.threads.current_thread_index().is_none() {
+            WAITS.set(WAITS.get() + 1);
         }
-        WAITS.set(WAITS.get() + 1);
-        let others = self.0.current_num_threads() - 1;
-        self.0.install(|| {
+        self.threads.install(work)
+    }
+
+    /// Does `work` on one of the threads. As long as it takes, the others look for pieces of it if they have nothing else to do. On the
+    /// calling thread if that is one of the pool, or another such work is there.
+    fn run_with_help<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if self.threads.current_thread_index().is_some() || self.taken.swap(true, Ordering::Acquire) {
+            return work();
+        }
+        let _taken = Taken(&self.taken);
+        let others = self.threads.current_num_threads() - 1;
+        self.run(|| {
             let (over, mut work, mut result) = (AtomicBool::new(false), Some(work), None);
             with_help(others, &over, &mut || {
                 let _ends = Ends { over: &over, occupied: OCCUPIED.replace(true) };
@@ -59,6 +72,15 @@ impl Pool {
     /// and not for each of the hundreds of loops that are split.
     fn side_by_side(&self, threads: usize, work: &(dyn Fn() + Sync)) {
         self.run(|| Shared { work, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) }.call(threads));
+    }
+}
+
+/// Leaves the pool to the next run, also by a panic.
+struct Taken<'a>(&'a AtomicBool);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -84,10 +106,10 @@ fn with_help(places: usize, over: &AtomicBool, work: &mut (dyn FnMut() + Send)) 
     }
 }
 
-/// Looks for pieces of work until a run is over. A thread that is at a run itself, and came here because it waits for a piece of that,
-/// goes back at once.
+/// Looks for pieces of work until a run is over. A thread that is at a run, or helps already, and came here because it looked for a piece
+/// of that, goes back at once.
 fn help(over: &AtomicBool) {
-    if OCCUPIED.get() {
+    if OCCUPIED.replace(true) {
         return;
     }
     let mut worked = Instant::now();
@@ -100,6 +122,7 @@ fn help(over: &AtomicBool) {
             std::hint::spin_loop();
         }
     }
+    OCCUPIED.set(false);
 }
 
 impl Threads {
@@ -136,10 +159,19 @@ impl Threads {
         }
     }
 
+    /// Does `work`, whose loops are split, on a thread of the pool while the others stay awake for them; here if there is no pool, this is
+    /// one of its threads, or another such work is in it.
+    pub fn run_with_help<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.run_with_help(work),
+            None => work(),
+        }
+    }
+
     /// Does `work` once on each thread of the pool, or here if there is none.
     pub fn on_each(&self, work: impl Fn() + Send + Sync) {
         match &self.pool {
-            Some(pool) => drop(pool.0.broadcast(|_| work())),
+            Some(pool) => drop(pool.threads.broadcast(|_| work())),
             None => work(),
         }
     }
@@ -147,7 +179,7 @@ impl Threads {
     /// Has `work` done once on each thread of the pool, when it has nothing else to do, and does not wait for that.
     pub fn on_each_later(&self, work: fn()) {
         if let Some(pool) = &self.pool {
-            pool.0.spawn_broadcast(move |_| work());
+            pool.threads.spawn_broadcast(move |_| work());
         }
     }
 
@@ -241,6 +273,7 @@ impl fmt::Debug for Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
     fn who_leaves_work_to_a_pool_waits_and_who_is_part_of_it_does_not() {
         let threads = Threads::new(2).unwrap();
@@ -276,7 +309,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..200 {
                         let sum = AtomicUsize::new(0);
-                        threads.run(|| {
+                        threads.run_with_help(|| {
                             threads.for_each(0..5, |i: usize| {
                                 threads.for_each(0..3, |j: usize| _ = sum.fetch_add(10 * i + j, Ordering::Relaxed));
                             });

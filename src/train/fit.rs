@@ -256,7 +256,7 @@ impl<'a> Trainer<'a> {
             let mut run = || session.run_views(&inputs, |outputs| found.take(outputs));
             // Where operators split their work, on a thread of the pool: it wakes the others and waits for nobody to begin.
             let flops = 6 * rows * parameters.iter().map(|p| p.values.len()).sum::<usize>();
-            let loss = if self.threads.parts(flops as u64) > 1 { self.threads.run(run) } else { run() };
+            let loss = if self.threads.parts(flops as u64) > 1 { self.threads.run_with_help(run) } else { run() };
             self.kept.views = emptied(inputs);
             loss?
         };
