@@ -28,8 +28,11 @@ pub fn described(port: &Port) -> (&str, &'static str, Vec<i64>) {
     (&port.name, datatype(port), shape(port))
 }
 
-/// The name that the protocol's list of platforms has for ONNX; it has none for weights.
+/// The name that the protocol's list of platforms has for ONNX, and Triton for a pipeline; there is none for weights.
 pub(super) fn platform(handle: &Servable) -> &'static str {
+    if handle.pipeline().is_some() {
+        return "ensemble";
+    }
     if handle.metadata().format == "ONNX" { "onnx_onnxv1" } else { "ndserve_safetensors" }
 }
 

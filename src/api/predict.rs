@@ -30,7 +30,8 @@ use crate::error::{Error, Kind};
 use crate::serve::{self, Servable, State as ModelState};
 
 use cloud_event::{Event, STRUCTURED};
-use messages::{Alive, Metadata, ModelStatus, Models, PredictRequest, PredictResponse, StatusCode, VersionStatus};
+pub(super) use messages::Models;
+use messages::{Alive, Metadata, ModelStatus, PredictRequest, PredictResponse, StatusCode, VersionStatus};
 
 pub use decode::{Decoded, Form, decode};
 pub(super) use decode::{Inputs, dtypes, signature_name};
@@ -140,7 +141,8 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
 }
 
 /// Every configured model.
-async fn models(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
+/// The names of the models; KServe's v2 servers answer with the same.
+pub(super) async fn models(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
     Ok(json(&Models { models: shared.repository.list().into_iter().map(|model| model.name).collect() })?)
 }
 

@@ -20,7 +20,7 @@ use super::infer::{of_model, off_thread_for, prepare};
 use super::layers::{id_of, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
-use super::{Shared, deadline, describe, triton};
+use super::{Shared, deadline, describe, predict, triton};
 use crate::engine::Port;
 use crate::serve::{Servable, VersionStatus};
 
@@ -37,6 +37,7 @@ pub(super) fn routes() -> Routes {
     Routes::new(V2)
         .get("/v2", server, about)
         .alias("/v2/", server)
+        .get("/v2/models", predict::models, Doc::new("The names of the configured models.").json::<predict::Models>())
         .get("/v2/health/live", health::live, live)
         .get("/v2/health/ready", health::ready, ready)
         .merge(model_routes("/v2/models/{model}"))

@@ -168,6 +168,11 @@ impl Pipeline {
         self.steps.iter().map(|step| step.model.as_str())
     }
 
+    /// The steps with what each takes and gives, in the order of the settings.
+    pub fn steps(&self) -> impl Iterator<Item = (&Step, &Signature)> {
+        self.settings.steps.iter().zip(self.steps.iter().map(|step| step.target.first.signature()))
+    }
+
     /// Runs every step once. Steps that do not need each other wait in their queues at the same time.
     pub(super) async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
         self.signature.check(&request.inputs).map_err(|mismatch| Error::invalid(format!("model `{}`: {mismatch}", self.name)))?;

@@ -215,6 +215,7 @@ fn metadata_of_a_model() {
 fn v1_lists_models_and_their_versions() {
     let models = ok(&get(shared(), "/v1/models"));
     assert!(models["models"].as_array().unwrap().contains(&json!("two-features")));
+    assert_eq!(ok(&get(shared(), "/v2/models")), models, "KServe's v2 servers list them too");
     let pair = ok(&get(shared(), "/v1/models/pair"));
     assert_eq!((&pair["name"], &pair["ready"]), (&json!("pair"), &json!(true)));
     let status = json!({"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}});

@@ -8,6 +8,7 @@ use ndserve::api::{Limits, ServerOptions};
 use ndserve::engine::onnx::write_value;
 use ndserve::engine::{Tensor, Value};
 use ndserve::serve::{Label, Mirror, Options, Overrides, Repository, State, Unload, Watch};
+use serde_json::json;
 
 use crate::client::{Answer, Client, get, post, request};
 use crate::models::{self, Folder, scaled};
@@ -365,6 +366,18 @@ fn a_triton_repository_is_served_as_it_is() {
     let answer =
         post(server.address, "/v2/models/both/infer", r#"{"inputs": [{"name": "IN", "datatype": "FP32", "shape": [1,2], "data": [1,2]}]}"#);
     assert!(answer.status == 200 && answer.body.contains("\"OUT\"") && answer.body.contains("6.0,12.0"), "{answer:?}");
+    // What Triton's load generator knows an ensemble by.
+    let config: serde_json::Value = serde_json::from_str(&get(server.address, "/v2/models/both/config").body).unwrap();
+    assert_eq!((&config["platform"], &config["instance_group"]), (&json!("ensemble"), &json!([])));
+    assert_eq!(
+        config["ensemble_scheduling"]["step"],
+        json!([
+            { "model_name": "plain", "model_version": -1, "input_map": { "x": "IN" }, "output_map": { "y": "mid" } },
+            { "model_name": "batched", "model_version": 1, "input_map": { "x": "mid" }, "output_map": { "y": "OUT" } },
+        ])
+    );
+    assert!(get(server.address, "/v2/models/both").body.contains("\"platform\":\"ensemble\""));
+    assert!(get(server.address, "/v2/models/plain/config").body.contains("\"default_model_filename\":\"net.onnx\""));
     assert!(state(&server, "misfit", "1").1.contains("TYPE_INT8 is configured, the model has TYPE_FP32"));
     assert_eq!(predict(&server, "odd").status, 200, "what is not understood is a warning");
 

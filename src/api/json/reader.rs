@@ -266,8 +266,21 @@ impl<'a> Reader<'a> {
     pub fn want(&mut self, wanted: Token) -> Result<()> {
         match self.peek()? {
             token if token == wanted => Ok(()),
-            token => Err(JsonError::value(self.at, format!("is {} where {} is wanted", token.name(), wanted.name()))),
+            token => Err(self.misfit(token, wanted)),
         }
+    }
+
+    /// What is wrong with a value that is not of the kind that is wanted: a word that only begins like a literal is no JSON.
+    #[cold]
+    fn misfit(&self, token: Token, wanted: Token) -> Box<JsonError> {
+        let word = match (token, byte(self.bytes, self.at)) {
+            (Token::Null, _) => "null",
+            (Token::Bool, b't') => "true",
+            (Token::Bool, _) => "false",
+            _ => "",
+        };
+        let value = || JsonError::value(self.at, format!("is {} where {} is wanted", token.name(), wanted.name()));
+        literal(self.bytes, self.at, word).err().unwrap_or_else(value)
     }
 
     /// Enters an object or array.

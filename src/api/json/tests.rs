@@ -35,6 +35,15 @@ fn nesting_gives_the_shape() {
 }
 
 #[test]
+fn a_word_that_begins_like_a_literal_is_no_value() {
+    let told = |text: &str| Reader::new(text.as_bytes()).object(|reader, _| reader.skip()).unwrap_err().describe();
+    assert!(told("null").contains("is null where an object is wanted"), "{}", told("null"));
+    for (text, want) in [("not json", "expected `null`, found `o` at byte 1"), ("frog", "expected `false`, found `r` at byte 1")] {
+        assert!(told(text).contains(want), "{}", told(text));
+    }
+}
+
+#[test]
 fn what_is_wrong_with_an_array_is_named_with_its_path() {
     use DType::{Bool, F32, I64, String, U8};
     for (text, dtype, want) in [

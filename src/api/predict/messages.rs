@@ -13,7 +13,7 @@ pub(super) struct Alive {
 
 /// The models that are configured.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Models {
+pub(in crate::api) struct Models {
     pub(super) models: Vec<String>,
 }
 

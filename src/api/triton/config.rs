@@ -1,6 +1,6 @@
 //! The model configuration extension: a model's signature and settings in the words of Triton's `config.pbtxt`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,20 +10,21 @@ use serde::Serializer;
 
 use super::super::error::Failure;
 use super::super::grpc::proto::inference::model_config::SchedulingChoice;
+use super::super::grpc::proto::inference::model_ensembling;
 use super::super::grpc::proto::inference::model_instance_group::Kind;
 use super::super::grpc::proto::inference::model_queue_policy::TimeoutAction;
 use super::super::grpc::proto::inference::model_version_policy::{All, Latest, PolicyChoice, Specific};
 use super::super::grpc::proto::inference::{
-    DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelOutput, ModelQueuePolicy, ModelTransactionPolicy,
+    DataType, ModelConfig, ModelDynamicBatching, ModelEnsembling, ModelInput, ModelInstanceGroup, ModelOutput, ModelQueuePolicy, ModelTransactionPolicy,
     ModelVersionPolicy,
 };
 use super::super::openapi::{Doc, Routes};
 use super::super::path::ModelPath;
 use super::super::{Shared, describe};
 use super::{TAG, json};
-use crate::engine::{DType, Port};
+use crate::engine::{DType, Port, Signature};
 use crate::error::Error;
-use crate::serve::{ModelSettings, Servable, Versions};
+use crate::serve::{ModelSettings, Pipeline, Servable, Step, Versions};
 
 pub(super) fn routes() -> Routes {
     let doc = || Doc::new("The model's signature and settings in the words of Triton's configuration.").json::<ModelConfig>();
@@ -59,6 +60,12 @@ fn configuration(handle: &Servable) -> ModelConfig {
         count: i32::try_from(settings.instances).unwrap_or(i32::MAX),
         kind: Kind::Cpu.into(),
     };
+    let batched = signature.batchable && settings.batching;
+    // A pipeline has no queue of its own: its steps have.
+    let scheduling = match handle.pipeline() {
+        Some(pipeline) => Some(SchedulingChoice::EnsembleScheduling(ensemble(pipeline))),
+        None => batched.then(|| SchedulingChoice::DynamicBatching(batching(settings))),
+    };
     ModelConfig {
         name: handle.name().to_owned(),
         platform: describe::platform(handle).to_owned(),
@@ -67,12 +74,30 @@ fn configuration(handle: &Servable) -> ModelConfig {
         max_batch_size: rows,
         input: describe::tensors(&signature.inputs).map(input).collect(),
         output: describe::tensors(&signature.outputs).map(output).collect(),
-        instance_group: vec![group],
-        default_model_filename: String::new(),
-        scheduling_choice: (signature.batchable && settings.batching).then(|| SchedulingChoice::DynamicBatching(batching(settings))),
+        instance_group: if handle.pipeline().is_some() { Vec::new() } else { vec![group] },
+        default_model_filename: settings.file_name.clone().unwrap_or_default(),
+        scheduling_choice: scheduling,
         parameters: HashMap::new(),
         model_transaction_policy: Some(ModelTransactionPolicy { decoupled: false }),
     }
+}
+
+/// The steps of a pipeline, with every input and output named. The message has no room for a label: -1 is the model's choice.
+fn ensemble(pipeline: &Pipeline) -> ModelEnsembling {
+    let step = |(step, signature): (&Step, &Signature)| {
+        let name = |port: &Port| port.name.clone();
+        let value = |map: &BTreeMap<String, String>, name: String| (name.clone(), map.get(&name).cloned().unwrap_or(name));
+        let inputs = signature.inputs.iter().map(name).map(|name| value(&step.inputs, name));
+        // Without any, each output is the value of its own name; with some, the others are dropped.
+        let outputs = signature.outputs.iter().map(name).filter(|name| step.outputs.is_empty() || step.outputs.contains_key(name));
+        model_ensembling::Step {
+            model_name: step.model.clone(),
+            model_version: step.version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(-1),
+            input_map: inputs.chain(step.inputs.clone()).collect(),
+            output_map: outputs.map(|name| value(&step.outputs, name)).collect(),
+        }
+    };
+    ModelEnsembling { step: pipeline.steps().map(step).collect() }
 }
 
 fn batching(settings: &ModelSettings) -> ModelDynamicBatching {

@@ -180,13 +180,12 @@ pub(super) fn readiness(when: ReadyWhen, server: ServerState, models: &[ModelSta
             },
         )
     };
-    let missing = match when {
-        ReadyWhen::Any if wanted().any(|model| serves(&model)) => None,
-        _ => wanted().find(|model| !serves(model)),
-    };
-    match missing {
+    let any = when == ReadyWhen::Any;
+    match wanted().find(|model| !serves(model)) {
+        _ if any && wanted().any(|model| serves(&model)) => Ok(()),
         Some(model) => Err(why(model)),
-        None if server == ServerState::Starting && when == ReadyWhen::All => Err("the server is starting".to_owned()),
+        None if any && !models.is_empty() => Err("every model is unloaded".to_owned()),
+        None if server == ServerState::Starting && !any => Err("the server is starting".to_owned()),
         None => Ok(()),
     }
 }
@@ -217,6 +216,7 @@ mod tests {
             (ReadyWhen::All, Degraded, &[model(&["failed"])], Err("failed: it is broken")),
             (ReadyWhen::Any, Degraded, &[model(&["failed"])], Err("failed: it is broken")),
             (ReadyWhen::All, Ready, &[model(&["unloaded"])], Ok(())),
+            (ReadyWhen::Any, Ready, &[model(&["unloaded"])], Err("every model is unloaded")),
             (ReadyWhen::All, Starting, &[model(&["unloaded"])], Err("starting")),
         ] {
             let got = readiness(when, server, models, false);

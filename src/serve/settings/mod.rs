@@ -281,7 +281,8 @@ impl ModelSettings {
         if let Some(text) = read(triton::FILE)? {
             let warnings = Fields::parse(&text).and_then(|fields| triton::apply(&fields, &mut settings, Some(folder)));
             let warnings = warnings.map_err(|error| told(triton::FILE, error))?;
-            report(&warnings, defaults.strict).map_err(|error| told(triton::FILE, error))?;
+            let file = folder.join(triton::FILE);
+            report(&file.display().to_string(), &warnings, defaults.strict).map_err(|error| told(triton::FILE, error))?;
             settings.check().map_err(|error| told(triton::FILE, error))?;
         }
         match read("model.toml")? {
@@ -298,7 +299,7 @@ impl ModelSettings {
         let told = |error: String| format!("config: {error}");
         let fields = Fields::parse_json(config).map_err(told)?;
         let warnings = triton::apply(&fields, self, None).map_err(told)?;
-        report(&warnings, strict).map_err(told)?;
+        report("config of a request", &warnings, strict).map_err(told)?;
         self.check().map_err(told)
     }
 
@@ -403,13 +404,13 @@ impl ModelSettings {
     }
 }
 
-/// Names what was not understood.
-fn report(warnings: &[String], strict: bool) -> Result<(), String> {
+/// Names what was not understood, and where it stands.
+fn report(source: &str, warnings: &[String], strict: bool) -> Result<(), String> {
     if strict && !warnings.is_empty() {
         return Err(format!("not understood, and the server is strict: {}", warnings.join(", ")));
     }
     for field in warnings {
-        tracing::warn!(field, "a field of the model's configuration is not understood and has no effect");
+        tracing::warn!(source, field, "a field of the model's configuration is not understood and has no effect");
     }
     Ok(())
 }
