@@ -15,8 +15,8 @@ use super::super::grpc::proto::inference::model_instance_group::Kind;
 use super::super::grpc::proto::inference::model_queue_policy::TimeoutAction;
 use super::super::grpc::proto::inference::model_version_policy::{All, Latest, PolicyChoice, Specific};
 use super::super::grpc::proto::inference::{
-    DataType, ModelConfig, ModelDynamicBatching, ModelEnsembling, ModelInput, ModelInstanceGroup, ModelOutput, ModelQueuePolicy, ModelTransactionPolicy,
-    ModelVersionPolicy,
+    DataType, ModelConfig, ModelDynamicBatching, ModelEnsembling, ModelInput, ModelInstanceGroup, ModelOutput, ModelQueuePolicy,
+    ModelTransactionPolicy, ModelVersionPolicy,
 };
 use super::super::openapi::{Doc, Routes};
 use super::super::path::ModelPath;
