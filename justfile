@@ -41,7 +41,7 @@ isa:
 smoke:
     scripts/smoke.sh "$(scripts/static-build.sh)"
 
-# clients of Triton and KServe, unmodified, against the binary (installs them into target/)
+# clients of Triton and KServe, unmodified, and the Python of the protocols' pages, against the binary (installs the clients into target/)
 clients:
     tests/clients/run.py "$(scripts/static-build.sh)"
 

@@ -146,6 +146,12 @@ def main():
             results += load
         finally:
             code = server.stop()
+        # The pages' lines name the models of this repository.
+        server = Server(binary, ROOT / "models", pathlib.Path(scratch) / "docs-log")
+        try:
+            results += run(triton, "docs.py", server.http, kserve)
+        finally:
+            code = server.stop() or code
         results.append({"client": "ndserve", "feature": "exit code 0 after SIGTERM", "error": "" if code == 0 else str(code)})
         results += logged(log)
     table(results)
