@@ -132,8 +132,8 @@ settings! {
     /// A model's folder holds an optional `model.toml` and a folder per version, `1/model.onnx`, or one model itself, as a
     /// downloaded one does.
     models: PathBuf = "models";
-    /// The name of the model if `models` is the folder or file of a single one. By default that of the file or folder; set it
-    /// where a path such as `/mnt/models` says nothing.
+    /// The name of the model if `models` is the folder or file of a single one. By default what its `config.pbtxt` says, else that
+    /// of the file or folder; set it where a path such as `/mnt/models` says nothing.
     model_name: String = unset;
     /// How often the folder is looked at for new, changed and removed models, which are then loaded, swapped and unloaded. With
     /// 0 only on request. Write to a name that starts with a dot and rename: then no half of a file is ever seen.

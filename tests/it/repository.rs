@@ -97,6 +97,18 @@ fn every_layout_is_served() {
     }
     let named = Options { model_name: Some("iris".into()), ..Options::new(folder.join("mounted")) };
     assert_eq!(factor(&predict(&serve(named), "iris")), "5.0");
+
+    // A configuration names a model whose path says nothing, unless the command line does.
+    write(&folder.join("flat/config.pbtxt"), "name: 'iris'");
+    assert_eq!(factor(&predict(&serve(Options::new(folder.join("flat"))), "iris")), "4.0");
+    let named = Options { model_name: Some("mine".into()), ..Options::new(folder.join("flat")) };
+    assert_eq!(factor(&predict(&serve(named), "mine")), "4.0");
+    // Among others the folder's name is served.
+    assert_eq!(factor(&predict(&serve(Options::new(&*folder)), "flat")), "4.0");
+    let mut strict = Options::new(&*folder);
+    strict.defaults.strict = true;
+    let flat = Repository::open(strict).unwrap().list().into_iter().find(|model| model.name == "flat").unwrap();
+    assert!(flat.versions[0].reason().contains("`iris` is configured where the folder is `flat`"), "{flat:?}");
 }
 
 #[test]

@@ -156,7 +156,7 @@ impl Repository {
 
     /// What there is of a model now, its labels of the run time counted.
     fn find(&self, name: &str, source: Source, config: Option<&str>) -> Result<Found, String> {
-        let mut settings = source.settings(&self.options.defaults)?;
+        let mut settings = source.settings(name, &self.options.defaults)?;
         if let Some(config) = config {
             settings.apply_json(config, self.options.defaults.strict)?;
         }
@@ -184,7 +184,7 @@ impl Repository {
     /// Loads what was found of a model before the server serves.
     pub(super) fn load_at_start(&self, name: &str, progress: impl Fn(&VersionStatus)) {
         let source = source::find(&self.options.folder, self.options.model_name.as_deref(), name);
-        let found = source.and_then(|source| find(source.ok_or("it is not there any more")?, &self.options));
+        let found = source.and_then(|source| find(name, source.ok_or("it is not there any more")?, &self.options));
         let gate = self.gate(name);
         let _turn = gate.lock().unwrap_or_else(PoisonError::into_inner);
         match found {

@@ -239,7 +239,7 @@ impl Repository {
     pub fn open(options: Options) -> Result<Self, String> {
         let sources = source::scan(&options.folder, options.model_name.as_deref())?;
         let entry = |(name, source): (String, Source)| {
-            let entry = match find(source, &options) {
+            let entry = match find(&name, source, &options) {
                 Ok(Found { settings, wanted, .. }) => {
                     Entry::new(settings, wanted.into_iter().map(|version| VersionStatus::new(version, State::Loading)).collect())
                 }
@@ -502,8 +502,8 @@ impl Repository {
 }
 
 /// What there is of a model at the start.
-fn find(source: Source, options: &Options) -> Result<Found, String> {
-    let settings = source.settings(&options.defaults)?;
+fn find(name: &str, source: Source, options: &Options) -> Result<Found, String> {
+    let settings = source.settings(name, &options.defaults)?;
     let labels = settings.version_labels.clone();
     source.find(settings, labels.values().flat_map(Label::versions))
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::label::is_path_segment;
 use crate::engine::{FORMATS, find_model_file};
-use crate::serve::settings::{Defaults, ModelSettings, Versions};
+use crate::serve::settings::{Defaults, ModelSettings, Versions, configured_name};
 
 /// Where one model lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +36,22 @@ pub(super) struct Found {
 }
 
 impl Source {
-    /// Reads the settings.
-    pub(super) fn settings(&self, defaults: &Defaults) -> Result<ModelSettings, String> {
-        match self {
-            Self::Folder(folder) => ModelSettings::read(folder, defaults),
-            Self::File(_) => Ok(ModelSettings::new(defaults)),
+    /// Reads the settings of the model that is served as `name`.
+    ///
+    /// # Errors
+    /// What is wrong with them; if `defaults` are strict, also that a folder's configuration names another model.
+    pub(super) fn settings(&self, name: &str, defaults: &Defaults) -> Result<ModelSettings, String> {
+        let Self::Folder(folder) = self else { return Ok(ModelSettings::new(defaults)) };
+        let settings = ModelSettings::read(folder, defaults)?;
+        // Whoever names a model otherwise than its folder did so on purpose.
+        let other = configured_name(folder).filter(|other| other != name && folder.file_name() == Some(name.as_ref()));
+        match other {
+            Some(other) if defaults.strict => Err(format!("{}: `{other}` is configured where the folder is `{name}`", folder.display())),
+            Some(other) => {
+                tracing::warn!(model = name, configured = other, "the configuration names another model; the folder's name is served");
+                Ok(settings)
+            }
+            None => Ok(settings),
         }
     }
 
@@ -100,13 +111,14 @@ impl Source {
     }
 }
 
-/// The models of a repository by name; `alone` is the name of a model that is the whole repository.
+/// The models of a repository by name; `alone` is the name of a model that is the whole repository, which else its configuration has.
 ///
 /// # Errors
 /// If the path cannot be read.
 pub(super) fn scan(path: &Path, alone: Option<&str>) -> Result<BTreeMap<String, Source>, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let named = || alone.map_or_else(|| path_name(path), str::to_owned);
+    let configured = || configured_name(path).filter(|name| is_model_name(name));
+    let named = || alone.map(str::to_owned).or_else(configured).unwrap_or_else(|| path_name(path));
     if path.is_file() {
         return Ok([(named(), Source::File(path.to_owned()))].into());
     }

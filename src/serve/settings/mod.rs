@@ -404,6 +404,13 @@ impl ModelSettings {
     }
 }
 
+/// The name that Triton's configuration in a model's folder has for it, if there is one; what is wrong with the file is told by
+/// [`ModelSettings::read`].
+pub(super) fn configured_name(folder: &Path) -> Option<String> {
+    let fields = Fields::parse(&std::fs::read_to_string(folder.join(triton::FILE)).ok()?).ok()?;
+    Some(fields.last("name")?.text().ok()?.to_owned()).filter(|name| !name.is_empty())
+}
+
 /// Names what was not understood, and where it stands.
 fn report(source: &str, warnings: &[String], strict: bool) -> Result<(), String> {
     if strict && !warnings.is_empty() {
