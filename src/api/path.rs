@@ -4,9 +4,10 @@ use std::future::{Ready, ready};
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Uri};
 
 use super::error::Failure;
+use super::grpc::is_grpc;
 use crate::error::{Error, Kind};
 use crate::serve::{Choice, Repository, Servable};
 
@@ -57,7 +58,11 @@ impl ModelPath {
     }
 }
 
-pub(super) fn not_found(uri: Uri) -> Ready<Failure> {
+/// A client of gRPC learns from its own status, not from 404, that there is no such service: it may then try another one.
+pub(super) fn not_found(headers: HeaderMap, uri: Uri) -> Ready<Failure> {
+    if is_grpc(&headers) {
+        return ready(Error::new(Kind::Unsupported, format!("there is no service of the call {}", uri.path())).into());
+    }
     let message = format!("path {} is not known; POST /predict, /v1/models/<model>:predict or /v2/models/<model>/infer", uri.path());
     ready(Error::new(Kind::NotFound, message).into())
 }

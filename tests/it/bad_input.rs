@@ -240,7 +240,12 @@ fn path_rows() -> Vec<Row> {
             &["`:classify` is not offered; `:predict` and `:explain` are"],
         ),
         row("unknown path", request("GET", "/nope", &[], ""), 404, &["path /nope is not known", "/predict"]),
-        row("root of a model", request("GET", "/v2/models", &[], ""), 404, &["path /v2/models is not known"]),
+        row(
+            "versions without one",
+            request("GET", "/v2/models/pair/versions", &[], ""),
+            404,
+            &["path /v2/models/pair/versions is not known"],
+        ),
         row("wrong method", request("GET", "/predict", &[], ""), 405, &["method GET is not allowed on /predict; allowed: POST"]),
         row("wrong method, v1", request("GET", "/v1/models/pair:predict", &[], ""), 405, &["method GET is not allowed", "allowed: POST"]),
         row("wrong method, model", request("POST", "/v1/models/pair", &[], body), 405, &["method POST is not allowed", "allowed: GET"]),

@@ -248,6 +248,21 @@ async fn wrong_requests_are_refused_by_their_kind() {
     assert_eq!(client.model_infer(wrong).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
+/// By the code that there is for it clients know to try an older service.
+#[tokio::test]
+async fn services_and_calls_that_are_not_there_are_unimplemented() {
+    let (channel, origin) = channel(shared()).await;
+    for (call, part) in
+        [("/inference.GRPCInferenceService/Absent", "no such call"), ("/tensorflow.serving.PredictionService/Predict", "no service")]
+    {
+        let mut client = tonic::client::Grpc::with_origin(channel.clone(), origin.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
+        let status = client.unary(Request::new(HealthCheckRequest::default()), call.parse().unwrap(), codec).await.unwrap_err();
+        assert!(status.code() == Code::Unimplemented && status.message().contains(part), "{status:?}");
+    }
+}
+
 #[tokio::test]
 async fn limits_are_those_of_every_request() {
     let limits = Limits { max_body_bytes: 10_000, ..Limits::default() };

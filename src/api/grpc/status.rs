@@ -48,7 +48,9 @@ pub(in super::super) fn settle(response: &mut Response, refused: Option<Arc<Erro
         *response = refusal(&error);
         return Some(error);
     }
-    let status = response.extensions_mut().remove::<Status>().filter(|status| status.code() != Code::Ok)?;
+    let told = response.extensions_mut().remove::<Status>();
+    // What tonic answers for a call that its service does not have is in the head alone.
+    let status = told.or_else(|| Status::from_header_map(response.headers())).filter(|status| status.code() != Code::Ok)?;
     if let Some(error) = status.source().and_then(|source| source.downcast_ref::<Error>()) {
         let source = error.source().map(ToString::to_string);
         return Some(Arc::new(match source {
@@ -59,6 +61,7 @@ pub(in super::super) fn settle(response: &mut Response, refused: Option<Arc<Erro
     let kind = kind_of(status.code());
     let message = match kind {
         Kind::TooLarge => format!("the message is larger than the limit of {max_body_bytes} bytes (--max-body): {}", status.message()),
+        Kind::Unsupported if status.message().is_empty() => "the service has no such call".to_owned(),
         _ => status.message().to_owned(),
     };
     let error = Arc::new(Error::new(kind, message));
