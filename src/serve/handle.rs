@@ -26,7 +26,7 @@ use crate::trace::PassNote;
 const INLINE_ALWAYS: Duration = Duration::from_micros(15);
 /// A pass this short may run on the thread of its request if the model has no other request: nobody could share the pass,
 /// and other connections of the thread wait no longer than for parsing a large body.
-const INLINE_ALONE: Duration = Duration::from_micros(250);
+pub(super) const INLINE_ALONE: Duration = Duration::from_micros(250);
 
 /// A version of a model, ready to answer.
 #[derive(Debug)]
@@ -62,7 +62,8 @@ pub(super) struct Parts {
     /// A session that has run: its memory is there already.
     pub(super) warm: Option<Session>,
     pub(super) threads: Arc<Threads>,
-    pub(super) inline_sessions: usize,
+    /// For passes on the threads of requests.
+    pub(super) inline: Vec<Session>,
     /// Time over rows, and for which class of input.
     pub(super) measured: Option<(u64, Curve)>,
     /// How requests of different lengths share a pass.
@@ -81,8 +82,7 @@ impl Handle {
     /// # Errors
     /// If the system cannot start a thread.
     pub(super) fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { name, version, model, settings, mut warm, threads, inline_sessions, measured, padding, compute, derived, background } =
-            parts;
+        let Parts { name, version, model, settings, mut warm, threads, inline, measured, padding, compute, derived, background } = parts;
         let padding = padding.map(Arc::new);
         let stats = Arc::new(Stats::default());
         let curve = measured.as_ref().map(|(_, curve)| curve.clone());
@@ -98,9 +98,8 @@ impl Handle {
             workers.push(builder.spawn(move || runner.work(instance, &queue, &member))?);
         }
         let single = Arc::new(Threads::single());
-        let cold = || Session::new(Arc::clone(&model), Arc::clone(&single));
-        let inline = || Mutex::new(Runner::new(cold(), Arc::clone(&single), Arc::clone(&stats), None));
-        let (workers, inline) = (Mutex::new(workers), (0..inline_sessions).map(|_| inline()).collect());
+        let inline = inline.into_iter().map(|session| Mutex::new(Runner::new(session, Arc::clone(&single), Arc::clone(&stats), None)));
+        let (workers, inline) = (Mutex::new(workers), inline.collect());
         Ok(Self {
             name,
             version,

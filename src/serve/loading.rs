@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::curve::Curve;
 use super::derived::Derived;
 use super::golden::Golden;
-use super::handle::{Handle, Parts, shape_class};
+use super::handle::{Handle, INLINE_ALONE, Parts, shape_class};
 use super::repository::{Options, version_file};
 use super::sequence::{self, Padding};
 use super::settings::{ModelSettings, Warmup, WarmupData};
@@ -90,6 +90,7 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     };
     run_warmups(&mut session, &settings)?;
     let padding = padding(&mut session, sample, &settings, (name, version))?;
+    let inline = inline_sessions(&model, measured.as_ref(), options.inline_sessions)?;
     let batchable = model.signature().batchable;
     let measured = measured.map(|(row, curve)| (shape_class(&row, batchable, padding.as_ref()), curve));
     session.use_threads(Arc::clone(&options.threads));
@@ -101,7 +102,7 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         settings,
         warm: Some(session),
         threads: Arc::clone(&options.threads),
-        inline_sessions: options.inline_sessions,
+        inline,
         measured,
         padding,
         compute: Arc::clone(&options.compute),
@@ -289,6 +290,19 @@ fn warm_up(
         curve.set(rows, least_time(session, &row, rows, end)?);
     }
     Ok((row, curve))
+}
+
+/// Sessions for passes on the threads of requests. They have run at the sizes that they may be used for: memory that each would take
+/// among the buffers of requests, and keep, would hold the pages of these.
+fn inline_sessions(model: &Arc<Model>, measured: Option<&(Vec<Tensor>, Curve)>, count: usize) -> Result<Vec<Session>, String> {
+    let single = Arc::new(Threads::single());
+    let mut sessions: Vec<Session> = (0..count).map(|_| Session::new(Arc::clone(model), Arc::clone(&single))).collect();
+    let Some((row, curve)) = measured else { return Ok(sessions) };
+    let sizes = curve.points().iter().filter(|point| point.time.is_some_and(|time| time <= INLINE_ALONE));
+    for rows in sizes.map(|point| point.rows) {
+        sessions.iter_mut().try_for_each(|session| run(session, row, rows))?;
+    }
+    Ok(sessions)
 }
 
 /// How long a version that began to load at `begun` is timed: a quarter of the time that it took so far, so that a large model

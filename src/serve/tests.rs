@@ -8,8 +8,8 @@ use super::derived::Derived;
 use super::handle::{Handle, Parts};
 use super::{Compute, Curve, Defaults, FailReason, InferRequest, InferResponse, ModelSettings, Options, Repository, State};
 use crate::engine::{
-    Context, DType, Dim, Facts, Graph, Inputs, Kind, LoadOptions, Loaded, Metadata, Model, Node, Op, OpDef, OpError, Outputs, Shape,
-    Tensor, Threads, Value,
+    Context, DType, Dim, Facts, Graph, Inputs, Kind, LoadOptions, Loaded, Metadata, Model, Node, Op, OpDef, OpError, Outputs, Session,
+    Shape, Tensor, Threads, Value,
 };
 use crate::error::{Error, Kind as ErrorKind};
 
@@ -99,14 +99,15 @@ pub(super) fn model(probe: &Probe) -> Arc<Model> {
 /// What a handle over `probe` is started with. All its requests go through the queue: without a measured cost nothing runs
 /// inline.
 fn parts(probe: &Probe, settings: ModelSettings) -> Parts {
+    let (model, single) = (model(probe), Arc::new(Threads::single()));
     Parts {
         name: "probe".into(),
         version: "1".into(),
-        model: model(probe),
+        inline: vec![Session::new(Arc::clone(&model), Arc::clone(&single))],
+        model,
         settings,
         warm: None,
-        threads: Arc::new(Threads::single()),
-        inline_sessions: 1,
+        threads: single,
         measured: None,
         padding: None,
         compute: Arc::new(Compute::new(2)),

@@ -16,6 +16,7 @@ use super::source::{self, Found, Source};
 use super::{Entry, Label, Overrides, Repository, State, VersionStatus, find, pipelines, unknown};
 use crate::engine::{Threads, release_memory};
 use crate::error::{Error, Kind};
+use crate::resources;
 use crate::serve::Servable;
 use crate::serve::handle::{Handle, Parts};
 use crate::serve::loading::{Task, prepare};
@@ -278,17 +279,14 @@ impl Repository {
         same.or(entry.newest()).and_then(Servable::handle).cloned()
     }
 
-    /// The threads that load. They stay: threads that come and go would each leave behind what their part of the allocator kept.
-    /// Once the server has started they only get the CPU time that requests leave.
-    pub(super) fn loaders(&self) -> Result<Arc<Threads>, String> {
-        let mut loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(threads) = &*loaders {
-            return Ok(Arc::clone(threads));
-        }
+    /// Threads to load one version beside those that serve: they only get the CPU time that requests leave. The next version gets others.
+    /// What a thread keeps of its part of the allocator goes back to the system when it ends; one that loaded version after version
+    /// would hold the holes that each left.
+    fn loaders(&self) -> Result<Arc<Threads>, String> {
         let threads = Threads::background(self.options.threads.count());
-        let threads = Arc::new(threads.map_err(|error| format!("the system cannot start threads: {error}"))?);
-        *loaders = Some(Arc::clone(&threads));
-        Ok(threads)
+        let threads = threads.map_err(|error| format!("the system cannot start threads: {error}"))?;
+        threads.on_each(resources::lower_priority);
+        Ok(Arc::new(threads))
     }
 
     pub(super) fn count(&self, name: &str, ok: bool) {
@@ -454,14 +452,16 @@ impl Repository {
                 std::thread::sleep(LOOK);
             }
             servable.close();
-            // Freeing is work too. Where the system has no threads for it, there is this one.
-            match self.loaders() {
-                Ok(threads) => {
-                    threads.run(|| drop(servable));
-                    threads.on_each(release_memory);
-                }
-                Err(_) => drop(servable),
+            // Freeing is work too, and requests come first. Where the system has no thread for it, there is this one.
+            let free = move || {
+                resources::lower_priority();
+                drop(servable);
+            };
+            if let Ok(freed) = std::thread::Builder::new().name("free".to_owned()).spawn(free) {
+                let _ = freed.join();
             }
+            // What threads left that have ended nobody else gives back.
+            release_memory();
             let mut entries = self.write();
             let Some(entry) = entries.get_mut(name) else { continue };
             let unloaded = entry.newest().is_none();

@@ -225,8 +225,6 @@ pub struct Repository {
     counts: Mutex<BTreeMap<String, LoadCounts>>,
     /// Changes that may be under way at once, over all models.
     changes: Semaphore,
-    /// The threads that load and free, made by the first load.
-    loaders: Mutex<Option<Arc<Threads>>>,
     started: AtomicBool,
     draining: AtomicBool,
 }
@@ -261,7 +259,6 @@ impl Repository {
             entries: RwLock::new(entries),
             counts: Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
-            loaders: Mutex::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -289,15 +286,8 @@ impl Repository {
                 });
             }
         };
-        match self.loaders() {
-            Ok(loaders) => {
-                loaders.on_each(work);
-                // From here on requests come first. A change after the start finds the memory that this one has used.
-                loaders.on_each(|| {
-                    resources::lower_priority();
-                    release_memory();
-                });
-            }
+        match Threads::background(self.options.threads.count()) {
+            Ok(loaders) => loaders.on_each(work),
             Err(_) => work(),
         }
         let pipelines: Vec<String> = {
