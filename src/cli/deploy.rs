@@ -147,7 +147,8 @@ fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
     } else if args.canary.is_some() {
         return Err(format!("--canary splits requests with the version that is there, and there is none in {}", home.display()).into());
     }
-    fs::create_dir_all(&repository).map_err(|error| format!("{}: {error}", repository.display()))?;
+    // What is not there yet goes again if the model does not come.
+    let made: Vec<&Path> = repository.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
     // A name that begins with a dot is no model and no version: nobody reads it before it is whole.
     let temporary = repository.join(format!(".{name}.{}", std::process::id()));
     let outcome = copy((target, &own), &version, &temporary, present.is_none()).and_then(|()| {
@@ -156,6 +157,10 @@ fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
         settle(args, &home, &temporary, (&version, known.last()), present.is_none())
     });
     let _ = fs::remove_dir_all(&temporary);
+    if outcome.is_err() {
+        // Only an empty folder is removed: what another put there meanwhile stays.
+        made.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+    }
     outcome?;
     let _ = writeln!(said, "{} is version {version} of `{name}`", home.join(&version).display());
     Ok(said)

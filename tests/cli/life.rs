@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -149,9 +150,35 @@ fn deploy_refuses_what_is_wrong_or_worse() {
     folder.run(&["deploy", &two, "--to", "https://127.0.0.1:1"]).fails(1, &["only http:// can be asked"]);
 }
 
+/// A disk that takes no more, by a limit on the size of files.
+#[cfg(unix)]
+#[test]
+fn a_deploy_that_failed_leaves_no_empty_folders() {
+    let folder = Folder::new();
+    let repository = folder.path("new/served");
+    let script = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
+    let digits = model("digits");
+    let deploy = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_ndserve"), "deploy", &digits, "--to"]).arg(&repository);
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && errors.contains("served/.digits."), "{errors}");
+    };
+    deploy();
+    assert!(!folder.path("new").exists());
+    // A folder that was there before stays, with what is in it.
+    folder.write("new/kept", "");
+    deploy();
+    assert!(!repository.exists() && folder.path("new/kept").exists());
+    fs::create_dir(&repository).unwrap();
+    deploy();
+    assert_eq!(fs::read_dir(&repository).unwrap().count(), 0);
+}
+
 /// Of the repository's own `two-features` one that has learnt the opposite, and one that was trained for as long.
 #[test]
-fn deploy_to_a_server_refuses_what_is_worse_or_other_too() {
+fn deploy_refuses_what_is_worse_than_in_a_folder_or_on_a_server() {
     let folder = Folder::new();
     copy(&models().join("two-features"), &folder.path("served/two-features"));
     folder.write("rows.csv", ROWS);
@@ -159,6 +186,12 @@ fn deploy_to_a_server_refuses_what_is_worse_or_other_too() {
     folder.write("worse/train.toml", &text);
     folder.write("worse/data.csv", "x1,x2,class\n1,2,1\n2,3,1\n3,4,0\n4,5,0\n5,6,0\n");
     folder.run(&["train", "worse/train.toml", "--output", "two-features"]).ok();
+    folder.run(&["deploy", &model("two-features"), "--to", "other"]).ok();
+    let worse = ["deploy", "two-features", "--to", "other", "--data", "rows.csv", "--target", "class", "--features", "a,b"];
+    folder.run(&worse).fails(1, &["the model is worse than the one that is there (accuracy: 1.000000 there, 0.000000 now"]);
+    assert!(!folder.path("other/two-features/2").exists());
+    folder.run(&[&worse[..], &["--force"]].concat()).ok();
+    assert!(folder.path("other/two-features/2").is_dir());
     let mut server = Server::start(&folder, &["--models", "served"]);
     server.until("try: curl");
     let url = format!("http://{}", server.address);
