@@ -140,8 +140,7 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
     Ok(response)
 }
 
-/// Every configured model.
-/// The names of the models; KServe's v2 servers answer with the same.
+/// The names of every configured model; KServe's v2 servers answer with the same.
 pub(super) async fn models(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
     Ok(json(&Models { models: shared.repository.list().into_iter().map(|model| model.name).collect() })?)
 }
