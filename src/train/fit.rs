@@ -118,6 +118,9 @@ fn program(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<Pro
     let built = builder.network((setting.base, &setting.config.layers), x, &setting.train.shape, setting.train.outputs)?;
     let loss = setting.loss.emit(&mut emit, Operands { predictions: built.output, targets, weights })?;
     let trained: Vec<usize> = (0..parameters.len()).filter(|&i| parameters[i].role != Role::Statistic).collect();
+    if trained.is_empty() {
+        return Err("nothing is trained: there are no layers, and every weight of the base is kept".into());
+    }
     let wrt: Vec<ValueId> = trained.iter().map(|&i| built.parameters[i]).collect();
     let gradients = append_gradients(&mut graph, loss, &wrt)?;
     graph.outputs = vec![loss];

@@ -214,7 +214,7 @@ impl Export<'_> {
         if let Some(base) = self.base {
             let path =
                 self.config.base.as_ref().map_or(Path::new(""), |start| &start.path).file_name().unwrap_or_default().to_string_lossy();
-            let _ = writeln!(text, "| begun with | `{path}`: {} weights trained on, {} kept |", base.trained.len(), base.frozen);
+            let _ = writeln!(text, "| begun with | `{path}`: {} |", base.weights.text());
         }
         if let Some((number, score, settings)) = trials {
             let _ = writeln!(text, "| best of {number} trials | {settings} (score {score:.6}) |");

@@ -29,6 +29,7 @@ pub mod search;
 pub mod split;
 pub mod statistics;
 pub mod summary;
+pub mod weights;
 
 pub use config::Config;
 pub use error::Error;

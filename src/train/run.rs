@@ -289,6 +289,9 @@ fn train(
     let parts = known.split(config)?;
     let fitted = Fitted::new(config, known, &parts, output, &controls.threads)?;
     (controls.say)(&fitted.preparation.report());
+    if let (Some(start), Some(base)) = (&config.base, &fitted.base) {
+        (controls.say)(&format!("{}: {}", start.path.display(), base.weights.text()));
+    }
     let hash = known.hash(text);
     let mut report = Report {
         rows: [parts.train.len(), parts.validation.len(), parts.test.len()],
