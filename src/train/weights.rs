@@ -490,7 +490,7 @@ mod tests {
         let mut emit = Appender::new(&mut graph, "");
         let (ones, tied) = (
             emit.constant(Tensor::vector(vec![1.0_f32; 3])),
-            emit.constant(Tensor::new(&[3, 3], vec![0.5_f32, 0.25, 0.75].repeat(3)).unwrap()),
+            emit.constant(Tensor::new(&[3, 3], [0.5_f32, 0.25, 0.75].repeat(3)).unwrap()),
         );
         let emit: &mut dyn Emit = &mut emit;
         let named = emit.op("Identity", &[ones]).unwrap();
