@@ -169,7 +169,7 @@ impl<'a> Trainer<'a> {
 
     /// Steps of an epoch.
     pub fn steps(&self) -> usize {
-        self.train.len().div_ceil(self.config.batch)
+        self.config.batch.count(self.train.len())
     }
 
     /// Whether the training is over: all epochs are done, or none was better for too long.
@@ -192,7 +192,8 @@ impl<'a> Trainer<'a> {
         let steps = self.steps();
         let (size, outputs) = (self.train.size(), self.train.outputs);
         let mut total = 0.0;
-        for (step, rows) in order.chunks(self.config.batch).enumerate() {
+        for (step, rows) in self.config.batch.of(order.len()).enumerate() {
+            let rows = &order[rows];
             let mut batch = std::mem::take(&mut self.kept.batch);
             batch.x.clear();
             batch.y.clear();

@@ -5,6 +5,7 @@
 
 pub mod augment;
 pub mod base;
+pub mod batches;
 pub mod chart;
 pub mod checkpoint;
 pub mod config;
