@@ -69,7 +69,6 @@ mod tests {
         for (sizes, rows, want) in [
             (Batches::One(4), 8, vec![0..4, 4..8]),
             (Batches::One(4), 9, vec![0..4, 4..8, 8..9]),
-            (Batches::One(usize::MAX), 3, vec![0..3]),
             (Batches::Turns(vec![1, 3]), 6, vec![0..1, 1..4, 4..5, 5..6]),
             (Batches::Turns(vec![5, usize::MAX]), 7, vec![0..5, 5..7]),
             (Batches::Turns(vec![2, 4]), 12, vec![0..2, 2..6, 6..8, 8..12]),
