@@ -34,4 +34,4 @@ pub mod weights;
 
 pub use config::Config;
 pub use error::Error;
-pub use run::{Controls, Ended, Report, hash, run};
+pub use run::{Controls, Ended, Progress, Report, hash, run};
