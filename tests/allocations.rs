@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ndserve::engine::{Tensor, Threads, npz};
-use ndserve::train::{Config, Controls, run};
+use ndserve::train::{Config, Controls, Progress, run};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 #[global_allocator]
@@ -46,8 +46,8 @@ fn counted(network: &str, threads: usize, folder: &Path) -> Vec<usize> {
     std::fs::write(folder.join("train.toml"), &text).unwrap();
     let (config, text) = Config::read(&folder.join("train.toml")).unwrap();
     let ends = RefCell::new(Vec::with_capacity(STEPS));
-    let step = |_: usize, _: usize, loss: f64| {
-        assert!(loss.is_finite());
+    let step = |at: &Progress<'_>| {
+        assert!(at.loss.is_finite());
         let counted = ALLOCATOR.stats();
         ends.borrow_mut().push(counted.allocations + counted.reallocations);
     };

@@ -332,6 +332,8 @@ impl Handle {
             // A worker catches panics per batch; one that died all the same has nothing left to finish.
             let _ = worker.join();
         }
+        // A process that ends drops nothing.
+        self.derived.hold(None);
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::base::Base;
+use super::batches::Batches;
 use super::chart::{Curve, curves};
 use super::checkpoint::write_whole;
 use super::config::{Config, Task};
@@ -202,6 +203,9 @@ impl Export<'_> {
         let _ = writeln!(text, "| data | `{path}`, {} rows train, {} say when to stop, {} judge |", rows[0], rows[1], rows[2]);
         let epochs = best.map_or(String::new(), |best| format!(", the best was {}", best + 1));
         let _ = writeln!(text, "| epochs | {}{epochs} |", history.len());
+        if let Batches::Turns(_) = &self.config.train.batch {
+            let _ = writeln!(text, "| rows of a step, in turn | {} |", self.config.train.batch);
+        }
         let _ = writeln!(text, "| training rows | loss {:.6}, {metric} {:.4} |", train.0, train.1);
         if let Some((loss, value)) = test {
             let _ = writeln!(text, "| test rows | loss {loss:.6}, {metric} {value:.4} |");
@@ -214,7 +218,7 @@ impl Export<'_> {
         if let Some(base) = self.base {
             let path =
                 self.config.base.as_ref().map_or(Path::new(""), |start| &start.path).file_name().unwrap_or_default().to_string_lossy();
-            let _ = writeln!(text, "| begun with | `{path}`: {} weights trained on, {} kept |", base.trained.len(), base.frozen);
+            let _ = writeln!(text, "| begun with | `{path}`: {} |", base.weights.text());
         }
         if let Some((number, score, settings)) = trials {
             let _ = writeln!(text, "| best of {number} trials | {settings} (score {score:.6}) |");

@@ -4,6 +4,7 @@
 mod commands;
 mod data;
 mod ended;
+mod exported;
 mod fixture;
 mod models;
 mod runs;
