@@ -184,8 +184,8 @@ impl Handle {
     /// - `Overloaded`: the queue is full, or the deadline cannot be met; `Unavailable`: the model is being unloaded;
     /// - `DeadlineExceeded`: the deadline passed first;
     /// - `Internal`: the engine failed.
+    #[expect(clippy::manual_async_fn, reason = "a block has one place for the request where an `async fn` has two")]
     pub fn infer(&self, request: InferRequest) -> impl Future<Output = Result<InferResponse, Error>> + Send {
-        // A block has one place for the request where a function of this kind has two.
         async move {
             let arrived = Instant::now();
             let background = request.background;

@@ -125,6 +125,7 @@ impl Servable {
     ///
     /// # Errors
     /// As [`Handle::infer`]; of a pipeline the first step's that failed, with its name.
+    #[expect(clippy::manual_async_fn, reason = "a block has one place for the request where an `async fn` has two")]
     pub fn infer(&self, request: InferRequest) -> impl Future<Output = Result<InferResponse, Error>> + Send {
         async move {
             match (&self.what, &self.shadow) {
