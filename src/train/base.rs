@@ -78,7 +78,10 @@ impl Start {
                 ValueId(u32::try_from(at).map_err(|_| "too many values")?)
             }
             None => {
-                let &last = graph.outputs.first().ok_or("it has no output")?;
+                let &output = graph.outputs.first().ok_or("it has no output")?;
+                // A copy may stand in front of an output, to give it its name.
+                let copied = |&id: &ValueId| producer(id).filter(|node| node.def.name == "Identity")?.inputs.first().copied().flatten();
+                let last = std::iter::successors(Some(output), copied).last().unwrap_or(output);
                 let probabilities = |node: &&Node| ["Softmax", "LogSoftmax", "Sigmoid"].contains(&node.def.name);
                 producer(last).filter(probabilities).and_then(|node| node.inputs.first().copied().flatten()).unwrap_or(last)
             }

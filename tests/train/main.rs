@@ -8,4 +8,5 @@ mod exported;
 mod fixture;
 mod models;
 mod runs;
+mod safetensors;
 mod tuned;
