@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -259,18 +261,28 @@ where
     let mut connection = pin!(connection);
     let (mut before, mut quiet) = (None, 0);
     loop {
-        tokio::select! {
+        // What is seldom ready is in a set that asks only what was woken: a request wakes the connection, and asking the others
+        // with it costs as much as reading its head.
+        let other = async {
+            tokio::select! {
+                () = closed(closing) => true,
+                () = tokio::time::sleep(idle / LOOKS) => false,
+            }
+        };
+        let mut other = FuturesUnordered::from_iter([other]);
+        let is_closing = tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            () = closed(closing) => break,
-            () = tokio::time::sleep(idle / LOOKS) => {
-                let now = activity.so_far();
-                quiet = if Some(now) == before && activity.under_way.load(Relaxed) == 0 { quiet + 1 } else { 0 };
-                before = Some(now);
-                if quiet == LOOKS {
-                    return Ok(());
-                }
-            }
+            closing = other.next() => closing.unwrap_or(true),
+        };
+        if is_closing {
+            break;
+        }
+        let now = activity.so_far();
+        quiet = if Some(now) == before && activity.under_way.load(Relaxed) == 0 { quiet + 1 } else { 0 };
+        before = Some(now);
+        if quiet == LOOKS {
+            return Ok(());
         }
     }
     connection.as_mut().graceful_shutdown();

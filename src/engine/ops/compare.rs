@@ -195,6 +195,44 @@ impl Op for Where {
     }
 }
 
+/// A number in the place of each that is none, of type f32: the same for all, or one for each position of the last dimension. What
+/// `Where(IsNaN(x), fill, x)` computes, in one operator.
+#[derive(Debug)]
+pub(crate) struct FillNan(pub(crate) Vec<f32>);
+
+impl FillNan {
+    fn fill(&self, y: &mut [f32]) {
+        if let [fill] = self.0[..] {
+            y.iter_mut().filter(|y| y.is_nan()).for_each(|y| *y = fill);
+        } else if !self.0.is_empty() {
+            let row = |row: &mut [f32]| row.iter_mut().zip(&self.0).filter(|(y, _)| y.is_nan()).for_each(|(y, fill)| *y = *fill);
+            y.chunks_exact_mut(self.0.len()).for_each(row);
+        }
+    }
+}
+
+impl Op for FillNan {
+    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
+        Ok(vec![inputs.shape(0)?.into()])
+    }
+
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        let (x, y) = (inputs.at(0)?, outputs.at(0)?.slice::<f32>()?);
+        y.copy_from_slice(x.slice::<f32>()?);
+        self.fill(y);
+        Ok(())
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[0]
+    }
+
+    fn run_in_place(&self, _: usize, _: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+        self.fill(outputs.at(0)?.slice::<f32>()?);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{op, tensor};

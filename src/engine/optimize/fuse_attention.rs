@@ -11,7 +11,8 @@ use crate::engine::kernels::vector::Binary;
 use crate::engine::model::LoadOptions;
 use crate::engine::op::Op;
 use crate::engine::ops::arithmetic::Arithmetic;
-use crate::engine::ops::attention::fused::{self, FusedAttention, Layout, ReplaceNan, Source, Step};
+use crate::engine::ops::attention::fused::{self, FusedAttention, Layout, Source, Step};
+use crate::engine::ops::compare::FillNan;
 use crate::engine::ops::layout::Transpose;
 use crate::engine::ops::matmul::MatMul;
 use crate::engine::ops::softmax::Softmax;
@@ -103,7 +104,7 @@ impl Pattern<'_> {
         }
         step = chain.push(&softmax.op, vec![step]);
         if let Some(value) = nan_weight {
-            let op: Arc<dyn Op> = Arc::new(ReplaceNan(value));
+            let op: Arc<dyn Op> = Arc::new(FillNan(vec![value]));
             step = chain.push(&op, vec![step]);
         }
         step = chain.push(&last.op, vec![step, v.0]);

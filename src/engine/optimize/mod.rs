@@ -9,6 +9,7 @@ mod fold_constants;
 mod fold_padding;
 mod fuse_activation;
 mod fuse_attention;
+mod fuse_fill;
 mod fuse_gelu;
 mod identity;
 mod integer;
@@ -57,6 +58,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "fold-batch-norm", run: fold_batch_norm::run, why_here: "after folding: scale and shift must be constants" },
     Pass { name: "fuse-gelu", run: fuse_gelu::run, why_here: "before activations are fused: this is one" },
     Pass { name: "fuse-attention", run: fuse_attention::run, why_here: "before activations are fused: then a mask is still an Add" },
+    Pass { name: "fuse-fill", run: fuse_fill::run, why_here: "after attention, which looks for the two operators itself" },
     Pass { name: "fuse-activation", run: fuse_activation::run, why_here: "after batch norm: the activation then follows the convolution" },
     Pass { name: "reduce-precision", run: reduce_precision::run, why_here: "after the fusions: they decide which products there are" },
     Pass {

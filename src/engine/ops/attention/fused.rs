@@ -78,24 +78,6 @@ pub(crate) struct FusedAttention {
     pub(crate) steps: Vec<Step>,
 }
 
-/// A number in the place of those that are none, of type f32: a step instead of IsNaN and Where.
-#[derive(Debug)]
-pub(crate) struct ReplaceNan(pub(crate) f32);
-
-impl Op for ReplaceNan {
-    fn shapes(&self, inputs: &Facts<'_>) -> Result<Vec<Shape>, OpError> {
-        Ok(vec![inputs.shape(0)?.into()])
-    }
-
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
-        let (x, y) = (inputs.at(0)?, outputs.at(0)?);
-        for (y, &x) in y.slice::<f32>()?.iter_mut().zip(x.slice::<f32>()?) {
-            *y = if x.is_nan() { self.0 } else { x };
-        }
-        Ok(())
-    }
-}
-
 /// The sizes of attention, and the strides of its mask.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
