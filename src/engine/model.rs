@@ -18,6 +18,7 @@ use super::plan::Plan;
 use super::program::Program;
 use super::signature::{Port, Signature};
 use super::tensor::{Kind, Tensor};
+use super::threads::Threads;
 
 /// What the caller decides about loading.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct LoadOptions {
     pub disabled_passes: Vec<String>,
     /// Whether every step of a run allocates its results by itself, to find out what the plan does.
     pub unplanned: bool,
+    /// The threads that read and pack weights.
+    pub threads: Arc<Threads>,
 }
 
 impl Default for LoadOptions {
@@ -45,7 +48,15 @@ impl Default for LoadOptions {
             run_limit: Some(Duration::from_secs(60)),
             disabled_passes: Vec::new(),
             unplanned: false,
+            threads: Arc::new(Threads::single()),
         }
+    }
+}
+
+impl LoadOptions {
+    /// The same for what is made later, on the thread of a request: without the threads of the load, which may be gone by then.
+    pub(crate) fn for_later(&self) -> Self {
+        Self { threads: Arc::new(Threads::single()), ..self.clone() }
     }
 }
 
@@ -105,7 +116,7 @@ impl Model {
         optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
         // They are for writing graphs; what runs needs them no more.
         graph.nodes.iter_mut().for_each(|node| node.attributes = Arc::default());
-        optimize::prepack(&mut graph, options.isa);
+        optimize::prepack(&mut graph, options.isa, &options.threads);
         graph.verify().map_err(|error| invalid("after prepacking", error))?;
 
         probe_outputs(&graph, &mut signature, options);

@@ -11,7 +11,7 @@ use super::handle::{Handle, INLINE_ALONE, Parts, shape_class};
 use super::repository::{Options, version_file};
 use super::sequence::{self, Padding};
 use super::settings::{ModelSettings, Warmup, WarmupData};
-use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Threads, Value};
+use crate::engine::{DType, Dim, LoadOptions, Model, Port, Session, Tensor, Threads, Value};
 use crate::resources::thread_time;
 
 /// What is to be loaded.
@@ -51,7 +51,8 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     let begun = Instant::now();
     // Stamped before the file is read: one that replaces it meanwhile is not the one that serves.
     let derived = Derived::new(file, &options.load);
-    let model = Model::load(file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
+    let load = LoadOptions { threads: Arc::clone(&threads), ..options.load.clone() };
+    let model = Model::load(file, &load).map_err(|error| format!("{}: {error}", file.display()))?;
     let model = Arc::new(model);
     if settings.labels.is_empty() {
         settings.labels.clone_from(&model.metadata().labels);

@@ -5,6 +5,7 @@ mod described;
 mod hugging_face;
 mod layers;
 mod onnx;
+mod passed;
 pub(crate) mod proto;
 mod safetensors;
 mod tensor_proto;

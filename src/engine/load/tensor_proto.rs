@@ -9,10 +9,12 @@ use std::path::{Component, Path};
 use half::{bf16, f16};
 use num_complex::Complex;
 
+use super::passed::{Passed, Unread};
 use super::proto::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use crate::engine::dtype::{DType, with_narrow};
 use crate::engine::narrow::Narrow as _;
 use crate::engine::tensor::{Buffer, Tensor};
+use crate::engine::threads::Threads;
 use crate::engine::view::Slice;
 
 #[cfg(target_endian = "big")]
@@ -26,12 +28,39 @@ pub(crate) fn decode_tensor(proto: &TensorProto, limit: usize) -> Result<Tensor,
     decode_with(proto, &External::new(None, limit))
 }
 
+/// What a message tells of a tensor.
+pub(crate) enum Decoded {
+    /// All of it.
+    Tensor(Tensor),
+    /// Where the elements lie in the file.
+    Unread(Unread),
+}
+
 /// The tensor that `proto` describes.
+///
+/// # Errors
+/// As [`decode`]; and if the elements cannot be read.
+pub(crate) fn decode_with(proto: &TensorProto, external: &External<'_>) -> Result<Tensor, String> {
+    match decode(proto, external)? {
+        Decoded::Tensor(tensor) => Ok(tensor),
+        Decoded::Unread(mut unread) => {
+            external.fill([&mut unread].into_iter(), &Threads::single()).map_err(|e| unreadable(proto.name(), &e))?;
+            Ok(unread.into_tensor())
+        }
+    }
+}
+
+/// That the elements of a tensor cannot be read.
+fn unreadable(name: &str, error: &std::io::Error) -> String {
+    format!("tensor `{name}`: the file cannot be read: {error}")
+}
+
+/// The tensor that `proto` describes, or where its elements are.
 ///
 /// # Errors
 /// A message that names the tensor: unknown type, dimensions that do not fit the data, or external data that is missing,
 /// too short, or outside the folder.
-pub(crate) fn decode_with(proto: &TensorProto, external: &External<'_>) -> Result<Tensor, String> {
+pub(crate) fn decode(proto: &TensorProto, external: &External<'_>) -> Result<Decoded, String> {
     let name = proto.name();
     let dtype = element_type(proto)?;
     if proto.segment.is_some() {
@@ -39,12 +68,24 @@ pub(crate) fn decode_with(proto: &TensorProto, external: &External<'_>) -> Resul
     }
     let (shape, len) = checked_shape(name, &proto.dims, dtype, external.limit)?;
     if proto.data_location() == DataLocation::External {
-        return external.tensor(proto, dtype, &shape, len);
+        return external.tensor(proto, dtype, &shape, len).map(Decoded::Tensor);
     }
-    match &proto.raw_data {
-        Some(raw) if dtype != DType::String && !raw.is_empty() => from_raw(name, dtype, &shape, len, raw),
+    let tensor = match &proto.raw_data {
+        Some(raw) if dtype != DType::String && !raw.is_empty() => match external.passed.as_ref().and_then(|p| Some((p, p.range(raw)?))) {
+            Some((passed, (offset, bytes))) => {
+                check_bytes(name, dtype, &shape, bytes)?;
+                if let Some(unread) = Unread::new(dtype, &shape, offset) {
+                    return Ok(Decoded::Unread(unread));
+                }
+                let mut raw = vec![0; bytes];
+                passed.read(&mut raw, offset).map_err(|e| unreadable(name, &e))?;
+                from_raw(name, dtype, &shape, len, &raw)
+            }
+            None => from_raw(name, dtype, &shape, len, raw),
+        },
         _ => from_typed(proto, dtype, &shape, len),
-    }
+    };
+    tensor.map(Decoded::Tensor)
 }
 
 /// The dense tensor of a sparse one: `values` at `indices` (linear, or one row of coordinates each), zero elsewhere.
@@ -150,6 +191,14 @@ fn wrong_count(name: &str, shape: &[usize], len: usize, found: usize) -> String 
     format!("tensor `{name}` of shape {shape:?} needs {len} elements and has {found}")
 }
 
+/// Whether elements of `shape` take `bytes` in a file.
+fn check_bytes(name: &str, dtype: DType, shape: &[usize], bytes: usize) -> Result<(), String> {
+    match packed_bytes(dtype, shape.iter().product()) {
+        needed if needed == bytes => Ok(()),
+        needed => Err(format!("tensor `{name}` of shape {shape:?} needs {needed} bytes and has {bytes}")),
+    }
+}
+
 fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -> Result<Tensor, String> {
     fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit + crate::engine::dtype::Element>(
         shape: &[usize],
@@ -157,10 +206,7 @@ fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -
     ) -> Option<Tensor> {
         Tensor::new(shape, bytemuck::pod_collect_to_vec::<u8, T>(raw))
     }
-    let needed = packed_bytes(dtype, len);
-    if raw.len() != needed {
-        return Err(format!("tensor `{name}` of shape {shape:?} needs {needed} bytes and has {}", raw.len()));
-    }
+    check_bytes(name, dtype, shape, raw.len())?;
     if let Some(tensor) = unpack(dtype, shape, raw) {
         return Ok(tensor);
     }
@@ -229,6 +275,8 @@ pub(crate) struct External<'a> {
     /// Bytes of zeros that sparse tensors may still stand for.
     zeros: Cell<usize>,
     files: RefCell<HashMap<String, Opened>>,
+    /// What was passed over of the model file itself.
+    passed: Option<Passed>,
 }
 
 /// A file with weights.
@@ -245,7 +293,20 @@ struct Opened {
 impl<'a> External<'a> {
     /// External data lies in `folder` or below, if there may be any; a tensor takes at most `limit` bytes.
     pub(crate) fn new(folder: Option<&'a Path>, limit: usize) -> Self {
-        Self { folder, limit, zeros: Cell::new(limit / 8), files: RefCell::default() }
+        Self { folder, limit, zeros: Cell::new(limit / 8), files: RefCell::default(), passed: None }
+    }
+
+    /// The same for a file of which large tensors were passed over.
+    pub(crate) fn with_passed(self, passed: Passed) -> Self {
+        Self { passed: Some(passed), ..self }
+    }
+
+    /// Reads the elements of tensors that were passed over.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or has become shorter.
+    pub(crate) fn fill<'u>(&self, unread: impl Iterator<Item = &'u mut Unread>, threads: &Threads) -> std::io::Result<()> {
+        self.passed.as_ref().map_or(Ok(()), |passed| passed.fill(unread, threads))
     }
 
     fn spend_zeros(&self, bytes: usize) -> Result<(), ()> {

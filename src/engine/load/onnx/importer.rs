@@ -17,7 +17,7 @@ use crate::engine::graph::{Dim, Graph, Node, ValueId};
 use crate::engine::load::proto::{
     AttributeProto, FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, attribute_proto::AttributeType,
 };
-use crate::engine::load::tensor_proto::{External, decode_sparse, decode_with};
+use crate::engine::load::tensor_proto::{Decoded, External, decode, decode_sparse, decode_with};
 use crate::engine::model::LoadOptions;
 use crate::engine::ops;
 use crate::engine::subgraph::Subgraph;
@@ -90,12 +90,17 @@ impl<'s, 'm> Importer<'s, 'm> {
     }
 
     pub(super) fn add_initializers<P: Borrow<TensorProto>>(&mut self, protos: impl IntoIterator<Item = P>) -> Result<(), LoadError> {
+        let mut unread = Vec::new();
         for proto in protos {
             let proto = proto.borrow();
-            let tensor = decode_with(proto, &self.shared.external).map_err(LoadError::Format)?;
-            self.add_constant(proto.name(), tensor)?;
+            match decode(proto, &self.shared.external).map_err(LoadError::Format)? {
+                Decoded::Tensor(tensor) => self.add_constant(proto.name(), tensor)?,
+                Decoded::Unread(tensor) => unread.push((proto.name().to_owned(), tensor)),
+            }
         }
-        Ok(())
+        let read = self.shared.external.fill(unread.iter_mut().map(|(_, tensor)| tensor), &self.shared.options.threads);
+        read.map_err(|error| LoadError::format(format!("the initialisers cannot be read: {error}")))?;
+        unread.into_iter().try_for_each(|(name, tensor)| self.add_constant(&name, tensor.into_tensor()))
     }
 
     pub(super) fn add_sparse_initializers(&mut self, protos: &[SparseTensorProto]) -> Result<(), LoadError> {
