@@ -88,7 +88,7 @@ impl Model {
     /// # Errors
     /// If the file cannot be read, is malformed, or has nodes that the engine cannot run (all of them are named).
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        Self::build(load::open(path, options)?, options)
+        Self::build(load::open_unread(path, options)?, options)
     }
 
     /// What each pass does to the model at `path`, in the order of the passes.
@@ -105,6 +105,7 @@ impl Model {
     /// # Errors
     /// If the graph breaks an invariant.
     pub fn build(loaded: Loaded, options: &LoadOptions) -> Result<Self, LoadError> {
+        let files = loaded.files();
         let Loaded { mut graph, metadata } = loaded;
         let invalid = |context: &str, error: super::graph::Invalid| LoadError::Format(format!("{context}: {error}"));
         graph.verify().map_err(|error| invalid("the graph is not valid", error))?;
@@ -118,6 +119,7 @@ impl Model {
         graph.nodes.iter_mut().for_each(|node| node.attributes = Arc::default());
         optimize::prepack(&mut graph, options.isa, &options.threads);
         graph.verify().map_err(|error| invalid("after prepacking", error))?;
+        load::finish(&files, &options.threads)?;
 
         probe_outputs(&graph, &mut signature, options);
         let program = Program::new(graph, options);

@@ -9,12 +9,11 @@ use std::path::{Component, Path};
 use half::{bf16, f16};
 use num_complex::Complex;
 
-use super::passed::{Passed, Unread};
+use super::passed::Passed;
 use super::proto::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use crate::engine::dtype::{DType, with_narrow};
 use crate::engine::narrow::Narrow as _;
 use crate::engine::tensor::{Buffer, Tensor};
-use crate::engine::threads::Threads;
 use crate::engine::view::Slice;
 
 #[cfg(target_endian = "big")]
@@ -28,39 +27,29 @@ pub(crate) fn decode_tensor(proto: &TensorProto, limit: usize) -> Result<Tensor,
     decode_with(proto, &External::new(None, limit))
 }
 
-/// What a message tells of a tensor.
-pub(crate) enum Decoded {
-    /// All of it.
-    Tensor(Tensor),
-    /// Where the elements lie in the file.
-    Unread(Unread),
-}
-
 /// The tensor that `proto` describes.
 ///
 /// # Errors
-/// As [`decode`]; and if the elements cannot be read.
+/// A message that names the tensor: unknown type, dimensions that do not fit the data, data that cannot be read, or external data that is
+/// missing, too short, or outside the folder.
 pub(crate) fn decode_with(proto: &TensorProto, external: &External<'_>) -> Result<Tensor, String> {
-    match decode(proto, external)? {
-        Decoded::Tensor(tensor) => Ok(tensor),
-        Decoded::Unread(mut unread) => {
-            external.fill([&mut unread].into_iter(), &Threads::single()).map_err(|e| unreadable(proto.name(), &e))?;
-            Ok(unread.into_tensor())
-        }
-    }
+    decode(proto, external, Reading::Now)
 }
 
-/// That the elements of a tensor cannot be read.
-fn unreadable(name: &str, error: &std::io::Error) -> String {
-    format!("tensor `{name}`: the file cannot be read: {error}")
+/// As [`decode_with`] for a weight of a graph, whose elements may stay in the file until somebody looks at them: whoever has the graph calls
+/// [`WeightFile::finish`].
+pub(crate) fn decode_weight(proto: &TensorProto, external: &External<'_>) -> Result<Tensor, String> {
+    decode(proto, external, Reading::Later)
 }
 
-/// The tensor that `proto` describes, or where its elements are.
-///
-/// # Errors
-/// A message that names the tensor: unknown type, dimensions that do not fit the data, or external data that is missing,
-/// too short, or outside the folder.
-pub(crate) fn decode(proto: &TensorProto, external: &External<'_>) -> Result<Decoded, String> {
+/// When elements are read that were passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Now,
+    Later,
+}
+
+fn decode(proto: &TensorProto, external: &External<'_>, reading: Reading) -> Result<Tensor, String> {
     let name = proto.name();
     let dtype = element_type(proto)?;
     if proto.segment.is_some() {
@@ -68,24 +57,22 @@ pub(crate) fn decode(proto: &TensorProto, external: &External<'_>) -> Result<Dec
     }
     let (shape, len) = checked_shape(name, &proto.dims, dtype, external.limit)?;
     if proto.data_location() == DataLocation::External {
-        return external.tensor(proto, dtype, &shape, len).map(Decoded::Tensor);
+        return external.tensor(proto, dtype, &shape, len);
     }
-    let tensor = match &proto.raw_data {
-        Some(raw) if dtype != DType::String && !raw.is_empty() => match external.passed.as_ref().and_then(|p| Some((p, p.range(raw)?))) {
-            Some((passed, (offset, bytes))) => {
-                check_bytes(name, dtype, &shape, bytes)?;
-                if let Some(unread) = Unread::new(dtype, &shape, offset) {
-                    return Ok(Decoded::Unread(unread));
-                }
-                let mut raw = vec![0; bytes];
-                passed.read(&mut raw, offset).map_err(|e| unreadable(name, &e))?;
-                from_raw(name, dtype, &shape, len, &raw)
-            }
-            None => from_raw(name, dtype, &shape, len, raw),
-        },
-        _ => from_typed(proto, dtype, &shape, len),
+    let raw = match &proto.raw_data {
+        Some(raw) if dtype != DType::String && !raw.is_empty() => raw,
+        _ => return from_typed(proto, dtype, &shape, len),
     };
-    tensor.map(Decoded::Tensor)
+    let Some((file, (offset, bytes))) = external.passed.as_ref().and_then(|passed| Some((passed.file(), passed.range(raw)?))) else {
+        return from_raw(name, dtype, &shape, len, raw);
+    };
+    check_bytes(name, dtype, &shape, bytes)?;
+    if dtype == DType::F32 && reading == Reading::Later {
+        return Tensor::in_file(file, offset, &shape).ok_or_else(|| wrong_count(name, &shape, len, len));
+    }
+    let mut raw = vec![0; bytes];
+    file.read_now(&mut raw, offset).map_err(|error| format!("tensor `{name}`: the file cannot be read: {error}"))?;
+    from_raw(name, dtype, &shape, len, &raw)
 }
 
 /// The dense tensor of a sparse one: `values` at `indices` (linear, or one row of coordinates each), zero elsewhere.
@@ -299,14 +286,6 @@ impl<'a> External<'a> {
     /// The same for a file of which large tensors were passed over.
     pub(crate) fn with_passed(self, passed: Passed) -> Self {
         Self { passed: Some(passed), ..self }
-    }
-
-    /// Reads the elements of tensors that were passed over.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or has become shorter.
-    pub(crate) fn fill<'u>(&self, unread: impl Iterator<Item = &'u mut Unread>, threads: &Threads) -> std::io::Result<()> {
-        self.passed.as_ref().map_or(Ok(()), |passed| passed.fill(unread, threads))
     }
 
     fn spend_zeros(&self, bytes: usize) -> Result<(), ()> {

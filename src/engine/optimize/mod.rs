@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::elements::Spare;
 use super::graph::{Graph, Invalid, ValueId};
 use super::kernels::isa::Isa;
 use super::model::LoadOptions;
@@ -92,8 +93,10 @@ pub(crate) fn prepack(graph: &mut Graph, isa: Isa, threads: &Threads) {
     let shared: BTreeMap<ValueId, Mutex<Option<Tensor>>> =
         std::mem::take(constants).into_iter().map(|(id, tensor)| (id, Mutex::new(Some(tensor)))).collect();
     let slot = |id: ValueId| shared.get(&id).map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner));
+    let spare = Spare::default();
     threads.for_each(nodes.iter_mut(), |node| {
-        let operands: Vec<Option<Tensor>> = node.inputs.iter().map(|id| id.and_then(slot).and_then(|slot| slot.clone())).collect();
+        let operand = |id: ValueId| slot(id)?.as_ref().map(|tensor| tensor.briefly(&spare));
+        let operands: Vec<Option<Tensor>> = node.inputs.iter().map(|id| id.and_then(operand)).collect();
         let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
         let Some(packed) = node.op.prepack(&operands, isa) else { return };
         node.op = packed.op.into();

@@ -73,7 +73,7 @@ fn import(model: Result<ModelProto, prost::DecodeError>, external: External<'_>,
     let shared = Shared::new(&model.functions, external, options);
     let mut importer = Importer::root(&shared, opsets);
     // Each weight leaves the message before the next is converted.
-    importer.add_initializers(std::mem::take(&mut graph.initializer))?;
+    importer.add_weights(std::mem::take(&mut graph.initializer))?;
     importer.add_sparse_initializers(&graph.sparse_initializer)?;
     importer.add_inputs(&graph.input, overridable(&model))?;
     importer.declare(&graph.value_info);

@@ -6,6 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use bytes::{Buf, Bytes};
 
+use crate::engine::elements::WeightFile;
 use crate::engine::load::passed::Passed;
 
 /// A file being read from front to back.
@@ -37,7 +38,7 @@ impl FileBuf {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let size = usize::try_from(metadata.len()).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file is too large"))?;
-        let passed = Passed::new(file.try_clone()?);
+        let passed = Passed::new(WeightFile::new(path.display().to_string(), file.try_clone()?));
         let mut buf = Self { file, block: vec![0; Self::BLOCK].into(), start: 0, end: 0, behind: size, size, passed, error: None };
         buf.fill();
         Ok(buf)
@@ -162,7 +163,7 @@ mod tests {
         for (field, wanted) in large {
             let (offset, len) = passed.range(&field).unwrap();
             let mut read = vec![0; len];
-            passed.read(&mut read, offset).unwrap();
+            passed.file().read_now(&mut read, offset).unwrap();
             assert!(read == wanted, "{len} at {offset}");
         }
         assert_eq!(passed.range(&Bytes::from_static(&[0])), None);
