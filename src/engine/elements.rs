@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use super::dtype::Element;
+use super::kernels::allocator::prefer_huge_pages;
 use super::threads::Threads;
 use super::view::Slice;
 
@@ -68,12 +69,19 @@ impl InFile {
                     values.resize(self.len, 0.0);
                     values
                 }
-                _ => vec![0.0; self.len],
+                _ => zeros(self.len),
             };
             self.file.read(bytemuck::cast_slice_mut(&mut values), self.offset);
             values
         })
     }
+}
+
+/// Memory to read to.
+fn zeros(len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    prefer_huge_pages(&mut values);
+    values
 }
 
 impl Drop for InFile {
@@ -121,7 +129,7 @@ impl WeightFile {
         const PIECE: usize = 4 << 20;
         let unread = std::mem::take(&mut *self.unread.lock().unwrap_or_else(PoisonError::into_inner));
         let unread = unread.into_iter().filter_map(|numbers| numbers.upgrade()).filter(|numbers| numbers.read.get().is_none());
-        let mut unread: Vec<(Arc<InFile>, Vec<f32>)> = unread.map(|numbers| (Arc::clone(&numbers), vec![0.0; numbers.len])).collect();
+        let mut unread: Vec<(Arc<InFile>, Vec<f32>)> = unread.map(|numbers| (Arc::clone(&numbers), zeros(numbers.len))).collect();
         let mut pieces: Vec<(&mut [u8], u64)> = Vec::new();
         for (numbers, values) in &mut unread {
             let bytes = bytemuck::cast_slice_mut::<f32, u8>(values);

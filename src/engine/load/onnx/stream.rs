@@ -159,7 +159,7 @@ mod tests {
         }
         assert_eq!(at, bytes.len());
         let passed = buf.end().unwrap();
-        assert_eq!(large.len(), 3);
+        assert_eq!(large.len(), 4);
         for (field, wanted) in large {
             let (offset, len) = passed.range(&field).unwrap();
             let mut read = vec![0; len];
