@@ -178,6 +178,23 @@ fn a_deploy_that_failed_leaves_no_empty_folders() {
     assert_eq!(fs::read_dir(&repository).unwrap().count(), 0);
 }
 
+#[test]
+fn a_deploy_removes_what_one_that_was_killed_long_ago_left() {
+    let folder = Folder::new();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(24 * 3600);
+    for (name, old) in [(".two-features.17", true), (".two-features.18", false), (".two-features.x", true), (".other.17", true)] {
+        folder.write(&format!("served/{name}/1/model.onnx"), "half");
+        if old {
+            fs::File::open(folder.path(&format!("served/{name}"))).unwrap().set_modified(long_ago).unwrap();
+        }
+    }
+    folder.run(&["deploy", &model("two-features"), "--to", "served"]).ok();
+    let mut left: Vec<String> =
+        fs::read_dir(folder.path("served")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [".other.17", ".two-features.18", ".two-features.x", "two-features"]);
+}
+
 /// Of the repository's own `two-features` one that has learnt the opposite, and one that was trained for as long.
 #[test]
 fn deploy_refuses_what_is_worse_than_in_a_folder_or_on_a_server() {
