@@ -3,9 +3,11 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use bytes::BytesMut;
@@ -15,7 +17,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Limits;
 use super::coding::Coding;
-use super::infer::{off_thread, off_thread_for};
+use super::infer::{Work, off_thread, off_thread_for};
 use crate::error::{Error, Kind};
 use crate::serve::Servable;
 
@@ -26,60 +28,92 @@ use crate::serve::Servable;
 /// - `Timeout`: it did not arrive within `body_timeout`;
 /// - `InvalidArgument`: the client closed the connection first, or it is not what its `Content-Encoding` says;
 /// - `UnsupportedEncoding`: it is compressed in a way that the server does not have.
-pub(super) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Error> {
-    let (max_bytes, timeout) = (limits.max_body_bytes, limits.body_timeout);
+pub(super) async fn read<B>(headers: &HeaderMap, body: B, limits: &Limits) -> Result<Bytes, Error>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
     let coding = Coding::of_body(headers)?;
+    let bytes = read_plain(body, (limits, 0)).await?;
+    match coding {
+        None => Ok(bytes),
+        // What it expands to is not known: up to a thousand times as much.
+        Some(coding) => {
+            let max_bytes = limits.max_body_bytes;
+            off_thread(bytes.len() << EXPANSION_BITS, move || coding.decompress(&bytes, max_bytes)).await
+        }
+    }
+}
+
+/// Reads a body of a protocol that does its compression itself, and puts `more` bytes around what the limit is for.
+///
+/// # Errors
+/// As [`read`].
+pub(super) async fn read_plain<B>(mut body: B, (limits, more): (&Limits, usize)) -> Result<Bytes, Error>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let max_bytes = limits.max_body_bytes.saturating_add(more);
     let announced = body.size_hint().lower();
     if announced > max_bytes as u64 {
         return Err(Error::new(Kind::TooLarge, format!("the body has {announced} bytes, the limit is {max_bytes}")));
     }
-    let mut collected = pin!(collect(body, max_bytes));
-    // Most bodies came with the head: they need no timer.
-    let first = poll_fn(|cx| Poll::Ready(collected.as_mut().poll(cx))).await;
-    let collected = match first {
-        Poll::Ready(bytes) => Ok(bytes),
-        Poll::Pending => tokio::time::timeout(timeout, collected).await,
-    };
-    let bytes = match collected {
-        Ok(bytes) => bytes?,
-        Err(_) => return Err(Error::new(Kind::Timeout, format!("the body did not arrive within {timeout:?}"))),
-    };
-    match coding {
-        None => Ok(bytes),
-        // What it expands to is not known: up to a thousand times as much.
-        Some(coding) => off_thread(bytes.len() << EXPANSION_BITS, move || coding.decompress(&bytes, max_bytes)).await,
+    // Most bodies came with the head, in one piece: they need no timer, and are not copied.
+    let boxed = |frame: Option<Result<Frame<Bytes>, B::Error>>| frame.map(|frame| frame.map_err(Into::into));
+    let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx).map(boxed))).await;
+    match first {
+        Poll::Ready(Some(Ok(frame))) if body.is_end_stream() && frame.is_data() => {
+            let bytes = frame.into_data().unwrap_or_default();
+            if bytes.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(bytes) }
+        }
+        first => Box::pin(rest(first, body, (max_bytes, limits.body_timeout))).await,
     }
 }
 
 /// Compressing and decompressing take so many bits more time per byte than parsing.
 const EXPANSION_BITS: u32 = 4;
 
-async fn collect(mut body: Body, max_bytes: usize) -> Result<Bytes, Error> {
-    let Some(first) = data(&mut body).await? else { return Ok(Bytes::new()) };
-    let mut all = match first.len() {
-        len if len > max_bytes => return Err(too_large(max_bytes)),
-        _ if body.is_end_stream() => return Ok(first),
-        _ => BytesMut::from(first),
+/// The whole of a body that does not come at once; `first` is what was seen of it.
+async fn rest<B>(
+    first: Poll<Option<Result<Frame<Bytes>, BoxError>>>,
+    body: B,
+    (max_bytes, timeout): (usize, Duration),
+) -> Result<Bytes, Error>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let collected = tokio::time::timeout(timeout, collect(first, body, max_bytes)).await;
+    collected.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, format!("the body did not arrive within {timeout:?}"))))
+}
+
+async fn collect<B>(first: Poll<Option<Result<Frame<Bytes>, BoxError>>>, mut body: B, max_bytes: usize) -> Result<Bytes, Error>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let mut next = match first {
+        Poll::Ready(first) => first,
+        Poll::Pending => piece(&mut body).await,
     };
-    // Only what came is allocated at first: a client must not reserve memory by announcing a length.
-    while let Some(chunk) = data(&mut body).await? {
-        if all.len() + chunk.len() > max_bytes {
-            return Err(too_large(max_bytes));
+    // Only what came is allocated: a client must not reserve memory by announcing a length.
+    let mut all = BytesMut::new();
+    while let Some(frame) = next {
+        let frame = frame.map_err(|error| Error::invalid(format!("the body ended too early or is malformed: {error}")))?;
+        // Trailers are skipped.
+        if let Ok(bytes) = frame.into_data() {
+            if all.len() + bytes.len() > max_bytes {
+                return Err(too_large(max_bytes));
+            }
+            if all.is_empty() && body.is_end_stream() {
+                return Ok(bytes);
+            }
+            all.extend_from_slice(&bytes);
         }
-        all.extend_from_slice(&chunk);
+        next = piece(&mut body).await;
     }
     Ok(all.freeze())
 }
 
-/// The next piece of data; trailers are skipped.
-async fn data(body: &mut Body) -> Result<Option<Bytes>, Error> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::invalid(format!("the body ended too early or is malformed: {error}")))?;
-        if let Ok(bytes) = frame.into_data() {
-            return Ok(Some(bytes));
-        }
-    }
-    Ok(None)
+async fn piece<B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin>(body: &mut B) -> Option<Result<Frame<Bytes>, BoxError>> {
+    body.frame().await.map(|frame| frame.map_err(Into::into))
 }
 
 fn too_large(max_bytes: usize) -> Error {
@@ -127,15 +161,15 @@ impl Payload {
 }
 
 /// Compresses or not, here or on a thread that may block: `make` is given what answers and the coding, and makes about `bytes` bytes.
-pub(super) async fn encode<T: Send + 'static>(
+pub(super) fn encode<T: Send + 'static>(
     (handle, headers): (&Servable, &HeaderMap),
     limits: &Limits,
     bytes: usize,
     make: impl FnOnce(&Servable, Option<Coding>) -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+) -> Work<T> {
     let coding = if limits.compress { Coding::accepted(headers) } else { None };
     let work = if coding.is_some() { bytes << EXPANSION_BITS } else { bytes };
-    off_thread_for(handle, work, move |handle| make(handle, coding)).await
+    off_thread_for(handle, work, move |handle| make(handle, coding))
 }
 
 /// Pieces that are sent one after the other.

@@ -5,12 +5,15 @@
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 
-use axum::extract::Request;
+use axum::BoxError;
+use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
-use http::Method;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request};
 
-use super::layers::panicked;
+use super::infer::Answered;
+use super::layers::{Call, Measured, panicked};
 use super::{Shared, grpc, predict, v2};
 
 /// What is asked. A model's name is a part of the path.
@@ -44,17 +47,37 @@ impl Hot {
         }
     }
 
-    /// The answer; a panic of the handler is an internal error, as behind the router.
-    pub(super) async fn answer(self, shared: &Shared, calls: &grpc::Inferences, request: Request) -> Response {
+    /// The answer, and where its time went if that is not in it; a panic of the handler is an internal error, as behind the router.
+    /// What needs the whole request takes it out of `head`.
+    pub(super) async fn answer<B>(
+        self,
+        shared: &Shared,
+        calls: &grpc::Inferences,
+        (head, id): (&mut Parts, &HeaderValue),
+        body: B,
+    ) -> (Response, Option<Measured>)
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
         let answered = async {
-            match self {
-                Self::Predict => predict::predict_default(shared, request).await.into_response(),
-                Self::PredictOf(model) => predict::predict_of(shared, model, request).await.into_response(),
-                Self::Infer(model) => v2::infer_of(shared, model, request).await.into_response(),
-                Self::ModelInfer => calls.clone().answer(request).await,
+            let answered = match self {
+                Self::Predict => predict::predict_default(shared, Call { head, id }, body).await,
+                Self::PredictOf(model) => predict::predict_of(shared, model, Call { head, id }, body).await,
+                Self::Infer(model) => v2::infer_of(shared, model, Call { head, id }, body).await,
+                Self::ModelInfer if grpc::unary::is_plain(head) => return grpc::unary::answer(shared, head, body).await,
+                Self::ModelInfer => {
+                    let (nothing, ()) = Request::new(()).into_parts();
+                    let request = Request::from_parts(std::mem::replace(head, nothing), Body::new(body));
+                    return (Box::pin(calls.answer(request)).await, None);
+                }
+            };
+            match answered {
+                Ok(Answered { response, measured }) => (response, Some(measured)),
+                Err(failure) => (failure.into_response(), None),
             }
         };
-        AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(panicked)
+        AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|panic| (panicked(panic), None))
     }
 }
 

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
 use serde::Serialize;
 use tower::{Service as _, ServiceBuilder};
@@ -35,7 +36,7 @@ use super::error::{self, Failure, kind_of};
 use super::hot::Hot;
 use super::metrics::Phases;
 use super::route::Route;
-use super::spans::{self, Trace};
+use super::spans::{self, Trace, Traced};
 use super::{App, Shared, grpc, profile};
 use crate::error::{Error, Kind};
 
@@ -57,7 +58,7 @@ pub(super) struct Counts {
     pub(super) reloads_failed: AtomicU64,
 }
 
-/// Where the time of an answer of a model went; an extension of the response.
+/// Where the time of an answer of a model went; an extension of a response that comes by the router.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured(pub(super) Phases);
 
@@ -124,73 +125,160 @@ impl Drop for InFlight<'_> {
 
 impl App {
     /// Answers a request that came in by a listener with `surface`.
-    pub async fn answer<B>(&self, surface: Surface, mut request: Request<B>) -> Response
+    ///
+    /// What most requests need is small, and lies in the future; the rest is in boxes: the future is moved about for every request.
+    pub fn answer<B>(&self, surface: Surface, request: Request<B>) -> impl Future<Output = Response> + Send
     where
-        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<axum::BoxError>,
     {
-        let started = Instant::now();
-        let shared = &*self.shared;
-        let mut under_way = InFlight::enter(&shared.counts);
-        let route = Route::of(request.uri().path());
-        let id = request_id(request.headers_mut());
-        let trace = Trace::begin(shared.tracer.as_ref(), &request);
-        let origin = shared.access.cors.allowed(request.headers());
-        let http2 = request.version() == Version::HTTP_2;
-        let call = grpc::is_grpc(request.headers());
-
-        let gate = gate(shared, surface, &request, route, (under_way.number, started));
-        let mut probe = None;
-        let mut response = match gate {
-            Gate::Shut(response) => response,
-            Gate::Open { profile } => {
-                probe = spans::probe(trace.as_ref(), shared.tracer.as_ref(), profile);
-                if profile {
-                    profile::prepare(&mut request);
-                }
-                match (Hot::of(request.method(), request.uri().path()), &probe) {
-                    (Some(hot), None) => hot.answer(shared, &self.inferences, request.map(Body::new)).await,
-                    (_, probe) => {
-                        // The service is cheap to clone (one reference count) and a call wants `&mut`.
-                        let answered = self.service.clone().call(request);
-                        let Ok(response) = match probe {
-                            Some(probe) => probe.watch(answered).await,
-                            None => answered.await,
-                        };
-                        response.map(Body::new)
+        let (mut parts, body) = request.into_parts();
+        async move {
+            let shared = &*self.shared;
+            let mut entered = Entered::new(shared, &parts);
+            let (mut response, measured) = match entered.gate(shared, surface, &parts) {
+                Gate::Shut(response) => (response, None),
+                Gate::Open { profile } => {
+                    entered.probe = spans::probe(entered.trace.as_ref(), shared.tracer.as_ref(), profile);
+                    match (Hot::of(&parts.method, parts.uri.path()), &entered.probe) {
+                        (Some(hot), None) => hot.answer(shared, &self.inferences, (&mut parts, &entered.id), body).await,
+                        (_, probe) => {
+                            let mut request = Request::from_parts(parts, Body::new(body));
+                            request.headers_mut().insert(REQUEST_ID, entered.id.clone());
+                            (Box::pin(self.route(request, profile, probe.as_ref())).await, None)
+                        }
                     }
                 }
+            };
+            let (status, phases) = entered.settle(shared, &mut response, measured);
+            if let Some(probe) = &entered.probe {
+                response = Box::pin(spans::finish(probe, entered.route, entered.started, phases, response)).await;
             }
-        };
+            entered.leave(shared, &mut response, status);
+            response
+        }
+    }
 
-        let mut phases = None;
-        let failed = if call { finish_call(&mut response, shared) } else { finish_failure(&mut response) };
-        let status = failed.as_ref().map_or(response.status(), |error| error::codes(error.kind()).http);
+    /// The router's answer.
+    async fn route(&self, mut request: Request<Body>, profile: bool, probe: Option<&Traced>) -> Response {
+        if profile {
+            profile::prepare(&mut request);
+        }
+        // The service is cheap to clone (one reference count) and a call wants `&mut`.
+        let answered = self.service.clone().call(request);
+        let Ok(response) = match probe {
+            Some(probe) => probe.watch(answered).await,
+            None => answered.await,
+        };
+        response.map(Body::new)
+    }
+}
+
+/// A request as a protocol's handler sees it: its head, and the id that it goes by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub(super) head: &'a Parts,
+    pub(super) id: &'a HeaderValue,
+}
+
+impl<'a> Call<'a> {
+    /// A request to the router, to which [`App::answer`] gave an id.
+    pub(super) fn of(head: &'a Parts) -> Self {
+        static NONE: HeaderValue = HeaderValue::from_static("");
+        Self { head, id: head.headers.get(&REQUEST_ID).unwrap_or(&NONE) }
+    }
+
+    /// The id as text.
+    pub(super) fn id(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
+    }
+}
+
+/// What is known of a request from its head, until it has its answer.
+struct Entered<'a> {
+    under_way: InFlight<'a>,
+    started: Instant,
+    route: Route,
+    id: HeaderValue,
+    trace: Option<Trace>,
+    probe: Option<Traced>,
+    origin: Option<HeaderValue>,
+    http2: bool,
+    /// Whether it is a call of gRPC.
+    call: bool,
+}
+
+impl<'a> Entered<'a> {
+    fn new(shared: &'a Shared, parts: &Parts) -> Self {
+        let (started, headers) = (Instant::now(), &parts.headers);
+        Self {
+            under_way: InFlight::enter(&shared.counts),
+            started,
+            route: Route::of(parts.uri.path()),
+            id: request_id(headers),
+            trace: Trace::begin(shared.tracer.as_ref(), headers),
+            probe: None,
+            origin: shared.access.cors.allowed(headers),
+            http2: parts.version == Version::HTTP_2,
+            call: grpc::is_grpc(headers),
+        }
+    }
+
+    fn gate(&self, shared: &Shared, surface: Surface, parts: &Parts) -> Gate {
+        let headers = &parts.headers;
+        if self.under_way.number > shared.limits.max_in_flight && !self.route.is_probe() {
+            return Gate::Shut(Failure::from(overloaded(shared.limits.max_in_flight)).into_response());
+        }
+        if let Some(response) = shared.access.cors.preflight(&parts.method, headers) {
+            return Gate::Shut(response);
+        }
+        let profile = profile::wanted(&parts.uri);
+        if shared.access.is_open(surface) {
+            return Gate::Open { profile };
+        }
+        let guard = Guard::of(parts.uri.path(), profile);
+        match shared.access.admit(surface, guard, headers, self.started) {
+            Ok(_) => Gate::Open { profile },
+            Err(Refusal { error, header }) => {
+                let mut response = Failure::from(error).into_response();
+                response.headers_mut().extend(header);
+                Gate::Shut(response)
+            }
+        }
+    }
+
+    /// Brings an answer into its form; tells its status as an answer over HTTP, and the times of a model's.
+    fn settle(&self, shared: &Shared, response: &mut Response, measured: Option<Measured>) -> (StatusCode, Option<Phases>) {
+        let failed = if self.call { finish_call(response, shared) } else { finish_failure(response) };
         if let Some(error) = failed {
-            note_failure(&error, shared, route, &id, trace.as_ref());
-        } else if let Some(Measured(measured)) = response.extensions_mut().remove() {
-            response.headers_mut().insert(SERVER_TIMING, once(server_timing(&measured), http2));
-            phases = Some(measured);
+            note_failure(&error, shared, self.route, &self.id, self.trace.as_ref());
+            return (error::codes(error.kind()).http, None);
         }
-        if let Some(probe) = probe {
-            response = spans::finish(&probe, route, started, phases, response).await;
+        let measured = measured.or_else(|| response.extensions_mut().remove());
+        let phases = measured.map(|Measured(phases)| phases);
+        if let Some(phases) = &phases {
+            response.headers_mut().insert(SERVER_TIMING, once(server_timing(phases), self.http2));
         }
+        (response.status(), phases)
+    }
+
+    /// Adds what every answer has, and counts it.
+    fn leave(self, shared: &Shared, response: &mut Response, status: StatusCode) {
         let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, once(id, http2));
-        if let Some(trace) = trace {
+        headers.insert(REQUEST_ID, once(self.id, self.http2));
+        if let Some(trace) = self.trace {
             trace.answer(headers);
         }
-        if shared.repository.is_draining() && !http2 {
+        if shared.repository.is_draining() && !self.http2 {
             // The client connects anew, elsewhere if the load balancer has noticed, instead of sending its next request into
             // a connection that is about to be closed. HTTP/2 has a message of its own for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if let Some(origin) = origin {
-            shared.access.cors.allow(&mut response, origin);
+        if let Some(origin) = self.origin {
+            shared.access.cors.allow(response, origin);
         }
-        shared.metrics.answered(route, status.as_u16(), started.elapsed());
-        under_way.answered = true;
-        response
+        shared.metrics.answered(self.route, status.as_u16(), self.started.elapsed());
+        self.under_way.answered();
     }
 }
 
@@ -207,29 +295,6 @@ enum Gate {
     Open { profile: bool },
     /// It has its answer.
     Shut(Response),
-}
-
-fn gate<B>(shared: &Shared, surface: Surface, request: &Request<B>, route: Route, (number, now): (usize, Instant)) -> Gate {
-    let headers = request.headers();
-    if number > shared.limits.max_in_flight && !route.is_probe() {
-        return Gate::Shut(Failure::from(overloaded(shared.limits.max_in_flight)).into_response());
-    }
-    if let Some(response) = shared.access.cors.preflight(request.method(), headers) {
-        return Gate::Shut(response);
-    }
-    let profile = profile::wanted(request.uri());
-    if shared.access.is_open(surface) {
-        return Gate::Open { profile };
-    }
-    let guard = Guard::of(request.uri().path(), profile);
-    match shared.access.admit(surface, guard, headers, now) {
-        Ok(_) => Gate::Open { profile },
-        Err(Refusal { error, header }) => {
-            let mut response = Failure::from(error).into_response();
-            response.headers_mut().extend(header);
-            Gate::Shut(response)
-        }
-    }
 }
 
 /// The error behind an answer that failed.
@@ -295,20 +360,11 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     Failure::from(Error::internal("the server failed to handle the request", text)).into_response()
 }
 
-/// The client's request id, or a new one, which the handlers then see as if the client had sent it.
-fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+/// The client's request id, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
     let sane = |id: &&HeaderValue| (1..=MAX_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    if let Some(id) = headers.get(&REQUEST_ID).filter(sane) {
-        return id.clone();
-    }
-    let id = HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&new_id())).expect("hexadecimal digits");
-    headers.insert(REQUEST_ID, id.clone());
-    id
-}
-
-/// The request id of a request that came through [`App::answer`].
-pub(super) fn id_of(headers: &HeaderMap) -> &str {
-    headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+    let id = headers.get(&REQUEST_ID).filter(sane);
+    id.cloned().unwrap_or_else(|| HeaderValue::from_bytes(&new_id()).expect("hexadecimal digits"))
 }
 
 /// Sixteen hexadecimal digits: a counter from a seed, mixed so that ids do not look alike.
@@ -327,35 +383,43 @@ fn new_id() -> [u8; 16] {
 
 /// The phases in milliseconds with microseconds behind the point.
 fn server_timing(phases: &Phases) -> HeaderValue {
-    let mut text = Vec::with_capacity(96);
-    let parts: [(&[u8], Duration); 4] = [
-        (b"parse;dur=", phases.parse),
-        (b", queue;dur=", phases.queue),
-        (b", compute;dur=", phases.compute),
-        (b", serialize;dur=", phases.serialize),
-    ];
-    for (name, duration) in parts {
-        text.extend_from_slice(name);
-        push_millis(&mut text, duration);
-    }
-    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("letters, digits and punctuation")
+    let mut text = Text { bytes: [0; 192], len: 0 };
+    text.push(b"parse;dur=").push_millis(phases.parse);
+    text.push(b", queue;dur=").push_millis(phases.queue);
+    text.push(b", compute;dur=").push_millis(phases.compute);
+    text.push(b", serialize;dur=").push_millis(phases.serialize);
+    HeaderValue::from_bytes(text.as_bytes()).expect("letters, digits and punctuation")
 }
 
-fn push_millis(text: &mut Vec<u8>, duration: Duration) {
-    let micros = duration.as_micros() as u64;
-    let mut digits = [b'0'; 24];
-    let (mut at, mut rest) = (digits.len(), micros);
-    // At least one digit before the three behind the point.
-    while rest > 0 || at > digits.len() - 5 {
-        at -= 1;
-        if at == digits.len() - 4 {
-            digits[at] = b'.';
-            continue;
-        }
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
+/// A short text under construction: four names and four numbers of at most 24 characters.
+struct Text {
+    bytes: [u8; 192],
+    len: usize,
+}
+
+impl Text {
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
-    text.extend_from_slice(&digits[at..]);
+
+    fn push<const N: usize>(&mut self, part: &[u8; N]) -> &mut Self {
+        self.bytes[self.len..self.len + N].copy_from_slice(part);
+        self.len += N;
+        self
+    }
+
+    fn push_millis(&mut self, duration: Duration) {
+        let micros = duration.as_micros() as u64;
+        let (mut whole, part) = (micros / 1000, micros % 1000);
+        let digit = |number: u64| b'0' + (number % 10) as u8;
+        let count = whole.checked_ilog10().map_or(1, |log| log as usize + 1);
+        for at in (self.len..self.len + count).rev() {
+            self.bytes[at] = digit(whole);
+            whole /= 10;
+        }
+        self.len += count;
+        self.push(&[b'.', digit(part / 100), digit(part / 10), digit(part)]);
+    }
 }
 
 /// A message as a JSON answer.
@@ -379,10 +443,12 @@ mod tests {
 
     #[test]
     fn durations_are_written_in_milliseconds() {
-        for (micros, want) in [(0, "0.000"), (7, "0.007"), (999, "0.999"), (1000, "1.000"), (1_234_567, "1234.567")] {
-            let mut text = Vec::new();
-            push_millis(&mut text, Duration::from_micros(micros));
-            assert_eq!(String::from_utf8(text).unwrap(), want);
+        for (micros, want) in
+            [(0, "0.000"), (7, "0.007"), (999, "0.999"), (1000, "1.000"), (1_234_567, "1234.567"), (u64::MAX, "18446744073709551.615")]
+        {
+            let mut text = Text { bytes: [0; 192], len: 0 };
+            text.push_millis(Duration::from_micros(micros));
+            assert_eq!(std::str::from_utf8(text.as_bytes()).unwrap(), want);
         }
     }
 
@@ -405,9 +471,7 @@ mod tests {
             if let Some(value) = value {
                 headers.insert(REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
             }
-            let id = request_id(&mut headers);
-            assert_eq!(id_of(&headers), id.to_str().unwrap());
-            id
+            request_id(&headers)
         };
         assert_eq!(id(Some(b"abc-1")), "abc-1");
         for insane in [None, Some(&b""[..]), Some(b"a b"), Some(b"\xff"), Some(&[b'a'; 129])] {

@@ -14,6 +14,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::BoxError;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
@@ -21,8 +23,8 @@ use http::{HeaderValue, header};
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::explain;
-use super::infer::{self, Given, Parameters, off_thread_for};
-use super::layers::{id_of, json};
+use super::infer::{self, Answered, Given, Parameters, off_thread_for};
+use super::layers::{Call, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::{ModelPath, wrong_method};
 use super::{Shared, deadline};
@@ -74,27 +76,35 @@ async fn alive() -> Result<Response, Failure> {
     Ok(json(&Alive { status: "alive" })?)
 }
 
-async fn default(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
-    predict_default(&shared, request).await
+async fn default(State(shared): State<Arc<Shared>>, request: Request) -> Result<Answered, Failure> {
+    let (head, body) = request.into_parts();
+    predict_default(&shared, Call::of(&head), body).await
 }
 
 /// A prediction by the default model.
-pub(super) async fn predict_default(shared: &Shared, request: Request) -> Result<Response, Failure> {
+pub(super) async fn predict_default<B>(shared: &Shared, call: Call<'_>, body: B) -> Result<Answered, Failure>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
     let handle = shared.repository.default_model()?;
-    infer(shared, &handle, request).await
+    infer(shared, &handle, call, body).await
 }
 
 /// A prediction by the model that stands at `model` in the path.
-pub(super) async fn predict_of(shared: &Shared, model: Range<usize>, request: Request) -> Result<Response, Failure> {
-    let handle = shared.repository.get(&request.uri().path()[model], None)?;
-    infer(shared, &handle, request).await
+pub(super) async fn predict_of<B>(shared: &Shared, model: Range<usize>, call: Call<'_>, body: B) -> Result<Answered, Failure>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let handle = shared.repository.get(&call.head.uri.path()[model], None)?;
+    infer(shared, &handle, call, body).await
 }
 
 async fn predict(State(shared): State<Arc<Shared>>, mut path: ModelPath, request: Request) -> Result<Response, Failure> {
     match path.take_verb().as_deref() {
         Some("predict") => {
             let handle = path.find(&shared.repository)?;
-            infer(&shared, &handle, request).await
+            let (head, body) = request.into_parts();
+            Ok(infer(&shared, &handle, Call::of(&head), body).await?.into_response())
         }
         Some("explain") => {
             let handle = path.find(&shared.repository)?;
@@ -111,11 +121,14 @@ fn with_allow(failure: Failure, allow: &'static str) -> Response {
     response
 }
 
-async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
-    let (parts, body) = request.into_parts();
-    let event = Event::of(&parts.headers);
-    let deadline = deadline::of(&parts.headers, Instant::now)?;
-    let bytes = body::read(&parts.headers, body, &shared.limits).await?;
+async fn infer<B>(shared: &Shared, handle: &Servable, call: Call<'_>, body: B) -> Result<Answered, Failure>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let headers = &call.head.headers;
+    let event = Event::of(headers);
+    let deadline = deadline::of(headers, Instant::now)?;
+    let bytes = body::read(headers, body, &shared.limits).await?;
     let started = Instant::now();
     // The numbers are in the tensors then: the body's memory is not held while the request waits.
     let decoded = off_thread_for(handle, bytes.len(), move |handle| decode(&event.data(bytes)?, handle.signature())).await?;
@@ -124,10 +137,9 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
     parameters.end_by(deadline, started);
     let executed = infer::execute(shared, handle, Given { inputs, overrides }, &parameters, started).await?;
     let clock = executed.clock();
-    let id = id_of(&parts.headers);
     let payload = {
-        let (non_finite, id) = (shared.limits.non_finite, id.to_owned());
-        body::encode((handle, &parts.headers), &shared.limits, executed.bytes(), move |handle, coding| {
+        let (non_finite, id) = (shared.limits.non_finite, call.id().to_owned());
+        body::encode((handle, headers), &shared.limits, executed.bytes(), move |handle, coding| {
             let (signature, labels) = (handle.signature(), &handle.settings().labels);
             let body = encode(&executed.outputs, signature, labels, form, non_finite)?;
             let (content_type, pieces) = event.wrap(body, handle.name(), &id);
@@ -135,9 +147,9 @@ async fn infer(shared: &Shared, handle: &Servable, request: Request) -> Result<R
         })
         .await?
     };
-    let mut response = clock.answer(payload, shared, handle);
-    event.answer(&mut response, handle.name(), id);
-    Ok(response)
+    let mut answered = clock.answer(payload, shared, handle);
+    event.answer(&mut answered.response, handle.name(), call.id());
+    Ok(answered)
 }
 
 /// The names of every configured model; KServe's v2 servers answer with the same.

@@ -132,7 +132,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
     let (close, closing) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
     let (running, mut ended) = mpsc::channel(1);
-    let server = Arc::new(Server::new(app, &options, Streams { cutting, running }));
+    let server = Arc::new(Server::new(app, &options, Streams(Arc::new((cutting, running)))));
     let watching = [tokio::spawn(watch_files(server.app.clone(), options.reload_interval)), tokio::spawn(rest::watch(server.app.clone()))];
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -356,22 +356,20 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Runs the requests of HTTP/2 connections, and knows when the last has ended.
+/// Runs the requests of HTTP/2 connections, and knows when the last has ended: that drops the sender. In one place, because each
+/// request has a share of it.
 #[derive(Clone, Debug)]
-struct Streams {
-    cutting: watch::Receiver<bool>,
-    running: mpsc::Sender<()>,
-}
+struct Streams(Arc<(watch::Receiver<bool>, mpsc::Sender<()>)>);
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, request: F) {
-        let Self { mut cutting, running } = self.clone();
+        let streams = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let _running = running;
+            let cut = async { closed(&mut streams.0.clone()).await };
             tokio::select! {
                 biased;
                 _ = request => {}
-                () = closed(&mut cutting) => {}
+                () = cut => {}
             }
         });
     }

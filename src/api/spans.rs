@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::response::Response;
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::error::codes;
 use super::layers::Measured;
@@ -42,15 +42,15 @@ pub(super) struct Trace {
 
 impl Trace {
     /// The trace of the request's `traceparent`, or a new one if there is a tracer.
-    pub(super) fn begin<B>(tracer: Option<&Arc<Tracer>>, request: &Request<B>) -> Option<Self> {
-        let parent = request.headers().get(TRACEPARENT).and_then(|header| Context::parse(header.as_bytes()));
+    pub(super) fn begin(tracer: Option<&Arc<Tracer>>, headers: &HeaderMap) -> Option<Self> {
+        let parent = headers.get(TRACEPARENT).and_then(|header| Context::parse(header.as_bytes()));
         let context = match (tracer, &parent) {
             (Some(tracer), parent) => tracer.begin(parent.as_ref()),
             (None, Some(parent)) => parent.child(),
             (None, None) => return None,
         };
         // Without a valid parent its state means nothing.
-        let state = parent.and_then(|_| request.headers().get(TRACESTATE)).filter(|state| state.len() <= STATE_BYTES_MAX).cloned();
+        let state = parent.and_then(|_| headers.get(TRACESTATE)).filter(|state| state.len() <= STATE_BYTES_MAX).cloned();
         Some(Self { context, parent: parent.map(|parent| parent.span), state })
     }
 

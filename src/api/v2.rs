@@ -10,14 +10,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::BoxError;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::body::{self, Payload};
 use super::error::Failure;
 use super::health::{self, Live, Ready};
-use super::infer::{of_model, off_thread_for, prepare};
-use super::layers::{id_of, json};
+use super::infer::{Answered, of_model, off_thread_for, prepare};
+use super::layers::{Call, json};
 use super::openapi::{Doc, Example, Routes};
 use super::path::ModelPath;
 use super::{Shared, deadline, describe, predict, triton};
@@ -106,25 +108,32 @@ fn tensor(port: &Port) -> TensorMetadata {
     TensorMetadata { name: port.name.clone(), datatype: describe::datatype(port), shape: describe::shape(port) }
 }
 
-async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Response, Failure> {
+async fn infer(State(shared): State<Arc<Shared>>, path: ModelPath, request: Request) -> Result<Answered, Failure> {
     let handle = path.find(&shared.repository)?;
-    infer_by(&shared, &handle, request).await
+    let (head, body) = request.into_parts();
+    infer_by(&shared, &handle, Call::of(&head), body).await
 }
 
 /// An inference by the model that stands at `model` in the path.
-pub(super) async fn infer_of(shared: &Shared, model: Range<usize>, request: Request) -> Result<Response, Failure> {
-    let handle = shared.repository.get(&request.uri().path()[model], None)?;
-    infer_by(shared, &handle, request).await
+pub(super) async fn infer_of<B>(shared: &Shared, model: Range<usize>, call: Call<'_>, body: B) -> Result<Answered, Failure>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let handle = shared.repository.get(&call.head.uri.path()[model], None)?;
+    infer_by(shared, &handle, call, body).await
 }
 
-async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Result<Response, Failure> {
-    let (parts, body) = request.into_parts();
-    let header = decode::header_length(&parts.headers)?;
-    let deadline = deadline::of(&parts.headers, Instant::now)?;
-    let bytes = body::read(&parts.headers, body, &shared.limits).await?;
+async fn infer_by<B>(shared: &Shared, handle: &Servable, call: Call<'_>, body: B) -> Result<Answered, Failure>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let headers = &call.head.headers;
+    let header = decode::header_length(headers)?;
+    let deadline = deadline::of(headers, Instant::now)?;
+    let bytes = body::read(headers, body, &shared.limits).await?;
     let received = Instant::now();
     // The body's memory is not held while the request waits.
-    let prepared = off_thread_for(handle, bytes.len(), move |handle| {
+    let mut prepared = off_thread_for(handle, bytes.len(), move |handle| {
         let mut envelope = decode::decode(&bytes, header, handle.signature()).map_err(|error| of_model(handle, error))?;
         envelope.parameters.end_by(deadline, received);
         prepare(envelope, handle)
@@ -133,9 +142,9 @@ async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Resul
     let answer = prepared.run(shared, handle, received).await?;
     let clock = answer.clock();
     // Clients exist that need an id; the request's is as good as any.
-    let id = answer.id.clone().unwrap_or_else(|| id_of(&parts.headers).to_owned());
+    let id = answer.id.clone().unwrap_or_else(|| call.id().to_owned());
     let non_finite = shared.limits.non_finite;
-    let (json_bytes, payload) = body::encode((handle, &parts.headers), &shared.limits, answer.bytes(), move |handle, coding| {
+    let (json_bytes, payload) = body::encode((handle, headers), &shared.limits, answer.bytes(), move |handle, coding| {
         let head = Head { model: handle.name(), version: handle.version(), id: &id };
         let Encoded { json, binary } = encode(head, &answer.outputs, non_finite)?;
         let json_bytes = binary.is_some().then_some(json.len());
@@ -145,9 +154,9 @@ async fn infer_by(shared: &Shared, handle: &Servable, request: Request) -> Resul
         Ok((json_bytes, Payload::new(content_type, pieces, coding)))
     })
     .await?;
-    let mut response = clock.answer(payload, shared, handle);
+    let mut answered = clock.answer(payload, shared, handle);
     if let Some(json_bytes) = json_bytes {
-        response.headers_mut().insert(decode::HEADER_LENGTH, json_bytes.into());
+        answered.response.headers_mut().insert(decode::HEADER_LENGTH, json_bytes.into());
     }
-    Ok(response)
+    Ok(answered)
 }

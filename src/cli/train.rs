@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Failure, Outcome, print, progress};
 use crate::config::{Engine, Flags};
 use crate::engine::Threads;
-use crate::train::{Config, Controls, Ended, run};
+use crate::train::{Config, Controls, Ended, Progress, run};
 use crate::{resources, telemetry};
 
 /// Train a network and write a model folder that is ready to serve.
@@ -46,10 +46,11 @@ pub(super) fn command(args: Args) -> Outcome {
         threads: Arc::new(Threads::new(settings.engine_threads())?),
         memory_bytes: memory_bytes(args.memory_mb),
         say: &|line| bar.suspend(|| eprintln!("{}", line.trim_end())),
-        step: &|step, of, loss| {
-            bar.set_length(of as u64);
-            bar.set_position(step as u64);
-            bar.set_message(format!("loss {loss:.6}"));
+        step: &|at| {
+            bar.set_prefix(at.part.to_owned());
+            bar.set_length(at.steps as u64);
+            bar.set_position(at.step as u64);
+            bar.set_message(told(at));
         },
     };
     let ended = run(&config, &text, &output, &controls)?;
@@ -73,6 +74,12 @@ pub(super) fn command(args: Args) -> Outcome {
         output.display()
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a bar says of a step: the rows that train, and those that say when to stop as they were behind the last epoch.
+fn told(at: &Progress<'_>) -> String {
+    let validation = at.validation.map_or(String::new(), |value| format!(", validation {value:.4}"));
+    format!("loss {:.6}, {} {:.4}{validation}", at.loss, at.metric, at.value)
 }
 
 /// Bytes that raw rows may take.
@@ -100,4 +107,16 @@ fn interruptible(stop: Arc<AtomicBool>) -> Result<(), Failure> {
         });
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_shows_loss_and_metric() {
+        let at = |validation| Progress { part: "training", step: 3, steps: 9, loss: 0.25, metric: "accuracy", value: 0.875, validation };
+        assert_eq!(told(&at(None)), "loss 0.250000, accuracy 0.8750");
+        assert_eq!(told(&at(Some(0.5))), "loss 0.250000, accuracy 0.8750, validation 0.5000");
+    }
 }

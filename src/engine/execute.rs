@@ -15,16 +15,22 @@ use super::tensor::{Buffer, Tensor, Value};
 use super::threads::Threads;
 use super::view::{Slice, View, ViewMut};
 
-/// Storage of the values of one program, kept between runs.
+/// Storage of one program, kept between runs.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
+    values: Values,
+    scratch: Scratch,
+    /// The plan of the last run: the next one often has the same shapes.
+    last: Option<(SmallVec<[Shape; 4]>, Arc<Plan>)>,
+}
+
+/// Storage of a program's values.
+#[derive(Debug, Default)]
+struct Values {
     slots: Vec<Buffer>,
     dynamic: Vec<Option<Value>>,
     /// Bytes of the values in `dynamic`.
     dynamic_bytes: usize,
-    scratch: Scratch,
-    /// The plan of the last run: the next one often has the same shapes.
-    last: Option<(SmallVec<[Shape; 4]>, Arc<Plan>)>,
 }
 
 /// One input of a run.
@@ -99,8 +105,29 @@ pub(crate) struct Limits<'a> {
 }
 
 impl Memory {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.values.slots.iter().map(Buffer::bytes).sum::<usize>() + self.scratch.bytes()
+    }
+
+    /// The plan for `inputs`, with room for its slots.
+    fn plan(&mut self, program: &Program, inputs: RunInputs<'_>) -> Result<Arc<Plan>, RunError> {
+        if let Some((shapes, plan)) = &self.last
+            && shapes.iter().zip(inputs.views()).all(|(shape, view)| shape.as_slice() == view.shape())
+        {
+            return Ok(Arc::clone(plan));
+        }
+        let shapes: SmallVec<[Shape; 4]> = inputs.views().map(|view| view.shape().into()).collect();
+        let plan = program.plan(&shapes)?;
+        self.values.make_room(&plan);
+        self.last = Some((shapes, Arc::clone(&plan)));
+        Ok(plan)
+    }
+}
+
+impl Values {
     /// Makes room for the slots of `plan`; keeps what is there and large enough.
-    fn prepare(&mut self, plan: &Plan) {
+    fn make_room(&mut self, plan: &Plan) {
         for (i, spec) in plan.slots.iter().enumerate() {
             if self.slots.len() <= i {
                 self.slots.push(Buffer::new(spec.dtype));
@@ -109,11 +136,13 @@ impl Memory {
             }
             self.slots[i].grow(spec.len);
         }
+    }
+
+    /// Forgets the dynamic values of the run before; `count` is how many the program has.
+    fn begin(&mut self, count: usize) {
         self.dynamic.clear();
         self.dynamic_bytes = 0;
-        if !plan.is_static() {
-            self.dynamic.resize(plan.places.len(), None);
-        }
+        self.dynamic.resize(count, None);
     }
 
     fn keep(&mut self, id: ValueId, value: Value) {
@@ -125,11 +154,6 @@ impl Memory {
         if let Some(value) = self.dynamic[id.index()].take() {
             self.dynamic_bytes = self.dynamic_bytes.saturating_sub(value.bytes());
         }
-    }
-
-    /// Bytes held.
-    pub(crate) fn bytes(&self) -> usize {
-        self.slots.iter().map(Buffer::bytes).sum::<usize>() + self.scratch.bytes()
     }
 }
 
@@ -153,11 +177,11 @@ pub(crate) fn execute<'a>(
     limits: &Limits<'_>,
     mut profile: Option<&mut Vec<Duration>>,
 ) -> Result<Run<'a>, RunError> {
-    let plan = plan_for(program, &mut memory.last, inputs)?;
-    memory.prepare(&plan);
+    let plan = memory.plan(program, inputs)?;
+    memory.values.begin(if plan.is_static() { 0 } else { plan.places.len() });
     for (position, id) in program.graph().inputs.iter().enumerate().take(inputs.len()) {
         if let Some(value) = inputs.value(position) {
-            memory.keep(*id, value.clone());
+            memory.values.keep(*id, value.clone());
         }
     }
     let run = Run { program, plan, inputs };
@@ -177,7 +201,7 @@ pub(crate) fn execute<'a>(
                 profile[step.node] += start.elapsed();
             }
             for &id in &step.drops {
-                memory.forget(id);
+                memory.values.forget(id);
             }
         }
         Ok(())
@@ -188,21 +212,13 @@ pub(crate) fn execute<'a>(
     Ok(run)
 }
 
-fn plan_for(program: &Program, last: &mut Option<(SmallVec<[Shape; 4]>, Arc<Plan>)>, inputs: RunInputs<'_>) -> Result<Arc<Plan>, RunError> {
-    if let Some((shapes, plan)) = last
-        && shapes.iter().zip(inputs.views()).all(|(shape, view)| shape.as_slice() == view.shape())
-    {
-        return Ok(Arc::clone(plan));
-    }
-    let shapes: SmallVec<[Shape; 4]> = inputs.views().map(|view| view.shape().into()).collect();
-    let plan = program.plan(&shapes)?;
-    *last = Some((shapes, Arc::clone(&plan)));
-    Ok(plan)
-}
-
 impl Run<'_> {
     /// The tensor of a value, or `None` if it is another kind of value.
     pub(crate) fn view<'m>(&'m self, memory: &'m Memory, id: ValueId) -> Option<View<'m>> {
+        self.find(&memory.values, id)
+    }
+
+    fn find<'m>(&'m self, values: &'m Values, id: ValueId) -> Option<View<'m>> {
         let planned = || self.plan.shape(id).expect("a planned value has a shape");
         match &self.plan.places[id.index()] {
             Place::Input(position) => Some(View::new(self.inputs.view(*position).data(), planned())),
@@ -210,17 +226,25 @@ impl Run<'_> {
             Place::Computed(tensor) => Some(View::new(tensor.data(), planned())),
             Place::Slot(slot) => {
                 let shape = planned();
-                Some(View::new(memory.slots[*slot].slice(shape.iter().product()), shape))
+                Some(View::new(values.slots[*slot].slice(shape.iter().product()), shape))
             }
-            Place::Dynamic => memory.dynamic[id.index()].as_ref().and_then(Value::tensor).map(Tensor::view),
+            Place::Dynamic => values.dynamic[id.index()].as_ref().and_then(Value::tensor).map(Tensor::view),
             Place::Nowhere => None,
+        }
+    }
+
+    /// The slot of an output, if somebody reads it.
+    fn slot(&self, id: Option<ValueId>) -> Option<usize> {
+        match self.plan.places[id?.index()] {
+            Place::Slot(slot) => Some(slot),
+            _ => None,
         }
     }
 
     /// An owned copy of a value; constants and dynamic values are shared instead of copied.
     pub(crate) fn value(&self, memory: &Memory, id: ValueId) -> Option<Value> {
         match &self.plan.places[id.index()] {
-            Place::Dynamic => memory.dynamic[id.index()].clone(),
+            Place::Dynamic => memory.values.dynamic[id.index()].clone(),
             Place::Constant(source) => self.program.constant(*source).reshape(self.plan.shape(id)?).map(Value::Tensor),
             Place::Computed(tensor) => tensor.reshape(self.plan.shape(id)?).map(Value::Tensor),
             _ => {
@@ -237,23 +261,18 @@ impl Run<'_> {
     }
 
     fn planned(&self, memory: &mut Memory, limits: &Limits<'_>, node: &Node, step: &Step) -> Result<(), OpError> {
-        // The output storage is moved out of the session while the inputs are borrowed from it.
-        let slot = |id: &Option<ValueId>| match id.map(|id| &self.plan.places[id.index()]) {
-            Some(Place::Slot(slot)) => Some(*slot),
-            _ => None,
-        };
-        let slots: SmallVec<[Option<usize>; 6]> = node.outputs.iter().map(slot).collect();
-        let mut taken: SmallVec<[Option<Buffer>; 6]> =
-            slots.iter().map(|slot| slot.map(|slot| std::mem::take(&mut memory.slots[slot]))).collect();
-        let mut scratch = std::mem::take(&mut memory.scratch);
+        let Memory { values, scratch, .. } = memory;
+        // The output storage is moved out of the session while the inputs are borrowed from it. The lists are filled where they lie:
+        // to move one costs as much as a small operator.
+        let mut taken: SmallVec<[Option<Buffer>; 6]> = SmallVec::new();
+        for &id in &node.outputs {
+            taken.push(self.slot(id).map(|slot| std::mem::take(&mut values.slots[slot])));
+        }
         let outcome = {
-            let readable: &Memory = memory;
-            let view = |(i, id): (usize, &Option<ValueId>)| match id {
-                Some(_) if step.in_place == Some(i) => None,
-                Some(id) => self.view(readable, *id),
-                None => None,
-            };
-            let inputs: SmallVec<[Option<View<'_>>; 6]> = node.inputs.iter().enumerate().map(view).collect();
+            let mut inputs: SmallVec<[Option<View<'_>>; 6]> = SmallVec::new();
+            for (i, id) in node.inputs.iter().enumerate() {
+                inputs.push(id.filter(|_| step.in_place != Some(i)).and_then(|id| self.find(values, id)));
+            }
             let mut outputs: SmallVec<[Option<ViewMut<'_>>; 6]> = SmallVec::new();
             for (buffer, id) in taken.iter_mut().zip(&node.outputs) {
                 outputs.push(match (buffer, id) {
@@ -261,16 +280,15 @@ impl Run<'_> {
                     _ => None,
                 });
             }
-            let mut ctx = self.context(&mut scratch, limits, memory.dynamic_bytes);
+            let mut ctx = self.context(scratch, limits, values.dynamic_bytes);
             match step.in_place {
                 Some(input) => node.op.run_in_place(input, &Inputs(&inputs), &mut Outputs(&mut outputs), &mut ctx),
                 None => node.op.run(&Inputs(&inputs), &mut Outputs(&mut outputs), &mut ctx),
             }
         };
-        memory.scratch = scratch;
-        for (slot, buffer) in slots.iter().zip(taken) {
-            if let (Some(slot), Some(buffer)) = (slot, buffer) {
-                memory.slots[*slot] = buffer;
+        for (buffer, &id) in taken.iter_mut().zip(&node.outputs) {
+            if let (Some(buffer), Some(slot)) = (buffer.take(), self.slot(id)) {
+                values.slots[slot] = buffer;
             }
         }
         outcome
@@ -292,15 +310,15 @@ impl Run<'_> {
         let graph = self.program.graph();
         let kind = |id: &Option<ValueId>| id.and_then(|id| graph.values[id.index()].kind.clone());
         let kinds: Kinds = node.outputs.iter().map_while(kind).collect();
-        let mut ctx = self.context(&mut memory.scratch, limits, memory.dynamic_bytes);
+        let mut ctx = self.context(&mut memory.scratch, limits, memory.values.dynamic_bytes);
         let budget = ctx.budget;
         let outputs = evaluate_values(&*node.op, &refs, &kinds, budget, &mut ctx)?;
         for (id, value) in node.outputs.iter().zip(outputs) {
             if let Some(id) = id {
-                memory.keep(*id, value);
+                memory.values.keep(*id, value);
             }
         }
-        if memory.dynamic_bytes > limits.budget {
+        if memory.values.dynamic_bytes > limits.budget {
             return Err(OpError::shape(format!("the values of the run exceed the memory limit of {} bytes", limits.budget)));
         }
         Ok(())

@@ -63,6 +63,8 @@ pub struct Plan {
     /// Floating-point operations per step.
     pub(crate) flops: Vec<u64>,
     dynamic: bool,
+    bytes: usize,
+    heaviest: u64,
 }
 
 /// Values up to this many elements are computed while planning if they follow from shapes: enough for any shape
@@ -116,7 +118,7 @@ impl Plan {
 
     /// Bytes of the slots that a session needs for this plan, beside weights and working memory of single operators.
     pub fn bytes(&self) -> usize {
-        self.slots.iter().map(|slot| slot.len * slot.dtype.size()).sum()
+        self.bytes
     }
 
     /// Whether every value's memory is known before the run.
@@ -131,7 +133,7 @@ impl Plan {
 
     /// Floating-point operations of the step that has most.
     pub(crate) fn heaviest(&self) -> u64 {
-        self.flops.iter().copied().max().unwrap_or(0)
+        self.heaviest
     }
 
     /// The shape of a value, if it does not depend on data.
@@ -324,7 +326,10 @@ impl<'g> Planner<'g> {
         }
         let shapes = self.facts.into_iter().map(|fact| fact.and_then(|fact| fact.shape)).collect();
         let dynamic = self.places.iter().any(|place| matches!(place, Place::Dynamic));
-        Plan { steps: self.steps, places: self.places, shapes, slots, flops: self.flops, dynamic }
+        // A plan of more than this is refused by whoever asked for it.
+        let bytes = slots.iter().fold(0_usize, |bytes, slot| bytes.saturating_add(slot.len.saturating_mul(slot.dtype.size())));
+        let heaviest = self.flops.iter().copied().max().unwrap_or(0);
+        Plan { steps: self.steps, places: self.places, shapes, slots, flops: self.flops, dynamic, bytes, heaviest }
     }
 
     fn spec(&self, id: ValueId) -> SlotSpec {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::error::RunError;
-use super::execute::{Given, Limits, Memory, Run, RunInputs, execute};
+use super::execute::{Given, Limits, Memory, RunInputs, execute};
 use super::model::Model;
 use super::op::Shape;
 use super::signature::{Mismatch, Port};
@@ -33,6 +33,8 @@ pub struct Session {
 /// Where the time of a run went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunTime {
+    /// When the run began; `None` before the first.
+    pub started: Option<Instant>,
     /// Checking the inputs and gathering the rows of several requests.
     pub input: Duration,
     /// The operators.
@@ -73,8 +75,8 @@ impl Session {
         let mut clock = Clock::start(&mut self.time);
         self.model.signature().check(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|tensor| Given::View(tensor.view())).collect();
-        clock.input();
-        let run = execute_model(&self.model, RunInputs::Given(&given), &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let limits = limits(&self.model, &self.threads, clock.input());
+        let run = execute(self.model.program(), RunInputs::Given(&given), &mut self.memory, &limits, self.profile.as_mut())?;
         clock.infer();
         let outputs = run.outputs(&self.memory);
         clock.output();
@@ -89,8 +91,8 @@ impl Session {
     pub fn run_views<T>(&mut self, inputs: &[View<'_>], f: impl FnOnce(&[View<'_>]) -> T) -> Result<T, RunError> {
         let mut clock = Clock::start(&mut self.time);
         self.model.signature().check_views(inputs)?;
-        clock.input();
-        let run = execute_model(&self.model, RunInputs::Views(inputs), &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let limits = limits(&self.model, &self.threads, clock.input());
+        let run = execute(self.model.program(), RunInputs::Views(inputs), &mut self.memory, &limits, self.profile.as_mut())?;
         clock.infer();
         let mut outputs = emptied(std::mem::take(&mut self.views));
         for id in &self.model.graph().outputs {
@@ -107,10 +109,15 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_values(&mut self, inputs: &[Value]) -> Result<Vec<Value>, RunError> {
+        let mut clock = Clock::start(&mut self.time);
         self.model.signature().check_values(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(Given::from).collect();
-        let run = execute_model(&self.model, RunInputs::Given(&given), &mut self.memory, &self.threads, self.profile.as_mut())?;
-        Ok(run.outputs(&self.memory))
+        let limits = limits(&self.model, &self.threads, clock.input());
+        let run = execute(self.model.program(), RunInputs::Given(&given), &mut self.memory, &limits, self.profile.as_mut())?;
+        clock.infer();
+        let outputs = run.outputs(&self.memory);
+        clock.output();
+        Ok(outputs)
     }
 
     /// [`Session::run_values`] with tensors in the place of optional inputs, by their positions in the signature. The first such
@@ -130,8 +137,8 @@ impl Session {
         for (position, tensor) in overrides {
             given[inputs.len() + position] = Given::View(tensor.view());
         }
-        clock.input();
-        let run = execute(&open.program, RunInputs::Given(&given), &mut self.overriding, &limits(&self.model, &self.threads), None)?;
+        let limits = limits(&self.model, &self.threads, clock.input());
+        let run = execute(&open.program, RunInputs::Given(&given), &mut self.overriding, &limits, None)?;
         clock.infer();
         let outputs = run.outputs(&self.overriding);
         clock.output();
@@ -161,8 +168,8 @@ impl Session {
         let shapes = gather(&mut self.gathered, &signature.inputs, requests, total)?;
         let given: SmallVec<[Given<'_>; 4]> =
             self.gathered.iter().zip(&shapes).map(|(b, s)| Given::View(View::new(b.slice(s.iter().product()), s))).collect();
-        clock.input();
-        let run = execute_model(&self.model, RunInputs::Given(&given), &mut self.memory, &self.threads, self.profile.as_mut())?;
+        let limits = limits(&self.model, &self.threads, clock.input());
+        let run = execute(self.model.program(), RunInputs::Given(&given), &mut self.memory, &limits, self.profile.as_mut())?;
         clock.infer();
 
         let mut results: Vec<Vec<Value>> = rows.iter().map(|_| Vec::with_capacity(signature.outputs.len())).collect();
@@ -182,7 +189,7 @@ impl Session {
         Ok(results)
     }
 
-    /// Where the time of the last run of tensors went; of one that failed, up to where it did.
+    /// Where the time of the last run went; of one that failed, up to where it did.
     pub fn time(&self) -> RunTime {
         self.time
     }
@@ -216,19 +223,20 @@ struct Clock<'a> {
 
 impl<'a> Clock<'a> {
     fn start(time: &'a mut RunTime) -> Self {
-        *time = RunTime::default();
-        Self { time, last: Instant::now() }
+        let last = Instant::now();
+        *time = RunTime { started: Some(last), ..RunTime::default() };
+        Self { time, last }
     }
 
     fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        let lap = now - self.last;
-        self.last = now;
-        lap
+        let before = std::mem::replace(&mut self.last, Instant::now());
+        self.last - before
     }
 
-    fn input(&mut self) {
+    /// The inputs are there; returns the moment.
+    fn input(&mut self) -> Instant {
         self.time.input = self.lap();
+        self.last
     }
 
     fn infer(&mut self) {
@@ -270,18 +278,8 @@ fn gather(gathered: &mut Vec<Buffer>, ports: &[Port], requests: &[&[Tensor]], to
     Ok(shapes)
 }
 
-fn execute_model<'a>(
-    model: &'a Model,
-    inputs: RunInputs<'a>,
-    memory: &mut Memory,
-    threads: &Threads,
-    profile: Option<&mut Vec<Duration>>,
-) -> Result<Run<'a>, RunError> {
-    execute(model.program(), inputs, memory, &limits(model, threads), profile)
-}
-
-/// What bounds a run that begins now.
-fn limits<'t>(model: &Model, threads: &'t Threads) -> Limits<'t> {
-    let deadline = model.run_limit().and_then(|limit| Instant::now().checked_add(limit));
+/// What bounds a run that begins `now`.
+fn limits<'t>(model: &Model, threads: &'t Threads, now: Instant) -> Limits<'t> {
+    let deadline = model.run_limit().and_then(|limit| now.checked_add(limit));
     Limits { threads, budget: model.memory_limit(), deadline }
 }

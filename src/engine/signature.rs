@@ -72,7 +72,7 @@ impl Signature {
         if inputs.len() != self.inputs.len() {
             return Err(Mismatch(format!("{} inputs are wanted, {} are given", self.inputs.len(), inputs.len())));
         }
-        let mut free: Vec<(&str, usize, &str)> = Vec::new();
+        let mut free: SmallVec<[(&str, usize, &str); 4]> = SmallVec::new();
         for (port, tensor) in self.inputs.iter().zip(inputs) {
             port.check(tensor.view())?;
             let Some(dims) = &port.dims else { continue };

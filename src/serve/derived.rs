@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use super::repository::Scratch;
 use crate::engine::{LoadError, LoadOptions, Model, Signature, read_graph};
 use crate::error::{Error, Kind};
 use crate::explain::Program;
@@ -18,6 +19,8 @@ pub(super) struct Derived {
     options: LoadOptions,
     /// By the program and the output that it explains.
     made: Mutex<HashMap<(Program, usize), Arc<Model>>>,
+    /// The folder of the file, if it is there only as long as somebody holds it.
+    scratch: Mutex<Option<Arc<Scratch>>>,
 }
 
 /// What tells one content of a file from another.
@@ -31,7 +34,12 @@ fn stamp(file: &Path) -> Option<Stamp> {
 impl Derived {
     /// Of the model that is about to be loaded from `file`.
     pub(super) fn new(file: &Path, options: &LoadOptions) -> Self {
-        Self { file: file.to_owned(), stamp: stamp(file), options: options.clone(), made: Mutex::default() }
+        Self { file: file.to_owned(), stamp: stamp(file), options: options.clone(), made: Mutex::default(), scratch: Mutex::default() }
+    }
+
+    /// Holds the folder of the file; `None` lets go of it.
+    pub(super) fn hold(&self, scratch: Option<Arc<Scratch>>) {
+        *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = scratch;
     }
 
     /// The program that explains output `output`, made now if this is the first time. Blocks as long as loading takes.

@@ -220,15 +220,24 @@ impl Handle {
     /// - `Overloaded`: the queue is full, or the deadline cannot be met; `Unavailable`: the model is being unloaded;
     /// - `DeadlineExceeded`: the deadline passed first;
     /// - `Internal`: the engine failed.
-    pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        let arrived = Instant::now();
-        let background = request.background;
-        self.answer(request, arrived).await.map_err(|Failed { reason, error }| {
-            if !background {
-                self.stats.fail(reason, arrived.elapsed());
-            }
-            error
-        })
+    #[expect(clippy::manual_async_fn, reason = "a block has one place for the request where an `async fn` has two")]
+    pub fn infer(&self, request: InferRequest) -> impl Future<Output = Result<InferResponse, Error>> + Send {
+        async move {
+            let arrived = Instant::now();
+            let background = request.background;
+            let outcome = match self.begin(request, arrived) {
+                Ok(Begun::Answered(response)) => Ok(response),
+                // In a box: the future of a request that never waits is small, and it is what is moved about for each.
+                Ok(Begun::Waits(waiting)) => Box::pin(waiting.answer()).await,
+                Err(failed) => Err(failed),
+            };
+            outcome.map_err(|Failed { reason, error }| {
+                if !background {
+                    self.stats.fail(reason, arrived.elapsed());
+                }
+                error
+            })
+        }
     }
 
     /// Computes the outputs of what was made of the model, in its queue and behind all others.
@@ -240,17 +249,18 @@ impl Handle {
         let InferRequest { inputs, deadline, .. } = request;
         model.signature().check(&inputs).map_err(|mismatch| Error::internal("the explanation failed", mismatch.to_string()))?;
         let rows = model.signature().rows(&inputs).unwrap_or(1);
-        self.behind(inputs, Some(model), rows, (deadline, arrived)).await.map_err(|failed| failed.error)
+        let waiting = self.behind(inputs, Some(model), rows, (deadline, arrived)).map_err(|failed| failed.error)?;
+        waiting.answer().await.map_err(|failed| failed.error)
     }
 
-    /// Waits behind all levels of priority, and shares its pass with nobody: none makes the pass of a client's longer.
-    async fn behind(
+    /// Queues a request behind all levels of priority; it shares its pass with nobody: none makes the pass of a client's longer.
+    fn behind(
         &self,
         inputs: Vec<Tensor>,
         derived: Option<Arc<Model>>,
         rows: usize,
         (deadline, arrived): (Option<Instant>, Instant),
-    ) -> Result<InferResponse, Failed> {
+    ) -> Result<Waiting<'_>, Failed> {
         const SALT: u64 = 0x9e37_79b9_7f4a_7c15;
         let model = derived.as_ref().unwrap_or(&self.model);
         let class = shape_class(&inputs, model.signature().batchable, None);
@@ -260,21 +270,22 @@ impl Handle {
         let payload = Payload { inputs, overrides: Vec::new(), profile: false, background: true, derived, note: None, reply };
         let id = self.queue.push(ticket, payload)?;
         let place = Place { queue: &self.queue, stats: None, arrived, id: Some(id) };
-        place.wait(answer, deadline).await
+        Ok(Waiting { place, answer, deadline, note: None, _in_flight: None })
     }
 
-    async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, Failed> {
+    /// Answers a request on this thread, or queues it.
+    fn begin(&self, request: InferRequest, arrived: Instant) -> Result<Begun<'_>, Failed> {
         let rows = self.validate(&request).map_err(Failed::because(FailReason::Other))?;
         let InferRequest { inputs, overrides, priority, deadline, profile, background } = request;
         if background {
-            return self.behind(inputs, None, rows, (deadline, arrived)).await;
+            return self.behind(inputs, None, rows, (deadline, arrived)).map(Begun::Waits);
         }
         let level = self.settings.level(priority);
         let deadline = self.deadline(deadline, level, arrived);
         if deadline.is_some_and(|deadline| deadline <= arrived) {
             return Err(expired());
         }
-        let _in_flight = InFlight::enter(&self.in_flight);
+        let in_flight = InFlight::enter(&self.in_flight);
         let note = PassNote::current(&self.name, &self.version);
         let profile = profile || note.as_ref().is_some_and(PassNote::wants_profile);
         // One that replaces initialisers may have a program to make first: not on this thread.
@@ -287,7 +298,7 @@ impl Handle {
                 note.ran((response.timing.started, Instant::now()), rows, None);
                 note.profiled(response.profile.clone());
             }
-            return outcome.map_err(Failed::because(FailReason::Backend));
+            return outcome.map(Begun::Answered).map_err(Failed::because(FailReason::Backend));
         }
         let class = shape_class(&inputs, self.model.signature().batchable, self.padding.as_deref());
         let (reply, answer) = oneshot::channel();
@@ -295,11 +306,7 @@ impl Handle {
         let id =
             self.queue.push(ticket, Payload { inputs, overrides, profile, background: false, derived: None, note: note.clone(), reply })?;
         let place = Place { queue: &self.queue, stats: Some(&self.stats), arrived, id: Some(id) };
-        let answer = place.wait(answer, deadline).await;
-        if let (Some(note), Ok(response)) = (note, &answer) {
-            note.profiled(response.profile.clone());
-        }
-        answer
+        Ok(Begun::Waits(Waiting { place, answer, deadline, note, _in_flight: Some(in_flight) }))
     }
 
     /// Checks a request; returns its rows.
@@ -361,12 +368,39 @@ impl Handle {
             // A worker catches panics per batch; one that died all the same has nothing left to finish.
             let _ = worker.join();
         }
+        // A process that ends drops nothing.
+        self.derived.hold(None);
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.queue.close();
+    }
+}
+
+/// What became of a request at once.
+enum Begun<'a> {
+    Answered(InferResponse),
+    Waits(Waiting<'a>),
+}
+
+/// A request in the queue.
+struct Waiting<'a> {
+    place: Place<'a>,
+    answer: Answer,
+    deadline: Option<Instant>,
+    note: Option<PassNote>,
+    _in_flight: Option<InFlight<'a>>,
+}
+
+impl Waiting<'_> {
+    async fn answer(self) -> Result<InferResponse, Failed> {
+        let answer = self.place.wait(self.answer, self.deadline).await;
+        if let (Some(note), Ok(response)) = (self.note, &answer) {
+            note.profiled(response.profile.clone());
+        }
+        answer
     }
 }
 

@@ -135,19 +135,27 @@ impl Servable {
     ///
     /// # Errors
     /// As [`Handle::infer`]; of a pipeline the first step's that failed, with its name.
-    pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        let Some(shadow) = self.shadow.as_ref().filter(|_| !request.background) else { return self.answer(request).await };
-        let (copy, start) = (shadow.copy(&request), Instant::now());
-        let response = self.answer(request).await?;
-        (**shadow).clone().compare(copy, response.outputs.clone(), start.elapsed());
-        Ok(response)
+    #[expect(clippy::manual_async_fn, reason = "a block has one place for the request where an `async fn` has two")]
+    pub fn infer(&self, request: InferRequest) -> impl Future<Output = Result<InferResponse, Error>> + Send {
+        async move {
+            match (&self.what, &self.shadow) {
+                (What::Model(handle), None) => handle.infer(request).await,
+                // In a box: the future of what most requests are for stays small.
+                (_, shadow) => Box::pin(self.answer(request, shadow.as_deref())).await,
+            }
+        }
     }
 
-    async fn answer(&self, request: InferRequest) -> Result<InferResponse, Error> {
-        match &self.what {
-            What::Model(handle) => handle.infer(request).await,
-            What::Pipeline(pipeline) => pipeline.infer(request).await,
+    async fn answer(&self, request: InferRequest, shadow: Option<&Shadow>) -> Result<InferResponse, Error> {
+        let copied = shadow.filter(|_| !request.background).map(|shadow| (shadow, shadow.copy(&request), Instant::now()));
+        let response = match &self.what {
+            What::Model(handle) => handle.infer(request).await?,
+            What::Pipeline(pipeline) => pipeline.infer(request).await?,
+        };
+        if let Some((shadow, copy, start)) = copied {
+            shadow.clone().compare(copy, response.outputs.clone(), start.elapsed());
         }
+        Ok(response)
     }
 
     /// [`Servable::infer`] as a future of known type: what it runs may be a pipeline whose steps are pipelines.

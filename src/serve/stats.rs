@@ -301,7 +301,7 @@ mod tests {
 
     fn pass(rows: usize, reason: Reason) -> Pass {
         let ms = Duration::from_millis;
-        Pass { rows, time: RunTime { input: ms(1), infer: ms(5), output: ms(2) }, reason }
+        Pass { rows, time: RunTime { input: ms(1), infer: ms(5), output: ms(2), started: None }, reason }
     }
 
     #[test]

@@ -99,9 +99,9 @@ impl Runner {
         if profile {
             self.session.start_profile();
         }
-        let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut self.session)));
         let time = self.session.time();
+        let started = time.started.unwrap_or_else(Instant::now);
         let times = self.session.end_profile();
         let outcome = match outcome {
             Ok(outcome) => outcome.map_err(Failure::Run),

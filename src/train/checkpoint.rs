@@ -19,11 +19,57 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_through(path, |file| file.write_all(bytes).map_err(|error| error.to_string()))
 }
 
-/// [`write_whole`] of what `write` writes.
-fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<fs::File>) -> std::result::Result<(), String>) -> Result<()> {
+/// Files that come into their place together: all are written under temporary names first, so that what one of them lacks (room, a
+/// folder) leaves those that were there before as they were.
+#[derive(Debug, Default)]
+pub struct Staged(Vec<(PathBuf, PathBuf)>);
+
+impl Staged {
+    /// Writes one more.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn add(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let temporary = temporary(path);
+        // Before it is written: what is written of it is removed too.
+        self.0.push((temporary.clone(), path.to_owned()));
+        let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&temporary, bytes));
+        made.map_err(|error| in_file(path, error))
+    }
+
+    /// Renames all, in the order in which they came.
+    ///
+    /// # Errors
+    /// If one cannot be renamed.
+    pub fn place(mut self) -> Result<()> {
+        for (temporary, path) in std::mem::take(&mut self.0) {
+            fs::rename(&temporary, &path).map_err(|error| in_file(&path, error))?;
+            remove_temporary(&path);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for (temporary, path) in &self.0 {
+            let _ = fs::remove_file(temporary);
+            // The folder too, if nothing else is in it.
+            let _ = path.parent().map(fs::remove_dir);
+        }
+    }
+}
+
+/// The name under which a file is written.
+fn temporary(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
-    let temporary: PathBuf = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+/// [`write_whole`] of what `write` writes.
+fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<fs::File>) -> std::result::Result<(), String>) -> Result<()> {
+    let temporary = temporary(path);
     let text = |error: std::io::Error| error.to_string();
     let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::File::create(&temporary)).map_err(text);
     let written = made.and_then(|file| {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::augment::Augment;
 use super::base::Start;
+use super::batches::Batches;
 use super::error::{Error, Result, in_file};
 use super::loss::Loss;
 use super::network::Layer;
@@ -91,8 +92,8 @@ pub struct Training {
     /// Passes over the rows.
     pub epochs: usize,
     /// Rows of a step.
-    #[serde(default = "batch")]
-    pub batch: usize,
+    #[serde(default)]
+    pub batch: Batches,
     /// The greatest learning rate.
     pub learning_rate: f64,
     /// How parameters follow their gradients.
@@ -175,10 +176,6 @@ fn yes() -> bool {
     true
 }
 
-fn batch() -> usize {
-    32
-}
-
 impl Config {
     /// The configuration of a file, and its text.
     ///
@@ -207,8 +204,11 @@ impl Config {
             toml::from_str(text).map_err(|error| wrong_layer(text).unwrap_or_else(|| Error(error.to_string().trim_end().to_owned())))?;
         let train = &config.train;
         let wrong = |key: &str, value: &dyn std::fmt::Display| Err(Error(format!("`train.{key}` is {value}")));
-        if train.epochs == 0 || train.batch == 0 {
-            return wrong("epochs` or `train.batch", &0);
+        if train.epochs == 0 {
+            return wrong("epochs", &0);
+        }
+        if !train.batch.are_valid() {
+            return Err("`train.batch` is 0, has a 0 or is empty; a step takes one row or more".into());
         }
         if !(train.learning_rate > 0.0 && train.learning_rate.is_finite()) {
             return wrong("learning_rate", &train.learning_rate);
@@ -269,6 +269,10 @@ mod tests {
             ("patience = 3\n", "data.validation"),
             ("class_weights = \"even\"\n", "balanced"),
             ("batch = 0\n", "train.batch"),
+            ("batch = []\n", "train.batch"),
+            ("batch = [8, 0]\n", "train.batch"),
+            ("batch = -1\n", "a list of numbers that take turns"),
+            ("batch = [8, \"x\"]\n", "a list of numbers that take turns"),
         ] {
             let error = Config::parse(&format!("{LEAST}{more}")).unwrap_err().0;
             assert!(error.contains(part), "{more}: {error}");

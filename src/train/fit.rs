@@ -48,7 +48,7 @@ pub struct State {
 /// The graph that trains, ready to run, with room for a batch.
 struct Program {
     session: Session,
-    /// Positions of the parameters that have gradients, in the order of the outputs behind the loss.
+    /// Positions of the parameters that have gradients, in the order of the outputs behind the predictions.
     trained: Vec<usize>,
     /// Statistics with new values, behind the gradients.
     updated: Vec<usize>,
@@ -106,7 +106,8 @@ pub(super) fn session(graph: Graph, threads: &Arc<Threads>) -> Result<Session> {
     Ok(Session::new(Arc::new(model), Arc::clone(threads)))
 }
 
-/// Inputs: seed, rows, targets, weights, then all parameters. Outputs: the loss, the gradients of what is trained, new statistics.
+/// Inputs: seed, rows, targets, weights, then all parameters. Outputs: the loss, the predictions, the gradients of what is trained, new
+/// statistics.
 fn program(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<Program> {
     let mut graph = Graph::default();
     let seed = input(&mut graph, "seed", DType::I64, Vec::new());
@@ -118,9 +119,12 @@ fn program(setting: &Setting<'_>, parameters: &mut Vec<Parameter>) -> Result<Pro
     let built = builder.network((setting.base, &setting.config.layers), x, &setting.train.shape, setting.train.outputs)?;
     let loss = setting.loss.emit(&mut emit, Operands { predictions: built.output, targets, weights })?;
     let trained: Vec<usize> = (0..parameters.len()).filter(|&i| parameters[i].role != Role::Statistic).collect();
+    if trained.is_empty() {
+        return Err("nothing is trained: there are no layers, and every weight of the base is kept".into());
+    }
     let wrt: Vec<ValueId> = trained.iter().map(|&i| built.parameters[i]).collect();
     let gradients = append_gradients(&mut graph, loss, &wrt)?;
-    graph.outputs = vec![loss];
+    graph.outputs = vec![loss, built.output];
     graph.outputs.extend(gradients);
     graph.outputs.extend(built.updates.iter().map(|(_, id)| *id));
     Ok(Program { session: session(graph, setting.threads)?, trained, updated: built.updates.iter().map(|(at, _)| *at).collect() })
@@ -166,7 +170,12 @@ impl<'a> Trainer<'a> {
 
     /// Steps of an epoch.
     pub fn steps(&self) -> usize {
-        self.train.len().div_ceil(self.config.batch)
+        self.config.batch.count(self.train.len())
+    }
+
+    /// Epochs of the training, if nothing ends it before.
+    pub fn epochs(&self) -> usize {
+        self.config.epochs
     }
 
     /// Whether the training is over: all epochs are done, or none was better for too long.
@@ -176,12 +185,12 @@ impl<'a> Trainer<'a> {
         done >= self.config.epochs || self.config.patience.is_some_and(|patience| waited >= patience)
     }
 
-    /// One pass over the rows. `stop` is looked at after each step; `progress` is told of each. `None` if it was stopped: the
-    /// epoch is then to be begun again from the state that was before it.
+    /// One pass over the rows. `stop` is looked at after each step; `progress` is told of each: its number, its loss, and the metric of
+    /// the epoch so far. `None` if it was stopped: the epoch is then to be begun again from the state that was before it.
     ///
     /// # Errors
     /// If the loss is no number any more.
-    pub fn epoch(&mut self, stop: &AtomicBool, mut progress: impl FnMut(usize, f64)) -> Result<Option<Epoch>> {
+    pub fn epoch(&mut self, stop: &AtomicBool, mut progress: impl FnMut(usize, f64, f64)) -> Result<Option<Epoch>> {
         let epoch = self.state.history.len();
         let mut random = Random::new(self.config.seed, 0x1000 + epoch as u64);
         let mut order: Vec<usize> = (0..self.train.len()).collect();
@@ -189,7 +198,9 @@ impl<'a> Trainer<'a> {
         let steps = self.steps();
         let (size, outputs) = (self.train.size(), self.train.outputs);
         let mut total = 0.0;
-        for (step, rows) in order.chunks(self.config.batch).enumerate() {
+        let mut metric = Metric::new(self.loss);
+        for (step, rows) in self.config.batch.of(order.len()).enumerate() {
+            let rows = &order[rows];
             let mut batch = std::mem::take(&mut self.kept.batch);
             batch.x.clear();
             batch.y.clear();
@@ -201,6 +212,7 @@ impl<'a> Trainer<'a> {
             }
             self.augmenting.apply(&mut batch.x, &mut random);
             let loss = self.step(epoch * steps + step, &batch)?;
+            metric.add(&self.kept.found.predictions, &batch.y, outputs);
             self.kept.batch = batch;
             if !loss.is_finite() {
                 return Err(Error(format!(
@@ -210,7 +222,7 @@ impl<'a> Trainer<'a> {
                 )));
             }
             total += loss * rows.len() as f64;
-            progress(step + 1, loss);
+            progress(step + 1, loss, metric.value());
             if stop.load(Ordering::Relaxed) && step + 1 < steps {
                 return Ok(None);
             }
@@ -310,7 +322,9 @@ impl<'a> Trainer<'a> {
                 }
             })?;
         }
-        Ok((sum / total, metric(self.loss, &predictions, rows)))
+        let mut metric = Metric::new(self.loss);
+        metric.add(&predictions, &rows.y, outputs);
+        Ok((sum / total, metric.value()))
     }
 }
 
@@ -335,6 +349,7 @@ struct Batch {
 /// Copies of what a step found.
 #[derive(Default)]
 struct Found {
+    predictions: Vec<f32>,
     /// The gradients, then the new statistics.
     tensors: Vec<Vec<f32>>,
 }
@@ -342,7 +357,9 @@ struct Found {
 impl Found {
     /// Takes the outputs over; returns the loss.
     fn take(&mut self, outputs: &[View<'_>]) -> f64 {
-        let (loss, rest) = outputs.split_first().expect("the loss is an output");
+        let [loss, predictions, rest @ ..] = outputs else { unreachable!("loss and predictions are outputs") };
+        self.predictions.clear();
+        self.predictions.extend_from_slice(predictions.slice::<f32>().unwrap_or_default());
         self.tensors.resize_with(rest.len(), Vec::new);
         for (to, from) in self.tensors.iter_mut().zip(rest) {
             to.clear();
@@ -352,19 +369,70 @@ impl Found {
     }
 }
 
-/// The accuracy of classes and truth values, R² of numbers.
-fn metric(loss: Loss, predictions: &[f32], rows: &Rows) -> f64 {
-    let pairs = || predictions.chunks_exact(rows.outputs).zip(rows.y.chunks_exact(rows.outputs));
-    let greatest = |row: &[f32]| (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-    let right = match loss {
-        Loss::CrossEntropy {} => pairs().filter(|(p, y)| greatest(p) == greatest(y)).count(),
-        Loss::BinaryCrossEntropy {} => pairs().filter(|(p, y)| (p[0] > 0.0) == (y[0] > 0.5)).count(),
-        Loss::MeanSquared {} | Loss::Huber { .. } => {
-            let mean = rows.y.iter().map(|&y| f64::from(y)).sum::<f64>() / rows.y.len() as f64;
-            let off: f64 = predictions.iter().zip(&rows.y).map(|(p, y)| f64::from(p - y).powi(2)).sum();
-            let spread: f64 = rows.y.iter().map(|&y| (f64::from(y) - mean).powi(2)).sum();
-            return 1.0 - off / spread;
+/// The accuracy of classes and truth values, R² of numbers: of all rows that were added.
+struct Metric {
+    loss: Loss,
+    rows: usize,
+    right: usize,
+    /// Of numbers: how many, their mean, the sum of their squared distances from it, and that of the predictions' from them.
+    count: f64,
+    mean: f64,
+    spread: f64,
+    off: f64,
+}
+
+impl Metric {
+    fn new(loss: Loss) -> Self {
+        Self { loss, rows: 0, right: 0, count: 0.0, mean: 0.0, spread: 0.0, off: 0.0 }
+    }
+
+    fn add(&mut self, predictions: &[f32], y: &[f32], outputs: usize) {
+        let pairs = || predictions.chunks_exact(outputs).zip(y.chunks_exact(outputs));
+        let greatest = |row: &[f32]| (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        self.rows += y.len() / outputs;
+        self.right += match self.loss {
+            Loss::CrossEntropy {} => pairs().filter(|(p, y)| greatest(p) == greatest(y)).count(),
+            Loss::BinaryCrossEntropy {} => pairs().filter(|(p, y)| (p[0] > 0.0) == (y[0] > 0.5)).count(),
+            Loss::MeanSquared {} | Loss::Huber { .. } => {
+                // The parts' means and spreads are brought together as by Chan, Golub and LeVeque (1979).
+                let count = y.len() as f64;
+                let mean = y.iter().map(|&y| f64::from(y)).sum::<f64>() / count;
+                let spread: f64 = y.iter().map(|&y| (f64::from(y) - mean).powi(2)).sum();
+                let both = self.count + count;
+                self.spread += spread + (mean - self.mean).powi(2) * self.count * count / both;
+                self.mean += (mean - self.mean) * count / both;
+                self.count = both;
+                self.off += predictions.iter().zip(y).map(|(p, y)| f64::from(p - y).powi(2)).sum::<f64>();
+                0
+            }
+        };
+    }
+
+    fn value(&self) -> f64 {
+        match self.loss {
+            Loss::CrossEntropy {} | Loss::BinaryCrossEntropy {} => self.right as f64 / self.rows as f64,
+            Loss::MeanSquared {} | Loss::Huber { .. } => 1.0 - self.off / self.spread,
         }
-    };
-    right as f64 / rows.len() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_of_parts_is_that_of_the_whole() {
+        let numbers = |salt: usize| (0..30).map(|i| ((i * 37 + salt * 11) % 17) as f32 - 5.0).collect::<Vec<f32>>();
+        let (p, y) = (numbers(1), numbers(2));
+        for (loss, outputs) in
+            [(Loss::MeanSquared {}, 1), (Loss::MeanSquared {}, 3), (Loss::CrossEntropy {}, 3), (Loss::BinaryCrossEntropy {}, 1)]
+        {
+            let of = |part: usize| {
+                let mut metric = Metric::new(loss);
+                p.chunks(part).zip(y.chunks(part)).for_each(|(p, y)| metric.add(p, y, outputs));
+                metric.value()
+            };
+            assert!((of(30) - of(9)).abs() < 1e-12, "{loss:?}: {} and {}", of(30), of(9));
+        }
+    }
 }

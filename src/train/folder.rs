@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::base::Base;
+use super::batches::Batches;
 use super::chart::{Curve, curves};
-use super::checkpoint::write_whole;
+use super::checkpoint::Staged;
 use super::config::{Config, Task};
 use super::data::Target;
-use super::error::{Error, Result, in_file};
+use super::error::{Error, Result};
 use super::known::Known;
 use super::network::{Builder, Mode, Parameter};
 use super::prepare::Preparation;
@@ -44,7 +45,7 @@ pub(super) struct Export<'a> {
 }
 
 impl Export<'_> {
-    /// Writes the folder. The model comes last: a folder without it is none.
+    /// Writes the folder, all of it or nothing. The model comes last: a folder without it is none.
     pub(super) fn write(&self, output: &Path, parameters: &mut Vec<Parameter>) -> Result<()> {
         let graph = self.graph(parameters)?;
         let properties = BTreeMap::from([("ndserve.train".to_owned(), self.report.hash.clone())]);
@@ -61,25 +62,24 @@ impl Export<'_> {
         let mut session = Session::new(Arc::new(model), Arc::new(Threads::single()));
         let inputs = self.known.pick(&self.sample[..GOLDEN_ROWS.min(self.sample.len())])?.tensors();
         let outputs = session.run(&inputs)?;
-        let make = |path: &Path| std::fs::create_dir_all(path).map_err(|error| in_file(path, error));
-        let golden = output.join("golden");
-        make(&golden)?;
+        let mut files = Staged::default();
         for (i, (port, tensor)) in signature.inputs.iter().zip(&inputs).enumerate() {
-            write_whole(&golden.join(format!("input_{i}.pb")), &onnx::write_value(&port.name, &Value::Tensor(tensor.clone())))?;
+            let sample = onnx::write_value(&port.name, &Value::Tensor(tensor.clone()));
+            files.add(&output.join(format!("golden/input_{i}.pb")), &sample)?;
         }
         for (i, (port, value)) in signature.outputs.iter().zip(&outputs).enumerate() {
-            write_whole(&golden.join(format!("output_{i}.pb")), &onnx::write_value(&port.name, value))?;
+            files.add(&output.join(format!("golden/output_{i}.pb")), &onnx::write_value(&port.name, value))?;
         }
         let background = self.background(&signature)?;
         if let Some(archive) = &background {
-            write_whole(&output.join(BACKGROUND), archive)?;
+            files.add(&output.join(BACKGROUND), archive)?;
         }
-        write_whole(&output.join("model.toml"), self.settings(background.is_some().then_some(&signature)).as_bytes())?;
-        write_whole(&output.join("train.toml"), self.text.as_bytes())?;
-        write_whole(&output.join("curves.svg"), self.curves().as_bytes())?;
-        write_whole(&output.join("README.md"), self.card(output, &signature, bytes.len(), (&inputs, &outputs)).as_bytes())?;
-        make(&output.join("1"))?;
-        write_whole(&output.join("1/model.onnx"), &bytes)
+        files.add(&output.join("model.toml"), self.settings(background.is_some().then_some(&signature)).as_bytes())?;
+        files.add(&output.join("train.toml"), self.text.as_bytes())?;
+        files.add(&output.join("curves.svg"), self.curves().as_bytes())?;
+        files.add(&output.join("README.md"), self.card(output, &signature, bytes.len(), (&inputs, &outputs)).as_bytes())?;
+        files.add(&output.join("1/model.onnx"), &bytes)?;
+        files.place()
     }
 
     fn name(&self, output: &Path) -> String {
@@ -202,6 +202,9 @@ impl Export<'_> {
         let _ = writeln!(text, "| data | `{path}`, {} rows train, {} say when to stop, {} judge |", rows[0], rows[1], rows[2]);
         let epochs = best.map_or(String::new(), |best| format!(", the best was {}", best + 1));
         let _ = writeln!(text, "| epochs | {}{epochs} |", history.len());
+        if let Batches::Turns(_) = &self.config.train.batch {
+            let _ = writeln!(text, "| rows of a step, in turn | {} |", self.config.train.batch);
+        }
         let _ = writeln!(text, "| training rows | loss {:.6}, {metric} {:.4} |", train.0, train.1);
         if let Some((loss, value)) = test {
             let _ = writeln!(text, "| test rows | loss {loss:.6}, {metric} {value:.4} |");
@@ -214,7 +217,7 @@ impl Export<'_> {
         if let Some(base) = self.base {
             let path =
                 self.config.base.as_ref().map_or(Path::new(""), |start| &start.path).file_name().unwrap_or_default().to_string_lossy();
-            let _ = writeln!(text, "| begun with | `{path}`: {} weights trained on, {} kept |", base.trained.len(), base.frozen);
+            let _ = writeln!(text, "| begun with | `{path}`: {} |", base.weights.text());
         }
         if let Some((number, score, settings)) = trials {
             let _ = writeln!(text, "| best of {number} trials | {settings} (score {score:.6}) |");

@@ -5,6 +5,7 @@
 
 pub mod augment;
 pub mod base;
+pub mod batches;
 pub mod chart;
 pub mod checkpoint;
 pub mod config;
@@ -29,7 +30,8 @@ pub mod search;
 pub mod split;
 pub mod statistics;
 pub mod summary;
+pub mod weights;
 
 pub use config::Config;
 pub use error::Error;
-pub use run::{Controls, Ended, Report, hash, run};
+pub use run::{Controls, Ended, Progress, Report, hash, run};

@@ -250,7 +250,7 @@ impl<'a, 'g> Builder<'a, 'g> {
     /// The nodes of a base, with its trained weights as parameters.
     fn base(&mut self, base: &Base, x: ValueId) -> Result<ValueId> {
         let mut ids = Ids::from([(base.input, x)]);
-        for (id, role) in &base.trained {
+        for (id, role) in &base.weights.trained {
             let tensor = &base.graph.constants[id];
             let values = tensor.slice::<f32>().ok_or("a weight is not of FP32")?;
             let mut next = values.iter().copied();

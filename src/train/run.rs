@@ -30,8 +30,27 @@ pub struct Controls<'a> {
     pub memory_bytes: usize,
     /// Told what is found and done, a line at a time.
     pub say: &'a dyn Fn(&str),
-    /// Told of each step: its number of how many, and the loss.
-    pub step: &'a dyn Fn(usize, usize, f64),
+    /// Told of each step.
+    pub step: &'a dyn Fn(&Progress<'_>),
+}
+
+/// Where a training is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// What is trained: "training", or the trial of a search or the fold of a cross-validation that it is for.
+    pub part: &'a str,
+    /// Steps of it that are done.
+    pub step: usize,
+    /// Steps that it takes if nothing ends it before.
+    pub steps: usize,
+    /// The loss of the step.
+    pub loss: f64,
+    /// What the metric is.
+    pub metric: &'static str,
+    /// The metric of the epoch so far, of the rows as they trained.
+    pub value: f64,
+    /// That of the validation rows behind the last epoch.
+    pub validation: Option<f64>,
 }
 
 /// How a training ended.
@@ -247,17 +266,21 @@ fn search_best(
     let mut scores = if controls.resume { search::Scores::read(&path, &hash) } else { search::Scores::new(&hash) };
     for (number, config) in configs.iter().enumerate().skip(scores.done.len()) {
         let parts = known.split(config)?;
+        let trial = format!("trial {} of {}", number + 1, trials.len());
         let score = match config.data.folds {
-            Some(count) => cross_validate(config, known, &parts, (count, &mut search::Scores::default()), None, (output, controls))
-                .map(|found| found.map(|found| -found.iter().sum::<f64>() / found.len() as f64)),
-            None => validated(config, known, &parts, output, controls),
+            Some(count) => {
+                let folds = Folds { count, done: &mut search::Scores::default(), kept: None, part: format!("{trial}, ") };
+                let found = cross_validate(config, known, &parts, folds, (output, controls));
+                found.map(|found| found.map(|found| -found.iter().sum::<f64>() / found.len() as f64))
+            }
+            None => validated(config, (known, &parts, &trial), output, controls),
         };
         let score = match score {
             Err(error) if error.0.starts_with(DIVERGED) => Some(f64::INFINITY),
             other => other?,
         };
         let Some(score) = score else { return Ok(None) };
-        (controls.say)(&format!("trial {} of {}: {}: score {score:.6}", number + 1, trials.len(), search::line(&trials[number])));
+        (controls.say)(&format!("{trial}: {}: score {score:.6}", search::line(&trials[number])));
         scores.done.push(score);
         scores.write(&path)?;
     }
@@ -265,15 +288,33 @@ fn search_best(
     Ok(Some((best, scores.done[best])))
 }
 
-/// The least validation loss of a training. `None` if it was stopped.
-fn validated(config: &Config, known: &Known, parts: &Split, folder: &Path, controls: &Controls<'_>) -> Result<Option<f64>> {
-    let fitted = Fitted::new(config, known, parts, folder, &controls.threads)?;
-    let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
+/// One epoch of the training `part`, of which `controls` are told. `None` if it was stopped.
+fn epoch(trainer: &mut Trainer<'_>, (part, metric): (&str, &'static str), controls: &Controls<'_>) -> Result<Option<Epoch>> {
+    let (steps, done) = (trainer.steps(), trainer.state.history.len());
+    let validation = trainer.state.history.last().and_then(|epoch| epoch.metric);
+    let all = steps * trainer.epochs();
+    trainer.epoch(controls.stop, |step, loss, value| {
+        (controls.step)(&Progress { part, step: done * steps + step, steps: all, loss, metric, value, validation });
+    })
+}
+
+/// All epochs of a training that leaves nothing behind. `None` if it was stopped.
+fn tried(trainer: &mut Trainer<'_>, told: (&str, &'static str), controls: &Controls<'_>) -> Result<Option<()>> {
     while !trainer.finished() {
-        let epoch = trainer.epoch(controls.stop, |_, _| {})?;
+        let epoch = epoch(trainer, told, controls)?;
         if epoch.is_none() || controls.stop.load(std::sync::atomic::Ordering::Relaxed) {
             return Ok(None);
         }
+    }
+    Ok(Some(()))
+}
+
+/// The least validation loss of the training `part`. `None` if it was stopped.
+fn validated(config: &Config, (known, parts, part): (&Known, &Split, &str), folder: &Path, controls: &Controls<'_>) -> Result<Option<f64>> {
+    let fitted = Fitted::new(config, known, parts, folder, &controls.threads)?;
+    let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
+    if tried(&mut trainer, (part, metric_name(known.task)), controls)?.is_none() {
+        return Ok(None);
     }
     Ok(Some(trainer.state.history.iter().filter_map(|epoch| epoch.validation).fold(f64::INFINITY, f64::min)))
 }
@@ -289,6 +330,9 @@ fn train(
     let parts = known.split(config)?;
     let fitted = Fitted::new(config, known, &parts, output, &controls.threads)?;
     (controls.say)(&fitted.preparation.report());
+    if let (Some(start), Some(base)) = (&config.base, &fitted.base) {
+        (controls.say)(&format!("{}: {}", start.path.display(), base.weights.text()));
+    }
     let hash = known.hash(text);
     let mut report = Report {
         rows: [parts.train.len(), parts.validation.len(), parts.test.len()],
@@ -306,7 +350,8 @@ fn train(
     }
     if let Some(count) = config.data.folds {
         let mut done = if controls.resume { search::Scores::read(&of_folds, &hash) } else { search::Scores::new(&hash) };
-        let Some(found) = cross_validate(config, known, &parts, (count, &mut done), Some(&of_folds), (output, controls))? else {
+        let folds = Folds { count, done: &mut done, kept: Some(&of_folds), part: String::new() };
+        let Some(found) = cross_validate(config, known, &parts, folds, (output, controls))? else {
             checkpoint::save(&saved, &hash, &trainer.state)?;
             return Ok(Ended::Stopped);
         };
@@ -335,20 +380,17 @@ fn epochs(
     trainer: &mut Trainer<'_>,
     hash: &str,
     saved: &Path,
-    (metric, controls): (&str, &Controls<'_>),
+    (metric, controls): (&'static str, &Controls<'_>),
 ) -> Result<Option<f64>> {
-    let steps = trainer.steps();
     let (mut rows, mut seconds) = (0, 0.0);
     // An epoch that is stopped begins anew, from the state that was before it: that is in the file.
     if trainer.state.history.is_empty() {
         checkpoint::save(saved, hash, &trainer.state)?;
     }
     while !trainer.finished() {
-        let base = trainer.state.history.len() * steps;
         let stopped = controls.stop.load(std::sync::atomic::Ordering::Relaxed);
-        let step = |step, loss| (controls.step)(base + step, config.train.epochs * steps, loss);
         let start = Instant::now();
-        let found = if stopped { None } else { trainer.epoch(controls.stop, step)? };
+        let found = if stopped { None } else { epoch(trainer, ("training", metric), controls)? };
         let Some(epoch) = found else { return Ok(None) };
         (rows, seconds) = (rows + trainer.rows(), seconds + start.elapsed().as_secs_f64());
         let number = trainer.state.history.len();
@@ -380,14 +422,23 @@ fn line(number: usize, epoch: &Epoch, metric: &str) -> String {
     format!("epoch {number}: loss {:.6}{validation}{found}", epoch.loss)
 }
 
-/// Trains and tests on each fold of all rows but the test's, but those that are done; what they come to is kept in the file `kept`. `None` if it
-/// was stopped.
+/// The folds of a cross-validation.
+struct Folds<'a> {
+    count: usize,
+    /// What those came to that are done.
+    done: &'a mut search::Scores,
+    /// The file in which that is kept.
+    kept: Option<&'a Path>,
+    /// What the name of each begins with.
+    part: String,
+}
+
+/// Trains and tests on each fold of all rows but the test's, but those that are done. `None` if it was stopped.
 fn cross_validate(
     config: &Config,
     known: &Known,
     parts: &Split,
-    (count, done): (usize, &mut search::Scores),
-    kept: Option<&Path>,
+    Folds { count, done, kept, part }: Folds<'_>,
     (folder, controls): (&Path, &Controls<'_>),
 ) -> Result<Option<Vec<f64>>> {
     let mut all = [&parts.train[..], &parts.validation].concat();
@@ -408,11 +459,9 @@ fn cross_validate(
         }
         let fitted = Fitted::new(config, known, &fold, folder, &controls.threads)?;
         let mut trainer = Trainer::new(&fitted.setting(config, known.loss(config), &controls.threads))?;
-        while !trainer.finished() {
-            let epoch = trainer.epoch(controls.stop, |_, _| {})?;
-            if epoch.is_none() || controls.stop.load(std::sync::atomic::Ordering::Relaxed) {
-                return Ok(None);
-            }
+        let part = format!("{part}fold {} of {count}", number + 1);
+        if tried(&mut trainer, (&part, metric_name(known.task)), controls)?.is_none() {
+            return Ok(None);
         }
         settle(&mut trainer);
         let (loss, metric) = trainer.evaluate(&fitted.test)?;

@@ -1,9 +1,11 @@
 //! evaluate, explain, deploy: what a model is worth, why it answers so, and how it comes into service.
 
 use std::fs;
+use std::io::{Cursor, Read};
 use std::path::Path;
 use std::process::Command;
 
+use ndserve::engine::npz;
 use serde_json::Value;
 
 use crate::fixture::{Folder, models};
@@ -176,6 +178,23 @@ fn a_deploy_that_failed_leaves_no_empty_folders() {
     assert_eq!(fs::read_dir(&repository).unwrap().count(), 0);
 }
 
+#[test]
+fn a_deploy_removes_what_one_that_was_killed_long_ago_left() {
+    let folder = Folder::new();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(24 * 3600);
+    for (name, old) in [(".two-features.17", true), (".two-features.18", false), (".two-features.x", true), (".other.17", true)] {
+        folder.write(&format!("served/{name}/1/model.onnx"), "half");
+        if old {
+            fs::File::open(folder.path(&format!("served/{name}"))).unwrap().set_modified(long_ago).unwrap();
+        }
+    }
+    folder.run(&["deploy", &model("two-features"), "--to", "served"]).ok();
+    let mut left: Vec<String> =
+        fs::read_dir(folder.path("served")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [".other.17", ".two-features.18", ".two-features.x", "two-features"]);
+}
+
 /// Of the repository's own `two-features` one that has learnt the opposite, and one that was trained for as long.
 #[test]
 fn deploy_refuses_what_is_worse_than_in_a_folder_or_on_a_server() {
@@ -211,4 +230,40 @@ fn deploy_refuses_what_is_worse_than_in_a_folder_or_on_a_server() {
     let out = deploy("two-features", &["--force"]).ok().out;
     assert!(out.contains("accuracy: 1.000000 there, 0.000000 now"), "{out}");
     assert_ne!(answer(), before);
+}
+
+/// The files of a deployed model come with a request; explanations by gradients and trees read them again. They go with the server.
+#[test]
+fn what_was_deployed_to_a_server_is_explained_by_gradients_and_trees() {
+    let folder = Folder::new();
+    for name in ["served", "tmp"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/explain/cases.zip");
+    let mut cases = zip::ZipArchive::new(fs::File::open(cases).unwrap()).unwrap();
+    let mut case = |name: &str| {
+        let mut bytes = Vec::new();
+        cases.by_name(&format!("forest-regressor/{name}")).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    folder.write("trees/1/model.onnx", case("model.onnx"));
+    let data = npz::read(Cursor::new(case("data.npz")), 1 << 24).unwrap();
+    let features = data["x"].shape()[1];
+    let mut command = folder.command(&["serve", "--listen", "127.0.0.1:0", "--models", "served", "--allow-no-models"]);
+    let server = Server::spawn(command.env("TMPDIR", folder.path("tmp")));
+    let url = format!("http://{}", server.address);
+    for (model, row) in [(model("two-features"), vec![5.0, 6.0]), ("trees".to_owned(), vec![0.5; features])] {
+        let name = Path::new(&model).file_name().unwrap().to_str().unwrap().to_owned();
+        folder.run(&["deploy", &model, "--to", &url]).ok();
+        let methods: &[&str] = if name == "trees" { &["tree_shap"] } else { &["integrated_gradients", "gradient_input"] };
+        for method in methods {
+            let body = serde_json::json!({"instances": [row], "method": method}).to_string();
+            let (status, answer) = server.ask("POST", &format!("/v1/models/{name}:explain"), &body);
+            assert!(status == 200 && answer.contains("\"contributions\""), "{method}: {status} {answer}");
+        }
+    }
+    assert_eq!(fs::read_dir(folder.path("tmp")).unwrap().count(), 2);
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.end().code, Some(0));
+    assert_eq!(fs::read_dir(folder.path("tmp")).unwrap().count(), 0);
 }

@@ -69,6 +69,35 @@ fn an_interrupted_training_leaves_a_checkpoint_and_goes_on_to_the_same_bits() {
 
 /// A disk that takes no more, by a limit on the size of files.
 #[cfg(unix)]
+/// Of a folder that cannot be written whole nothing is replaced: samples of another model would keep the old one from serving.
+#[test]
+fn a_model_that_cannot_be_written_leaves_the_one_that_was_there() {
+    let folder = Folder::new().with("data.csv", table()).with("train.toml", TABLE);
+    folder.done("model");
+    let files = || {
+        let mut found = Vec::new();
+        for path in ["model", "model/golden"] {
+            let entries = fs::read_dir(folder.0.join(path)).unwrap().map(|entry| entry.unwrap().path());
+            found.extend(entries.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())));
+        }
+        found.sort();
+        found
+    };
+    let before = files();
+    assert!(before.len() > 8, "{before:?}");
+    // A folder stands where the model's own should.
+    fs::rename(folder.0.join("model/1"), folder.0.join("model/kept")).unwrap();
+    fs::write(folder.0.join("model/1"), "").unwrap();
+    fs::write(folder.0.join("train.toml"), TABLE.replace("seed = 3", "seed = 4")).unwrap();
+    let error = folder.train("model", false, 0, 1).unwrap_err();
+    assert!(error.contains("model/1/model.onnx: "), "{error}");
+    fs::remove_file(folder.0.join("model/1")).unwrap();
+    // The checkpoint lets the training go on once there is room.
+    let after: Vec<_> = files().into_iter().filter(|(path, _)| !path.ends_with("checkpoint.npz")).collect();
+    assert!(before == after, "{:?}", after.iter().map(|(path, _)| path).collect::<Vec<_>>());
+    assert!(matches!(folder.train("model", true, 0, 1).unwrap(), ndserve::train::Ended::Done(_)));
+}
+
 #[test]
 fn a_full_disk_is_an_error_that_names_the_file() {
     let folder = Folder::new().with("data.csv", table()).with("train.toml", TABLE);

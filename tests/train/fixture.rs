@@ -1,17 +1,28 @@
 //! A folder with a training, and what it answers.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ndserve::engine::{LoadOptions, Model, Session, Tensor, Threads};
-use ndserve::train::{Config, Controls, Ended, Report, run};
+use ndserve::train::{Config, Controls, Ended, Progress, Report, run};
 
 /// A folder that is removed when it is dropped.
 /// The number is how many bytes of raw rows may be in memory.
 pub(crate) struct Folder(pub(crate) PathBuf, pub(crate) usize);
+
+/// What is told of a step, as `Progress` has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) step: usize,
+    pub(crate) steps: usize,
+    pub(crate) loss: f64,
+    pub(crate) metric: &'static str,
+    pub(crate) value: f64,
+    pub(crate) validation: Option<f64>,
+}
 
 impl Drop for Folder {
     fn drop(&mut self) {
@@ -37,7 +48,7 @@ impl Folder {
     pub(crate) fn train(&self, output: &str, resume: bool, stop_at: usize, threads: usize) -> Result<Ended, String> {
         let stop = AtomicBool::new(false);
         let steps = Cell::new(0);
-        let step = |_, _, _| {
+        let step = |_: &Progress<'_>| {
             steps.set(steps.get() + 1);
             if steps.get() == stop_at {
                 stop.store(true, Ordering::Relaxed);
@@ -56,8 +67,22 @@ impl Folder {
             }
         };
         let threads = Arc::new(Threads::single());
-        let controls = Controls { stop: &stop, resume: false, threads, memory_bytes: self.1, say: &say, step: &|_, _, _| {} };
+        let controls = Controls { stop: &stop, resume: false, threads, memory_bytes: self.1, say: &say, step: &|_| {} };
         self.controlled(output, &controls).unwrap()
+    }
+
+    /// Trains; gives what was told of each step.
+    pub(crate) fn told(&self, output: &str) -> Vec<(String, Step)> {
+        let told = RefCell::new(Vec::new());
+        let step = |at: &Progress<'_>| {
+            let step =
+                Step { step: at.step, steps: at.steps, loss: at.loss, metric: at.metric, value: at.value, validation: at.validation };
+            told.borrow_mut().push((at.part.to_owned(), step));
+        };
+        let (stop, threads) = (AtomicBool::new(false), Arc::new(Threads::single()));
+        let controls = Controls { stop: &stop, resume: false, threads, memory_bytes: self.1, say: &|_| {}, step: &step };
+        self.controlled(output, &controls).unwrap();
+        told.into_inner()
     }
 
     fn controlled(&self, output: &str, controls: &Controls<'_>) -> Result<Ended, String> {

@@ -4,7 +4,9 @@
 mod commands;
 mod data;
 mod ended;
+mod exported;
 mod fixture;
 mod models;
 mod runs;
+mod safetensors;
 mod tuned;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::fixture::Folder;
+use crate::fixture::{Folder, ndserve};
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
@@ -35,6 +35,32 @@ fn diabetes_is_foretold() {
     let report = copied("diabetes", &["train.toml", "data.csv.gz"]).done("diabetes");
     let mean = report.folds.iter().sum::<f64>() / report.folds.len() as f64;
     assert!(report.folds.len() == 5 && mean >= 0.42, "{:?}", report.folds);
+}
+
+/// What the models that lie there answer, not what was written down when they were made.
+#[test]
+fn the_models_that_are_shipped_are_as_good_as_is_said() {
+    let evaluated = |name: &str, data: &str, target: &str| -> serde_json::Value {
+        let [model, data] = [shipped(name), shipped(name).join(data)].map(|path| path.to_string_lossy().into_owned());
+        let (code, out, errors) = ndserve(&["evaluate", &model, &data, "--target", target, "--json", "--bootstrap", "10"]);
+        assert_eq!(code, Some(0), "{name}: {errors}");
+        serde_json::from_str(&out).unwrap()
+    };
+    for (name, data, target, measure, least) in [
+        ("digits", "held-out.npz", "label", "accuracy", 0.985),
+        ("breast-cancer", "data.csv.gz", "tumour", "accuracy", 0.96),
+        ("diabetes", "data.csv.gz", "progression", "r2", 0.42),
+        ("two-features", "data.csv", "class", "accuracy", 1.0),
+    ] {
+        let found = evaluated(name, data, target);
+        let value = found[measure].as_f64().unwrap();
+        assert!(value >= least, "{name}: {measure} {value}");
+        let card = std::fs::read_to_string(shipped(name).join("README.md")).unwrap();
+        // The card of the digits tells this very number.
+        assert!(name != "digits" || card.contains(&format!("accuracy {value:.4} |")), "{value}: {card}");
+    }
+    let loss = evaluated("two-features", "data.csv", "class")["log_loss"].as_f64().unwrap();
+    assert!(loss < 1e-3, "two-features: the loss is {loss}");
 }
 
 /// What lies there was made of the configuration and the data that lie there: the hash of both is inside the model.

@@ -84,6 +84,29 @@ fn a_training_that_was_stopped_goes_on_to_the_same_bits() {
     assert!(folder.train("other", true, 0, 1).unwrap_err().contains("another configuration"));
 }
 
+/// Sizes of batches take turns, the same for one that is named alone and one in a list.
+#[test]
+fn batches_of_mixed_sizes_go_on_to_the_same_bits() {
+    assert!(TABLE.contains("batch = 8\n"));
+    let with = |batch: &str| TABLE.replace("batch = 8\n", &format!("batch = {batch}\n"));
+    let folder = Folder::new().with("data.csv", table());
+    let of = |name: &str, batch: &str| {
+        fs::write(folder.0.join("train.toml"), with(batch)).unwrap();
+        folder.done(name).history
+    };
+    let (one, alone, mixed) = (of("one", "8"), of("alone", "[8]"), of("whole/model", "[4, 16, 8]"));
+    assert_eq!(one, alone);
+    assert!(one != mixed, "the sizes make no difference");
+    let card = fs::read_to_string(folder.0.join("whole/model/README.md")).unwrap();
+    assert!(card.contains("| rows of a step, in turn | 4, 16, 8 |\n"), "{card}");
+    // 36 rows: 4, 16, 8, 4 and 4 that are left. The eighth step is the third of the second epoch.
+    assert_eq!(folder.train("parts/model", false, 8, 1).unwrap(), Ended::Stopped);
+    let checkpoint = fs::File::open(folder.0.join("parts/model/checkpoint.npz")).unwrap();
+    assert_eq!(npz::read(checkpoint, 1 << 24).unwrap()["history"].shape(), [1, 3]);
+    assert!(matches!(folder.train("parts/model", true, 0, 1).unwrap(), Ended::Done(_)));
+    assert!(folder.model("whole/model") == folder.model("parts/model"), "going on gives other bits");
+}
+
 #[test]
 fn a_training_that_was_stopped_in_its_folds_goes_on_to_the_same_bits() {
     let folder = Folder::new().with("data.csv", table()).with("train.toml", TABLE.replace("test = 0.2", "test = 0.2\nfolds = 3"));

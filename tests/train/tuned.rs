@@ -144,6 +144,33 @@ fn folds_that_are_done_are_not_trained_again() {
     assert!(!kept.exists() && folder.model("whole/model") == folder.model("parts/model"), "going on gives other bits");
 }
 
+/// The bar moves in trials and folds too, and shows the metric beside the loss.
+#[test]
+fn every_step_of_trials_and_folds_is_told_with_loss_and_metric() {
+    let parts = |told: &[(String, crate::fixture::Step)]| {
+        let mut parts: Vec<String> = told.iter().map(|(part, _)| part.clone()).collect();
+        parts.dedup();
+        parts
+    };
+    let values = "\"train.learning_rate\" = [0.01, 0.03]";
+    let told = line("folds = 2", values).told("model");
+    let folds = |trial: usize| (1..=2).map(move |fold| format!("trial {trial} of 2, fold {fold} of 2"));
+    let own = ["fold 1 of 2", "fold 2 of 2", "training"].map(str::to_owned);
+    assert_eq!(parts(&told), folds(1).chain(folds(2)).chain(own).collect::<Vec<_>>());
+    let told = line("validation = 0.25", values).told("model");
+    assert_eq!(parts(&told), ["trial 1 of 2", "trial 2 of 2", "training"]);
+    // 60 rows by 16 are 4 steps, in 6 epochs.
+    for of_part in told.chunks(24) {
+        assert!(of_part.iter().enumerate().all(|(at, (part, step))| *part == of_part[0].0 && (step.step, step.steps) == (at + 1, 24)));
+        for (at, (_, step)) in of_part.iter().enumerate() {
+            assert!(step.loss.is_finite() && step.value.is_finite() && step.metric == "R²", "{step:?}");
+            assert_eq!(step.validation.is_some(), at >= 4, "behind the first epoch: {step:?}");
+        }
+    }
+    let (first, last) = (told[48].1, told[71].1);
+    assert!(first.value < 0.5 && last.value > 0.8 && last.validation.unwrap() > 0.8, "{first:?} {last:?}");
+}
+
 #[test]
 fn a_trial_with_folds_whose_loss_is_no_number_is_not_the_best() {
     let report = line("folds = 2", "\"train.learning_rate\" = [1e30, 0.03]").done("model");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::Response;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tower::Service;
@@ -67,17 +67,16 @@ where
             request.extensions_mut().insert(Deadline(deadline));
         }
         Box::pin(async move {
-            let late = || failed(Error::new(Kind::DeadlineExceeded, "the call took longer than its grpc-timeout"));
             // What is too late to begin with is not begun: it could end at its first poll, before the timer is looked at.
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Ok(late());
+                return Ok(failed(late()));
             }
             let answer = service.call(request);
             let answer = match deadline {
                 None => answer.await,
                 Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
                     Ok(answer) => answer,
-                    Err(_) => return Ok(late()),
+                    Err(_) => return Ok(failed(late())),
                 },
             };
             let Ok(answer) = answer;
@@ -86,12 +85,18 @@ where
     }
 }
 
+/// Of a call that its client no longer waits for.
+pub(super) fn late() -> Error {
+    Error::new(Kind::DeadlineExceeded, "the call took longer than its grpc-timeout")
+}
+
 /// What `grpc-timeout` says: at most eight digits and a unit.
 ///
 /// # Errors
 /// `InvalidArgument` for anything else.
-fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+    let Some(value) = headers.get(TIMEOUT) else { return Ok(None) };
     let wrong = || Error::invalid(format!("grpc-timeout {value:?} is not a number of at most eight digits with a unit H, M, S, m, u or n"));
     let text = value.to_str().map_err(|_| wrong())?;
     let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;

@@ -28,7 +28,7 @@ pub(super) async fn infer(
     let received = Instant::now();
     let version = Some(&*request.model_version).filter(|version| !version.is_empty());
     let handle = shared.repository.get(&request.model_name, version)?;
-    let (prepared, form) = off_thread_for(&handle, size(&request), move |handle| {
+    let (mut prepared, form) = off_thread_for(&handle, size(&request), move |handle| {
         let (mut envelope, form) = envelope(request, handle.signature()).map_err(|message| of_model(handle, Error::invalid(message)))?;
         envelope.parameters.end_by(deadline, received);
         Ok((prepare(envelope, handle)?, form))

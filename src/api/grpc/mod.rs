@@ -11,6 +11,7 @@ pub mod proto;
 mod service;
 mod status;
 mod stream;
+pub(super) mod unary;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -49,8 +50,8 @@ impl Inferences {
     }
 
     /// The answer to a call.
-    pub(super) async fn answer(mut self, request: Request) -> Response {
-        let Ok(answer) = self.0.call(request).await;
+    pub(super) async fn answer(&self, request: Request) -> Response {
+        let Ok(answer) = self.0.clone().call(request).await;
         answer
     }
 }

@@ -19,11 +19,14 @@ mod classify;
 mod parameters;
 pub(super) mod raw;
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Bytes;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use smallvec::SmallVec;
+use tokio::task::JoinHandle;
 
 use super::Shared;
 use super::body::Payload;
@@ -31,7 +34,7 @@ use super::layers::Measured;
 use super::metrics::Phases;
 use crate::engine::{DType, Port, Signature, Tensor, Value};
 use crate::error::{Error, Kind};
-use crate::serve::{InferRequest, Servable};
+use crate::serve::{InferRequest, Reason, Servable};
 
 pub(super) use parameters::{Param, Parameters, input_parameter};
 
@@ -125,6 +128,20 @@ pub(super) struct Output {
     pub(super) binary: bool,
 }
 
+/// An answer over HTTP.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) response: Response,
+    pub(super) measured: Measured,
+}
+
+impl IntoResponse for Answered {
+    fn into_response(mut self) -> Response {
+        self.response.extensions_mut().insert(self.measured);
+        self.response
+    }
+}
+
 /// What a model computed, and where the time went until then.
 #[derive(Debug)]
 pub(super) struct Executed {
@@ -137,35 +154,51 @@ pub(super) struct Executed {
 /// Work on more bytes than this blocks longer than a thread that serves other connections may.
 const OFF_THREAD_BYTES: usize = 1 << 20;
 
-/// Does `work` on about `bytes` bytes: here if they are few, else on a thread that may block.
-///
-/// # Errors
-/// `Internal` if `work` panicked there.
-pub(super) async fn off_thread<T: Send + 'static>(
-    bytes: usize,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    if bytes < OFF_THREAD_BYTES {
-        return work();
+/// Work that is done already, or that is done elsewhere: a future that is no larger than its result.
+#[derive(Debug)]
+pub(super) enum Work<T> {
+    /// `None` once it was asked for.
+    Done(Option<Result<T, Error>>),
+    Elsewhere(JoinHandle<Result<T, Error>>),
+}
+
+// Nothing in it is pinned.
+impl<T> Unpin for Work<T> {}
+
+impl<T> Future for Work<T> {
+    type Output = Result<T, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Done(result) => Poll::Ready(result.take().expect("a future is not asked again")),
+            Self::Elsewhere(handle) => Pin::new(handle)
+                .poll(cx)
+                .map(|joined| joined.unwrap_or_else(|panic| Err(Error::internal("the server failed to handle the request", panic)))),
+        }
     }
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::internal("the server failed to handle the request", panic)))
+}
+
+/// Does `work` on about `bytes` bytes: here and at once if they are few, else on a thread that may block. It is an `Internal` error if
+/// it panics there.
+pub(super) fn off_thread<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Work<T> {
+    if bytes < OFF_THREAD_BYTES {
+        return Work::Done(Some(work()));
+    }
+    Work::Elsewhere(tokio::task::spawn_blocking(work))
 }
 
 /// [`off_thread`] with what the request is for, of which only work elsewhere needs a share of its own: every share is counted at
 /// one place in memory for all processors.
-///
-/// # Errors
-/// As [`off_thread`].
-pub(super) async fn off_thread_for<T: Send + 'static>(
+pub(super) fn off_thread_for<T: Send + 'static>(
     handle: &Servable,
     bytes: usize,
     work: impl FnOnce(&Servable) -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+) -> Work<T> {
     if bytes < OFF_THREAD_BYTES {
-        return work(handle);
+        return Work::Done(Some(work(handle)));
     }
     let handle = handle.clone();
-    off_thread(bytes, move || work(&handle)).await
+    off_thread(bytes, move || work(&handle))
 }
 
 /// The same error with the model's name in front.
@@ -231,7 +264,7 @@ pub(super) fn prepare(envelope: Envelope, handle: &Servable) -> Result<Prepared,
 /// One tensor per input of the model, in order; the optional ones behind the others.
 fn arrange(inputs: Vec<Input>, signature: &Signature) -> Result<Given, String> {
     let required = signature.inputs.len();
-    let mut arranged: Vec<Option<Tensor>> = vec![None; required + signature.optional.len()];
+    let mut arranged: SmallVec<[Option<Tensor>; 4]> = SmallVec::from_elem(None, required + signature.optional.len());
     for Input { name, contents } in inputs {
         let optional = || signature.optional(&name).map(|position| required + position);
         let Some(position) = signature.input(&name).or_else(optional) else {
@@ -247,12 +280,14 @@ fn arrange(inputs: Vec<Input>, signature: &Signature) -> Result<Given, String> {
             }
         });
     }
-    let optional = arranged.split_off(required);
-    if let Some(missing) = arranged.iter().position(Option::is_none) {
+    let (given, optional) = arranged.split_at_mut(required);
+    if let Some(missing) = given.iter().position(Option::is_none) {
         return Err(format!("input `{}` is missing; the inputs are {}", signature.inputs[missing].name, names(&signature.inputs)));
     }
-    let overrides = optional.into_iter().enumerate().filter_map(|(position, tensor)| Some((position, tensor?))).collect();
-    Ok(Given { inputs: arranged.into_iter().flatten().collect(), overrides })
+    let overrides = optional.iter_mut().enumerate().filter_map(|(position, tensor)| Some((position, tensor.take()?))).collect();
+    let mut inputs = Vec::with_capacity(required);
+    inputs.extend(given.iter_mut().filter_map(Option::take));
+    Ok(Given { inputs, overrides })
 }
 
 /// The outputs that are wanted: those that are named, else every tensor.
@@ -299,16 +334,20 @@ fn has_a_form(port: &Port, classes: usize, binary: bool) -> Result<(), String> {
 pub(super) async fn execute(
     shared: &Shared,
     handle: &Servable,
-    Given { inputs, overrides }: Given,
+    given: Given,
     parameters: &Parameters,
     received: Instant,
 ) -> Result<Executed, Error> {
-    let parsed = Instant::now();
     let deadline = parameters.timeout.and_then(|timeout| received.checked_add(timeout.min(shared.limits.max_timeout)));
+    let Given { inputs, overrides } = given;
     let response = handle.infer(InferRequest { deadline, priority: parameters.priority, overrides, ..InferRequest::new(inputs) }).await?;
     let timing = response.timing;
-    let phases = Phases { parse: parsed - received, queue: timing.queue, compute: timing.compute, ..Phases::default() };
-    Ok(Executed { outputs: response.outputs, phases, computed: Instant::now() })
+    let queued = timing.started.checked_sub(timing.queue).unwrap_or(timing.started);
+    let parse = queued.saturating_duration_since(received);
+    let phases = Phases { parse, queue: timing.queue, compute: timing.compute, ..Phases::default() };
+    // A pass on this thread ended just now; the answer of another has been on its way.
+    let computed = if timing.reason == Reason::Inline { timing.started + timing.compute } else { Instant::now() };
+    Ok(Executed { outputs: response.outputs, phases, computed })
 }
 
 impl Executed {
@@ -333,24 +372,23 @@ impl Clock {
     }
 
     /// The answer over HTTP, encoded now.
-    pub(super) fn answer(self, payload: Payload, shared: &Shared, handle: &Servable) -> Response {
-        let mut response = payload.into_response();
-        response.extensions_mut().insert(self.measured(shared, handle));
-        response
+    pub(super) fn answer(self, payload: Payload, shared: &Shared, handle: &Servable) -> Answered {
+        Answered { response: payload.into_response(), measured: self.measured(shared, handle) }
     }
 }
 
 impl Prepared {
-    /// Queues the request and takes what was asked for of the model's outputs. `received` is when its decoding began.
+    /// Queues the request, once, and takes what was asked for of the model's outputs. `received` is when its decoding began.
     ///
     /// # Errors
     /// As [`Servable::infer`].
-    pub(super) async fn run(self, shared: &Shared, handle: &Servable, received: Instant) -> Result<Answer, Error> {
-        let executed = execute(shared, handle, self.given, &self.parameters, received).await?;
+    pub(super) async fn run(&mut self, shared: &Shared, handle: &Servable, received: Instant) -> Result<Answer, Error> {
+        let given = std::mem::take(&mut self.given);
+        let executed = execute(shared, handle, given, &self.parameters, received).await?;
         let (clock, mut values) = (executed.clock(), executed.outputs);
         let signature = handle.signature();
         let mut outputs = Vec::with_capacity(self.outputs.len());
-        for Chosen { output, classes, binary } in self.outputs {
+        for &Chosen { output, classes, binary } in &self.outputs {
             let name = &signature.outputs[output].name;
             // Each is chosen once.
             let Value::Tensor(mut tensor) = std::mem::replace(&mut values[output], Value::Optional(None)) else {
@@ -362,7 +400,7 @@ impl Prepared {
             }
             outputs.push(Output { name: name.clone(), tensor, binary });
         }
-        Ok(Answer { id: self.id, outputs, clock })
+        Ok(Answer { id: self.id.take(), outputs, clock })
     }
 }
 

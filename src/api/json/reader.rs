@@ -39,6 +39,8 @@ impl Token {
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     pub(super) bytes: &'a [u8],
+    /// The same as text, if all of it is UTF-8: to look once costs less than to look at each string.
+    text: Option<&'a str>,
     pub(super) at: usize,
     depth: usize,
 }
@@ -61,7 +63,7 @@ pub(super) fn skip_space(bytes: &[u8], mut at: usize) -> usize {
 impl<'a> Reader<'a> {
     /// A reader at the beginning of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, depth: 0 }
+        Self { bytes, text: std::str::from_utf8(bytes).ok(), at: 0, depth: 0 }
     }
 
     /// The byte that the reader stands at.
@@ -256,7 +258,7 @@ impl<'a> Reader<'a> {
 
     /// Another reader of the same text at `at`, a position that [`at`](Self::at) gave, with this one's depth.
     pub fn seek(&self, at: usize) -> Self {
-        Self { bytes: self.bytes, at, depth: self.depth }
+        Self { at, ..*self }
     }
 
     /// Checks what stands next.
@@ -313,6 +315,9 @@ impl<'a> Reader<'a> {
     }
 
     fn utf8(&self, from: usize, to: usize) -> Result<&'a str> {
+        if let Some(text) = self.text.and_then(|text| text.get(from..to)) {
+            return Ok(text);
+        }
         std::str::from_utf8(&self.bytes[from..to])
             .map_err(|error| JsonError::syntax(from + error.valid_up_to(), "a string must be UTF-8; found another byte sequence"))
     }

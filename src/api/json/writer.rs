@@ -125,6 +125,13 @@ impl Scalar for String {
 fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut from = 0;
+    // Names and ids are short, and next to none has a character to escape: that is one look at all of them.
+    let plain = text.bytes().fold(true, |plain, b| plain & (b >= 0x20) & (b != b'"') & (b != b'\\'));
+    if plain {
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     for (at, &b) in text.as_bytes().iter().enumerate() {
         let escape: &[u8] = match b {
             b'"' => b"\\\"",

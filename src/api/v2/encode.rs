@@ -38,7 +38,7 @@ pub(super) fn encode(head: Head<'_>, outputs: &[Output], non_finite: NonFinite) 
         writer.list(tensor.shape(), |writer, &size| {
             writer.integer(i64::try_from(size).unwrap_or(i64::MAX));
         });
-        match raw::encode(tensor).filter(|_| *as_bytes) {
+        match as_bytes.then(|| raw::encode(tensor)).flatten() {
             Some(bytes) => {
                 writer.raw("],\"parameters\":{\"binary_data_size\":").integer(i64::try_from(bytes.len()).unwrap_or(i64::MAX)).raw("}}");
                 binary.get_or_insert_default().push(bytes);

@@ -132,8 +132,8 @@ impl Repository {
             self.fail(name, &reason);
             Error::invalid(format!("model `{name}`: {reason}"))
         })?;
+        let found = Found { scratch: scratch.map(Arc::new), ..found };
         let Changed { failures, retired } = self.apply(name, found, terms);
-        drop(scratch);
         self.drain_later(name, retired);
         match failures.first() {
             None => Ok(()),
@@ -148,7 +148,7 @@ impl Repository {
         }
         if !overrides.files.is_empty() {
             let scratch = Scratch::write(&self.options.scratch, &overrides.files)?;
-            return Ok((Source::Folder(scratch.path().to_owned()), Some(scratch)));
+            return Ok((Source::Folder(scratch.path()), Some(scratch)));
         }
         let found = source::find(&self.options.folder, self.options.model_name.as_deref(), name);
         let found = found.map_err(|reason| Error::internal("the repository cannot be read", reason))?;
@@ -303,12 +303,16 @@ impl Repository {
         threads: Arc<Threads>,
         (before, hurry): (Option<&Handle>, bool),
     ) -> Result<Parts, String> {
-        let Found { source, settings, .. } = found;
+        let Found { source, settings, scratch, .. } = found;
         let golden = source.golden();
         let load = || {
             let file = source.file(version, settings)?;
             let golden = golden.as_deref().map(Path::new);
-            prepare(Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before, hurry })
+            let task =
+                Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before, hurry };
+            let parts = prepare(task)?;
+            parts.derived.hold(scratch.clone());
+            Ok(parts)
         };
         catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
     }

@@ -35,6 +35,7 @@ use crate::resources;
 pub use change::{LoadCounts, Unload};
 pub use label::{Choice, DEFAULT_LABEL, Label, Mirror};
 pub use overrides::Overrides;
+pub(in crate::serve) use overrides::Scratch;
 pub use source::{is_model_name, model_files, version_file, versions};
 pub use state::{ModelState, ModelStatus, ReadyWhen, ServerState, State, VersionStatus};
 pub use watch::Watch;
@@ -65,7 +66,7 @@ pub struct Options {
     pub allow_no_models: bool,
     /// Which models must serve for the server to be ready.
     pub ready_when: ReadyWhen,
-    /// Where files are kept that clients send with a request to load, while they are loaded.
+    /// Where files are kept that clients send with a request to load, as long as what they were loaded into serves.
     pub scratch: PathBuf,
     /// A request that waits this long without any worker taking a batch means that the workers are stuck.
     pub stall_limit: Duration,

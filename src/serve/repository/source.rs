@@ -10,8 +10,10 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::label::is_path_segment;
+use super::overrides::Scratch;
 use crate::engine::{FORMATS, find_model_file};
 use crate::serve::settings::{Defaults, ModelSettings, Versions, configured_name};
 
@@ -33,6 +35,8 @@ pub(super) struct Found {
     pub(super) wanted: Vec<String>,
     /// The other versions that are there, newest first.
     pub(super) spare: Vec<String>,
+    /// Where the files are, if a client sent them.
+    pub(super) scratch: Option<Arc<Scratch>>,
 }
 
 impl Source {
@@ -87,7 +91,13 @@ impl Source {
     /// If the folder cannot be read or has no version.
     pub(super) fn find<'a>(self, settings: ModelSettings, labelled: impl Iterator<Item = &'a str>) -> Result<Found, String> {
         if !settings.steps.is_empty() {
-            return Ok(Found { source: self, settings, wanted: vec![super::pipelines::VERSION.to_owned()], spare: Vec::new() });
+            return Ok(Found {
+                source: self,
+                settings,
+                wanted: vec![super::pipelines::VERSION.to_owned()],
+                spare: Vec::new(),
+                scratch: None,
+            });
         }
         let there = self.versions(&settings)?;
         let mut wanted: Vec<String> = match &settings.versions {
@@ -102,7 +112,7 @@ impl Source {
             return Err(format!("{}: there is no version, a folder with a model file: {}", self.path().display(), model_files()));
         }
         let spare = there.into_iter().rev().filter(|version| !wanted.contains(version)).collect();
-        Ok(Found { source: self, settings, wanted, spare })
+        Ok(Found { source: self, settings, wanted, spare, scratch: None })
     }
 
     pub(super) fn path(&self) -> &Path {

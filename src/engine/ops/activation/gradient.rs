@@ -59,7 +59,7 @@ fn inside(x: f64, low: f64, high: f64) -> f64 {
 impl Function {
     /// The derivative; at a corner the one that PyTorch takes.
     fn slope(self, x: f64) -> f64 {
-        let below = |slope: &dyn Fn(f64) -> f64| if x < 0.0 { slope(x) } else { 1.0 };
+        let below = |slope: &dyn Fn(f64) -> f64| if x <= 0.0 { slope(x) } else { 1.0 };
         match self {
             Self::Kernel(activation) => of_kernel(activation, x),
             Self::Elu { alpha } => below(&|x| f64::from(alpha) * x.exp()),
@@ -92,7 +92,7 @@ fn of_kernel(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::None => 1.0,
         Activation::Relu => inside(x, 0.0, f64::INFINITY),
-        Activation::LeakyRelu { alpha } => if x < 0.0 { f64::from(alpha) } else { 1.0 },
+        Activation::LeakyRelu { alpha } => if x <= 0.0 { f64::from(alpha) } else { 1.0 },
         Activation::Clip { min, max } => if x >= f64::from(min) && x <= f64::from(max) { 1.0 } else { 0.0 },
         Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
         Activation::Tanh => 1.0 - x.tanh().powi(2),
@@ -129,7 +129,8 @@ fn prelu(op: &dyn Op, at: &Adjoint<'_>, emit: &mut dyn Emit) -> Result<Gradients
     concrete::<PRelu>(op)?;
     let (g, x, slope) = (at.g()?, at.x(0)?, at.x(1)?);
     let zero = emit.number(x, 0.0)?;
-    let negative = emit.op("Less", &[x, zero])?;
+    // At zero the slope is that of negative numbers, as PyTorch has it.
+    let negative = emit.op("LessOrEqual", &[x, zero])?;
     at.each(|i| {
         if i == 0 {
             let scaled = emit.op("Mul", &[g, slope])?;
