@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::evaluate::{Answers, Rows};
+use super::files::write_whole;
 use super::remote::Remote;
 use super::target::Target;
 use super::{Failure, Outcome, print};
@@ -213,11 +214,7 @@ fn settle(args: &Args, home: &Path, copy: &Path, (version, newest): (&str, Optio
     if text.contains("version_labels") {
         return Err(format!("{}: it has version_labels already; set the split there", path.display()).into());
     }
-    let labelled = |label: String| {
-        let temporary = home.join(format!(".model.toml.{}", std::process::id()));
-        fs::write(&temporary, format!("version_labels = {{ default = {label} }}\n{text}"))?;
-        fs::rename(&temporary, &path)
-    };
+    let labelled = |label: String| write_whole(&path, format!("version_labels = {{ default = {label} }}\n{text}").as_bytes());
     labelled(format!("\"{newest}\""))?;
     rename(&copy.join(version), &home.join(version))?;
     labelled(format!("{{ split = {{ {newest} = {}, {version} = {percent} }} }}", 100 - percent))?;
