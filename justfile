@@ -97,6 +97,10 @@ bench-json:
 bench-peers *ARGS:
     scripts/peers/run.sh {{ARGS}}
 
+# process start to first answer and memory, beside ONNX Runtime and OpenVINO (models as `just bench-peers` exports them)
+bench-start *ARGS:
+    cargo build --release --locked && "$(scripts/peers/env.sh)" scripts/peers/start.py --binary target/release/ndserve {{ARGS}}
+
 # the server under load beside a hand-written handler (needs wrk)
 bench-serve *ARGS:
     scripts/bench_serve.py {{ARGS}}

@@ -31,6 +31,16 @@ pub fn lower_priority() {
     }
 }
 
+/// Lets memory have huge pages for which they are asked, where the system gives them to no other: the allocator has switched them off for the
+/// whole process, because of the systems that give them to all memory.
+pub fn allow_huge_pages() {
+    #[cfg(target_os = "linux")]
+    if fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|modes| modes.contains("[madvise]")) {
+        // Without them all is slower, and works.
+        let _ = rustix::thread::disable_transparent_huge_pages(false);
+    }
+}
+
 /// CPU time that the calling thread has had; `None` where the system does not tell.
 pub fn thread_time() -> Option<Duration> {
     #[cfg(target_os = "linux")]

@@ -105,6 +105,7 @@ const LAYERS: &[Layer] = &[
             "engine::attrs",
             "engine::body",
             "engine::dtype",
+            "engine::elements",
             "engine::narrow",
             "engine::op",
             "engine::tensor",

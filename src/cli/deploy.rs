@@ -5,11 +5,13 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::evaluate::{Answers, Rows};
+use super::files::write_whole;
 use super::remote::Remote;
 use super::target::Target;
 use super::{Failure, Outcome, print};
@@ -151,6 +153,7 @@ fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
     let made: Vec<&Path> = repository.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
     // A name that begins with a dot is no model and no version: nobody reads it before it is whole.
     let temporary = repository.join(format!(".{name}.{}", std::process::id()));
+    remove_left(&repository, name);
     let outcome = copy((target, &own), &version, &temporary, present.is_none()).and_then(|()| {
         let file = version_file(&temporary, &version, &own)?;
         let _ = writeln!(said, "{}", verify(&file, &own, &settings.load_options())?);
@@ -164,6 +167,22 @@ fn to_folder(args: &Args, target: &Target, name: &str, settings: &Settings) -> R
     outcome?;
     let _ = writeln!(said, "{} is version {version} of `{name}`", home.join(&version).display());
     Ok(said)
+}
+
+/// Removes copies of `name` that were begun long ago: whoever made them was killed. That one cannot be removed is no error.
+fn remove_left(repository: &Path, name: &str) {
+    /// No copy takes as long.
+    const LONG: Duration = Duration::from_secs(6 * 3600);
+    for entry in fs::read_dir(repository).into_iter().flatten().flatten() {
+        let of_a_process = |other: &str| {
+            let number = other.strip_prefix('.').and_then(|rest| rest.strip_prefix(name)).and_then(|rest| rest.strip_prefix('.'));
+            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+        };
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if entry.file_name().to_str().is_some_and(of_a_process) && age().is_some_and(|age| age > LONG) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Copies the version, and what belongs to all versions if the model is new.
@@ -195,11 +214,7 @@ fn settle(args: &Args, home: &Path, copy: &Path, (version, newest): (&str, Optio
     if text.contains("version_labels") {
         return Err(format!("{}: it has version_labels already; set the split there", path.display()).into());
     }
-    let labelled = |label: String| {
-        let temporary = home.join(format!(".model.toml.{}", std::process::id()));
-        fs::write(&temporary, format!("version_labels = {{ default = {label} }}\n{text}"))?;
-        fs::rename(&temporary, &path)
-    };
+    let labelled = |label: String| write_whole(&path, format!("version_labels = {{ default = {label} }}\n{text}").as_bytes());
     labelled(format!("\"{newest}\""))?;
     rename(&copy.join(version), &home.join(version))?;
     labelled(format!("{{ split = {{ {newest} = {}, {version} = {percent} }} }}", 100 - percent))?;

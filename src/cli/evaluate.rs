@@ -190,7 +190,7 @@ impl Rows<'_> {
     pub(super) fn truth(&self, known: Column, answers: &Answers) -> Result<Truth, Failure> {
         let guess = || if classes(&known, answers.scores.columns, &answers.labels) { Task::Classify } else { Task::Regress };
         match self.task.unwrap_or_else(guess) {
-            Task::Classify => match Known::classes(&known, &answers.labels, self.target)? {
+            Task::Classify => match Known::classes(&known, &positions(&known, answers), self.target)? {
                 Known::Classes { labels, of } => Ok(Truth::Classes { labels, of }),
                 Known::Numbers(_) => Err("the target has no classes".into()),
             },
@@ -228,6 +228,20 @@ fn classes(truth: &Column, columns: usize, names: &[String]) -> bool {
             Column::Texts(_) => true,
             Column::Numbers(values) => values.iter().all(|&v| v == 0.0 || v == 1.0),
         }
+}
+
+/// The labels of classes: the model's own, or where it has none the positions of its scores if the target is such. Not every class need be
+/// among the rows. Other numbers name themselves.
+fn positions(truth: &Column, answers: &Answers) -> Vec<String> {
+    let count = answers.scores.columns.max(2);
+    match truth {
+        Column::Numbers(values)
+            if answers.labels.is_empty() && values.iter().all(|&v| v.fract() == 0.0 && v >= 0.0 && v < count as f32) =>
+        {
+            (0..count).map(|class| class.to_string()).collect()
+        }
+        _ => answers.labels.clone(),
+    }
 }
 
 /// The scores of every row.

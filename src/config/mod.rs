@@ -322,7 +322,7 @@ impl Settings {
             memory_limit: self.memory_limit.0,
             run_limit: Some(self.run_limit.0),
             disabled_passes: self.disable_pass.0.clone(),
-            unplanned: false,
+            ..LoadOptions::default()
         }
     }
 

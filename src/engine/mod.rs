@@ -9,6 +9,7 @@ mod attrs;
 mod body;
 mod differentiate;
 pub(crate) mod dtype;
+mod elements;
 mod error;
 mod evaluate;
 mod execute;

@@ -18,6 +18,7 @@ use super::plan::Plan;
 use super::program::Program;
 use super::signature::{Port, Signature};
 use super::tensor::{Kind, Tensor};
+use super::threads::Threads;
 
 /// What the caller decides about loading.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct LoadOptions {
     pub disabled_passes: Vec<String>,
     /// Whether every step of a run allocates its results by itself, to find out what the plan does.
     pub unplanned: bool,
+    /// The threads that read and pack weights.
+    pub threads: Arc<Threads>,
 }
 
 impl Default for LoadOptions {
@@ -45,7 +48,15 @@ impl Default for LoadOptions {
             run_limit: Some(Duration::from_secs(60)),
             disabled_passes: Vec::new(),
             unplanned: false,
+            threads: Arc::new(Threads::single()),
         }
+    }
+}
+
+impl LoadOptions {
+    /// The same for what is made later, on the thread of a request: without the threads of the load, which may be gone by then.
+    pub(crate) fn for_later(&self) -> Self {
+        Self { threads: Arc::new(Threads::single()), ..self.clone() }
     }
 }
 
@@ -77,7 +88,7 @@ impl Model {
     /// # Errors
     /// If the file cannot be read, is malformed, or has nodes that the engine cannot run (all of them are named).
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        Self::build(load::open(path, options)?, options)
+        Self::build(load::open_unread(path, options)?, options)
     }
 
     /// What each pass does to the model at `path`, in the order of the passes.
@@ -94,6 +105,7 @@ impl Model {
     /// # Errors
     /// If the graph breaks an invariant.
     pub fn build(loaded: Loaded, options: &LoadOptions) -> Result<Self, LoadError> {
+        let files = loaded.files();
         let Loaded { mut graph, metadata } = loaded;
         let invalid = |context: &str, error: super::graph::Invalid| LoadError::Format(format!("{context}: {error}"));
         graph.verify().map_err(|error| invalid("the graph is not valid", error))?;
@@ -105,8 +117,9 @@ impl Model {
         optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
         // They are for writing graphs; what runs needs them no more.
         graph.nodes.iter_mut().for_each(|node| node.attributes = Arc::default());
-        optimize::prepack(&mut graph, options.isa);
+        optimize::prepack(&mut graph, options.isa, &options.threads);
         graph.verify().map_err(|error| invalid("after prepacking", error))?;
+        load::finish(&files, &options.threads)?;
 
         probe_outputs(&graph, &mut signature, options);
         let program = Program::new(graph, options);

@@ -32,7 +32,7 @@ pub(crate) struct Open {
 impl Overrides {
     /// What `graph` lets a run replace, if there is anything.
     pub(crate) fn of(graph: &Graph, options: &LoadOptions) -> Option<Self> {
-        (!graph.defaults.is_empty()).then(|| Self { graph: graph.clone(), options: options.clone(), open: OnceLock::new() })
+        (!graph.defaults.is_empty()).then(|| Self { graph: graph.clone(), options: options.for_later(), open: OnceLock::new() })
     }
 
     /// Bytes of the weights that are kept for the second program, and that the first does not have as they are.
@@ -58,6 +58,6 @@ fn open(mut graph: Graph, options: &LoadOptions) -> Result<Open, String> {
         graph.inputs.push(id);
     }
     optimize::run(&mut graph, options).map_err(|(pass, error)| format!("after the pass `{pass}`: {error}"))?;
-    optimize::prepack(&mut graph, options.isa);
+    optimize::prepack(&mut graph, options.isa, &options.threads);
     Ok(Open { program: Program::new(graph, options), defaults })
 }

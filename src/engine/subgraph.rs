@@ -30,7 +30,7 @@ impl Subgraph {
     /// A body of `graph`, whose first `formals` inputs the operator gives and whose others are the node's inputs `captures`.
     pub(crate) fn new(graph: Graph, formals: usize, captures: Vec<usize>, options: &LoadOptions) -> Self {
         debug_assert_eq!(graph.inputs.len(), formals + captures.len());
-        Self { graph, formals, captures, options: options.clone(), typed: OnceLock::new(), program: OnceLock::new() }
+        Self { graph, formals, captures, options: options.for_later(), typed: OnceLock::new(), program: OnceLock::new() }
     }
 
     fn program(&self) -> Result<&Program, OpError> {
@@ -40,7 +40,7 @@ impl Subgraph {
 
     fn compile(mut graph: Graph, options: &LoadOptions) -> Result<Program, String> {
         optimize::run(&mut graph, options).map_err(|(pass, error)| format!("its body after the pass `{pass}`: {error}"))?;
-        optimize::prepack(&mut graph, options.isa);
+        optimize::prepack(&mut graph, options.isa, &options.threads);
         Ok(Program::new(graph, options))
     }
 }

@@ -1,23 +1,56 @@
 //! Owned values: tensors, and the sequences and maps that some operators produce.
 //!
-//! Invariant: a tensor is row-major and contiguous (`is_standard_layout`), so [`Tensor::view`] is free.
+//! Invariant: a tensor is row-major and contiguous, so [`Tensor::view`] is free.
 
 use std::fmt;
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
-use ndarray::{ArcArray, ArrayD, IxDyn};
+use ndarray::ArrayD;
 use num_complex::Complex;
+use smallvec::SmallVec;
 
 use super::dtype::{DType, Element, for_each_dtype, with_narrow};
+use super::elements::{Elements, InFile, Spare, WeightFile};
 use super::narrow::{F4E2M1, F6E2M3, F6E3M2, F8E4M3Fn, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0, I2, I4, Narrow as _, U2, U4};
 use super::view::{Slice, SliceMut, View, ViewMut};
+
+/// A shape with its elements.
+#[derive(Clone)]
+pub struct Dense<T> {
+    shape: SmallVec<[usize; 4]>,
+    elements: Elements<T>,
+}
+
+impl<T: Element> Dense<T> {
+    /// `None` if there are not as many elements as the shape says.
+    fn new(shape: &[usize], values: Vec<T>) -> Option<Self> {
+        (count(shape) == Some(values.len())).then(|| Self { shape: shape.into(), elements: Elements::new(values) })
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn reshape(&self, shape: &[usize]) -> Option<Self> {
+        (count(shape) == Some(self.len())).then(|| Self { shape: shape.into(), elements: self.elements.clone() })
+    }
+}
+
+/// The number of elements of a shape, if memory could have so many; a dimension of zero makes no other one smaller.
+fn count(shape: &[usize]) -> Option<usize> {
+    let most = shape.iter().try_fold(1_usize, |count, &size| count.checked_mul(size.max(1)))?;
+    isize::try_from(most).ok()?;
+    Some(if shape.contains(&0) { 0 } else { most })
+}
 
 macro_rules! define_tensor {
     ($($variant:ident: $t:ty),*) => {
         /// An n-dimensional array of one element type. Cloning shares the elements.
         #[derive(Clone)]
         #[allow(missing_docs, reason = "the variants are named after the types they hold")]
-        pub enum Tensor { $($variant(ArcArray<$t, IxDyn>)),* }
+        pub enum Tensor { $($variant(Dense<$t>)),* }
 
         /// Growable storage of one element type: a slot of a session, or the elements of a tensor under construction.
         #[derive(Clone, Debug)]
@@ -28,23 +61,28 @@ macro_rules! define_tensor {
             /// The element type.
             pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
             /// The shape; empty for a scalar.
-            pub fn shape(&self) -> &[usize] { match self { $(Self::$variant(a) => a.shape()),* } }
+            pub fn shape(&self) -> &[usize] { match self { $(Self::$variant(a) => &a.shape),* } }
             /// The number of elements.
             pub fn len(&self) -> usize { match self { $(Self::$variant(a) => a.len()),* } }
             /// The elements, type-erased.
             pub fn data(&self) -> Slice<'_> {
-                match self { $(Self::$variant(a) => Slice::$variant(a.as_slice().expect("a tensor is contiguous"))),* }
+                match self { $(Self::$variant(a) => Slice::$variant(a.elements.slice())),* }
             }
             /// The same elements under another shape; `None` if the number of elements differs.
             pub fn reshape(&self, shape: &[usize]) -> Option<Self> {
-                match self { $(Self::$variant(a) => a.clone().into_shape_with_order(IxDyn(shape)).ok().map(Self::$variant)),* }
+                match self { $(Self::$variant(a) => a.reshape(shape).map(Self::$variant)),* }
             }
         }
 
         $(impl From<ArrayD<$t>> for Tensor {
             fn from(array: ArrayD<$t>) -> Self {
                 let array = if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() };
-                Self::$variant(array.into_shared())
+                let (shape, len) = (array.shape().to_vec(), array.len());
+                let (mut values, start) = array.into_raw_vec_and_offset();
+                // An array that was cut keeps what lies around it.
+                values.drain(..start.unwrap_or(0));
+                values.truncate(len);
+                Self::new(&shape, values).expect("as many elements as the array has")
             }
         })*
 
@@ -69,7 +107,7 @@ macro_rules! define_tensor {
             }
             /// A tensor that owns the elements; `None` if their number is not that of `shape`.
             pub fn into_tensor(self, shape: &[usize]) -> Option<Tensor> {
-                match self { $(Self::$variant(v) => ArrayD::from_shape_vec(IxDyn(shape), v).ok().map(|a| Tensor::$variant(a.into_shared()))),* }
+                match self { $(Self::$variant(v) => Dense::new(shape, v).map(Tensor::$variant)),* }
             }
         }
 
@@ -82,6 +120,31 @@ macro_rules! define_tensor {
 for_each_dtype!(define_tensor);
 
 impl Tensor {
+    /// A tensor of `shape` whose numbers of type f32 lie in `file` from `offset` on, to be read when they are looked at; `None` if memory
+    /// could not have so many.
+    pub(crate) fn in_file(file: &Arc<WeightFile>, offset: u64, shape: &[usize]) -> Option<Self> {
+        let elements = Elements::InFile(InFile::new(file, offset, count(shape)?, None));
+        Some(Self::F32(Dense { shape: shape.into(), elements }))
+    }
+
+    /// The file in which the elements are, or were.
+    pub(crate) fn file(&self) -> Option<&Arc<WeightFile>> {
+        match self {
+            Self::F32(Dense { elements: Elements::InFile(numbers), .. }) => Some(numbers.file()),
+            _ => None,
+        }
+    }
+
+    /// The same for somebody who looks at it for a short time: elements in a file are read to memory of `spare`, which then has it back.
+    pub(crate) fn briefly(&self, spare: &Spare) -> Self {
+        match self {
+            Self::F32(Dense { shape, elements: Elements::InFile(numbers) }) => {
+                Self::F32(Dense { shape: shape.clone(), elements: Elements::InFile(numbers.briefly(spare)) })
+            }
+            other => other.clone(),
+        }
+    }
+
     /// A tensor of `shape` with `values` in row-major order; `None` if their number differs.
     pub fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Option<Self> {
         T::buffer(values).into_tensor(shape)
@@ -313,10 +376,17 @@ mod tests {
 
     #[test]
     fn a_tensor_is_row_major_whatever_it_is_made_of() {
-        let array = ArrayD::from_shape_vec(IxDyn(&[2, 3]), vec![1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let array = ArrayD::from_shape_vec(vec![2, 3], vec![1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         let transposed: Tensor = array.reversed_axes().into();
         assert_eq!(transposed.shape(), [3, 2]);
         assert_eq!(transposed.slice::<f32>().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+
+    #[test]
+    fn an_array_that_was_cut_becomes_what_is_left_of_it() {
+        let mut array = ArrayD::from_shape_vec(vec![4, 2], (0..8).collect::<Vec<i64>>()).unwrap();
+        array.slice_axis_inplace(ndarray::Axis(0), ndarray::Slice::from(1..3));
+        assert_eq!(Tensor::from(array), Tensor::new(&[2, 2], vec![2_i64, 3, 4, 5]).unwrap());
     }
 
     #[test]
@@ -329,6 +399,9 @@ mod tests {
     #[test]
     fn a_shape_with_another_number_of_elements_is_refused() {
         assert!(Tensor::new(&[2, 2], vec![1_i64]).is_none());
+        assert!(Tensor::new::<i64>(&[0, usize::MAX, usize::MAX], vec![]).is_none());
+        assert!(Tensor::new::<i64>(&[usize::MAX, 0], vec![]).is_none());
+        assert_eq!(Tensor::new::<i64>(&[3, 0], vec![]).unwrap().len(), 0);
         assert!(Tensor::vector(vec![1_i64, 2]).reshape(&[3]).is_none());
     }
 }

@@ -193,6 +193,12 @@ impl Curves {
         self.by_class.get(&self.base?)
     }
 
+    /// Replaces what is known of a class by what was measured.
+    pub(super) fn set(&mut self, class: u64, curve: Curve) {
+        self.base.get_or_insert(class);
+        self.by_class.insert(class, curve);
+    }
+
     pub(super) fn observe(&mut self, class: u64, rows: usize, time: Duration) {
         if self.by_class.len() >= CLASSES_MAX && !self.by_class.contains_key(&class) {
             return;

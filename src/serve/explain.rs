@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
+use super::queue::Joining;
 use super::request::InferRequest;
 use super::servable::Servable;
 use crate::engine::{Model, Value, has_trees};
@@ -102,7 +103,7 @@ async fn pass(servable: &Servable, derived: Option<Arc<Model>>, request: InferRe
 /// So many rows that a pass is worth it and does not take long.
 fn rows_of_a_pass(servable: &Servable) -> usize {
     let settings = servable.settings();
-    if !settings.batching {
+    if servable.joining() != Joining::Yes {
         return 1;
     }
     let most = settings.max_batch_rows;

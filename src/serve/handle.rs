@@ -1,7 +1,7 @@
 //! One loaded version of a model: what a request talks to.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use super::batcher::Limits;
 use super::compute::{Compute, Member};
 use super::curve::Curve;
 use super::derived::Derived;
-use super::queue::{Failed, Payload, Queue, Ticket, expired};
+use super::loading::Left;
+use super::queue::{Failed, Joining, Payload, Queue, Ticket, expired};
 use super::request::{InferRequest, InferResponse};
 use super::sequence::Padding;
 use super::settings::ModelSettings;
@@ -42,6 +43,12 @@ pub struct Handle {
     inline: Box<[Mutex<Runner>]>,
     /// Time over rows as measured while warming up; `None` if that was not possible.
     warm: Option<Curve>,
+    /// The same as measured behind the start, if that left it.
+    settled: OnceLock<Curve>,
+    /// What the start left to be found out.
+    left: Mutex<Option<Left>>,
+    /// The class of inputs that was measured.
+    class: Option<u64>,
     /// How requests of different lengths share a pass.
     padding: Option<Arc<Padding>>,
     member: Arc<Member>,
@@ -66,6 +73,8 @@ pub(super) struct Parts {
     pub(super) inline: Vec<Session>,
     /// Time over rows, and for which class of input.
     pub(super) measured: Option<(u64, Curve)>,
+    /// What is to be found out while it serves.
+    pub(super) left: Option<Left>,
     /// How requests of different lengths share a pass.
     pub(super) padding: Option<Padding>,
     /// The processors that the model shares with others.
@@ -82,12 +91,16 @@ impl Handle {
     /// # Errors
     /// If the system cannot start a thread.
     pub(super) fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { name, version, model, settings, mut warm, threads, inline, measured, padding, compute, derived, background } = parts;
+        let Parts { name, version, model, settings, mut warm, threads, inline, measured, left, padding, compute, derived, background } =
+            parts;
         let padding = padding.map(Arc::new);
         let stats = Arc::new(Stats::default());
-        let curve = measured.as_ref().map(|(_, curve)| curve.clone());
+        let (class, curve) = measured.clone().unzip();
         let limits = limits(&settings, model.signature().batchable);
         let queue = Arc::new(Queue::new(limits, settings.instances, measured, Arc::clone(&stats)));
+        if left.is_some() {
+            queue.set_joining(Joining::Unknown, None);
+        }
         let member = Arc::new(compute.join(settings.share));
         let mut workers = Vec::new();
         for instance in 0..settings.instances {
@@ -110,6 +123,9 @@ impl Handle {
             workers,
             inline,
             warm: curve,
+            settled: OnceLock::new(),
+            left: Mutex::new(left),
+            class,
             padding,
             member,
             in_flight: AtomicUsize::new(0),
@@ -161,9 +177,29 @@ impl Handle {
         self.stats.snapshot()
     }
 
-    /// Time of a forward pass of one row, as measured while warming up.
+    /// Time of a forward pass of one row, as measured while warming up or behind the start.
     pub fn row_cost(&self) -> Option<Duration> {
-        self.warm.as_ref()?.time(1)
+        self.settled.get().or(self.warm.as_ref())?.time(1)
+    }
+
+    /// Whether requests share passes, as far as it is known.
+    pub fn joining(&self) -> Joining {
+        if self.settings.batching { self.queue.joining() } else { Joining::No }
+    }
+
+    /// What the start left to be found out, for whoever does it.
+    pub(super) fn take_left(&self) -> Option<Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Takes what was found out: whether the answer to a row is independent of those beside it, and the time over rows.
+    pub(super) fn settled(&self, independent: bool, curve: Option<Curve>) {
+        let joining = if independent { Joining::Yes } else { Joining::No };
+        if let Some(curve) = curve.clone() {
+            // Told once: whoever measures has taken what was left.
+            let _ = self.settled.set(curve);
+        }
+        self.queue.set_joining(joining, self.class.zip(curve));
     }
 
     /// Time over rows, for the inputs that were measured while warming up, as it is known now: passes that are run for

@@ -1,5 +1,6 @@
 //! From a version's folder to a [`Handle`] that is ready: load, warm up, verify the golden samples, measure.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use super::handle::{Handle, INLINE_ALONE, Parts, shape_class};
 use super::repository::{Options, version_file};
 use super::sequence::{self, Padding};
 use super::settings::{ModelSettings, Warmup, WarmupData};
-use crate::engine::{DType, Dim, Model, Port, Session, Tensor, Threads, Value};
+use super::worker::panic_text;
+use crate::engine::{DType, Dim, LoadOptions, Model, Port, Session, Tensor, Threads, Value};
 use crate::resources::thread_time;
 
 /// What is to be loaded.
@@ -28,6 +30,17 @@ pub(super) struct Task<'a> {
     pub(super) threads: Arc<Threads>,
     /// What serves meanwhile: it tells how time grows with rows.
     pub(super) before: Option<&'a Handle>,
+    /// Whether nobody is served before this version is ready: then what takes long and no answer needs is left to [`settle`].
+    pub(super) hurry: bool,
+}
+
+/// What is to be found out about a version that serves already: whether its requests may share passes, and how time grows with rows.
+#[derive(Debug)]
+pub(super) struct Left {
+    /// Some rows.
+    inputs: Vec<Tensor>,
+    /// How long to measure.
+    budget: Duration,
 }
 
 /// Loads `folder/<version>` of the model `name`.
@@ -38,7 +51,8 @@ pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSet
     let file = version_file(folder, version, &settings)?;
     let golden = folder.join("golden");
     let threads = Arc::clone(&options.threads);
-    let parts = prepare(Task { name, version, file: &file, golden: Some(&golden), settings, options, threads, before: None })?;
+    let parts =
+        prepare(Task { name, version, file: &file, golden: Some(&golden), settings, options, threads, before: None, hurry: false })?;
     Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))
 }
 
@@ -47,11 +61,12 @@ pub fn load_version(name: &str, version: &str, folder: &Path, settings: ModelSet
 /// # Errors
 /// What went wrong with which file.
 pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
-    let Task { name, version, file, golden, mut settings, options, threads, before } = task;
+    let Task { name, version, file, golden, mut settings, options, threads, before, hurry } = task;
     let begun = Instant::now();
     // Stamped before the file is read: one that replaces it meanwhile is not the one that serves.
     let derived = Derived::new(file, &options.load);
-    let model = Model::load(file, &options.load).map_err(|error| format!("{}: {error}", file.display()))?;
+    let load = LoadOptions { threads: Arc::clone(&threads), ..options.load.clone() };
+    let model = Model::load(file, &load).map_err(|error| format!("{}: {error}", file.display()))?;
     let model = Arc::new(model);
     if settings.labels.is_empty() {
         settings.labels.clone_from(&model.metadata().labels);
@@ -72,15 +87,30 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         warm_up(session, inputs, settings, (budget(begun), before.as_ref()))
     };
     let mut session = Session::new(Arc::clone(&model), threads);
+    let mut left = None;
+    let mut leave = |session: &mut Session, inputs: &[Tensor], settings: &ModelSettings| {
+        let one = if hurry { if_slow(session, inputs, settings)? } else { None };
+        left = one.is_some().then(|| Left { inputs: inputs.to_vec(), budget: budget(begun) });
+        Ok::<_, String>(one)
+    };
     let (measured, sample) = match golden {
         Some(golden) => {
             let answer = reproduce(&mut session, &golden, &settings)?;
-            settings.batching &= rows_are_independent(&mut session, &golden.inputs, &answer, (name, version))?;
-            (Some(measure(&mut session, &golden.inputs, &settings)?), Some(golden.inputs))
+            let measured = match leave(&mut session, &golden.inputs, &settings)? {
+                Some(one) => one,
+                None => {
+                    settings.batching &= rows_are_independent(&mut session, &golden.inputs, &answer, (name, version))?;
+                    measure(&mut session, &golden.inputs, &settings)?
+                }
+            };
+            (Some(measured), Some(golden.inputs))
         }
         // Without a recorded sample an input is made up, which the model need not take: then its first request tells.
         None => {
             let measured = made_up(&model).and_then(|inputs| {
+                if let Some(one) = leave(&mut session, &inputs, &settings).ok()? {
+                    return Some(one);
+                }
                 let answer = session.run(&inputs).ok()?;
                 settings.batching &= rows_are_independent(&mut session, &inputs, &answer, (name, version)).ok()?;
                 measure(&mut session, &inputs, &settings).ok()
@@ -104,11 +134,60 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
         threads: Arc::clone(&options.threads),
         inline,
         measured,
+        left,
         padding,
         compute: Arc::clone(&options.compute),
         derived,
         background,
     })
+}
+
+/// Runs the first row once. If it takes so long that what is to be found out with `inputs` would keep the version from serving for a time
+/// that somebody notices, returns the row and the curve so far.
+fn if_slow(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -> Result<Option<(Vec<Tensor>, Curve)>, String> {
+    const NOTICED: Duration = Duration::from_millis(50);
+    let signature = session.model().signature();
+    let rows = signature.rows(inputs).unwrap_or(1);
+    let row = if signature.batchable { one_row(inputs, 0) } else { inputs.to_vec() };
+    let rows_max = rows_max(session, settings);
+    let start = Instant::now();
+    run(session, &row, 1)?;
+    let time = start.elapsed();
+    // All rows together, and each alone.
+    if time * u32::try_from(2 * rows).unwrap_or(u32::MAX) < NOTICED {
+        return Ok(None);
+    }
+    let mut curve = Curve::new(rows_max);
+    curve.set(1, time);
+    Ok(Some((row, curve)))
+}
+
+/// Finds out what the start left, while the version serves.
+pub(super) fn settle(handle: &Handle, threads: &Arc<Threads>) {
+    let Some(left) = handle.take_left() else { return };
+    let (model, settings, names) = (handle.model(), handle.settings(), (handle.name(), handle.version()));
+    let find_out = || -> Result<(bool, Curve), String> {
+        let mut session = Session::new(Arc::clone(model), Arc::clone(threads));
+        let answer = session.run(&left.inputs).map_err(|error| format!("the model does not run on some rows: {error}"))?;
+        let independent = rows_are_independent(&mut session, &left.inputs, &answer, names)?;
+        let (_, curve) = warm_up(&mut session, &left.inputs, settings, (left.budget, None))?;
+        Ok((independent, curve))
+    };
+    // A bug that one model brings out must not keep others from serving.
+    let found = catch_unwind(AssertUnwindSafe(find_out)).unwrap_or_else(|panic| Err(panic_text(&*panic)));
+    let (independent, curve) = match found {
+        Ok((independent, curve)) => (independent, Some(curve)),
+        Err(reason) => {
+            tracing::warn!(model = names.0, version = names.1, reason, "requests are not batched");
+            (false, None)
+        }
+    };
+    handle.settled(independent, curve);
+}
+
+/// The most rows of a pass that several requests share.
+fn rows_max(session: &Session, settings: &ModelSettings) -> usize {
+    if settings.batching && session.model().signature().batchable { settings.max_batch_rows } else { 1 }
 }
 
 /// Labels name the classes of an output: its last dimension must have as many.
@@ -265,7 +344,7 @@ fn warm_up(
 ) -> Result<(Vec<Tensor>, Curve), String> {
     let batchable = session.model().signature().batchable;
     let row = if batchable { one_row(inputs, 0) } else { inputs.to_vec() };
-    let rows_max = if settings.batching && batchable { settings.max_batch_rows } else { 1 };
+    let rows_max = rows_max(session, settings);
     let mut curve = Curve::new(rows_max);
     let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
     let end = Instant::now() + budget;
@@ -342,8 +421,8 @@ fn run(session: &mut Session, row: &[Tensor], rows: usize) -> Result<(), String>
 
 #[cfg(test)]
 mod tests {
-    use super::super::Defaults;
-    use super::super::tests::{Probe, model};
+    use super::super::tests::{Probe, model, parts};
+    use super::super::{Defaults, Joining};
     use super::*;
     use crate::engine::Threads;
 
@@ -383,6 +462,44 @@ mod tests {
         let row = one_row(&made_up(&model).unwrap(), 0);
         let least = least_time(&mut session, &row, 1, Instant::now()).unwrap();
         assert!(least >= work, "{least:?}");
+    }
+
+    #[test]
+    fn what_would_keep_a_version_from_serving_is_left() {
+        let slow = |work: Duration| {
+            let model = model(&Probe { work, ..Probe::default() });
+            let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::new(2).unwrap()));
+            let settings = ModelSettings::new(&Defaults::default());
+            if_slow(&mut session, &made_up(&model).unwrap(), &settings).unwrap()
+        };
+        assert_eq!(slow(Duration::ZERO), None);
+        let (row, curve) = slow(Duration::from_millis(20)).unwrap();
+        assert_eq!(row[0].shape()[0], 1);
+        assert_eq!(curve.points().iter().filter(|point| point.time.is_some()).count(), 1);
+        assert!(curve.time(1).unwrap() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn what_was_left_is_found_out_while_the_version_serves() {
+        for (sums_over_rows, found) in [(false, Joining::Yes), (true, Joining::No)] {
+            let probe = Probe { sums_over_rows, ..Probe::default() };
+            let settings = ModelSettings { max_batch_rows: 4, ..ModelSettings::new(&Defaults::default()) };
+            let (inputs, long) = (made_up(&model(&probe)).unwrap(), Duration::from_secs(60));
+            let mut curve = Curve::new(4);
+            curve.set(1, long);
+            let measured = Some((shape_class(&inputs, true, None), curve));
+            let left = Some(Left { inputs, budget: long });
+            let handle = Handle::start(Parts { measured, left, ..parts(&probe, settings) }).unwrap();
+            assert_eq!((handle.joining(), handle.row_cost()), (Joining::Unknown, Some(long)));
+            let threads = Arc::new(Threads::single());
+            settle(&handle, &threads);
+            assert_eq!(handle.joining(), found);
+            assert!(handle.row_cost().unwrap() < long);
+            assert!(handle.curve().unwrap().points().iter().all(|point| point.time.is_some_and(|time| time < long)));
+            let runs = probe.runs.lock().unwrap().len();
+            settle(&handle, &threads);
+            assert_eq!(probe.runs.lock().unwrap().len(), runs, "once");
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub use golden::{Golden, Tolerance};
 pub use handle::Handle;
 pub use loading::load_version;
 pub use pipeline::{Pipeline, Step};
+pub use queue::Joining;
 pub use repository::{
     Choice, DEFAULT_LABEL, Label, LoadCounts, Mirror, ModelState, ModelStatus, Options, Overrides, ReadyWhen, Repository, ServerState,
     State, Unload, VersionStatus, Watch, is_model_name, model_files, version_file, versions,

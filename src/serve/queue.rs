@@ -88,6 +88,17 @@ pub(super) struct Queue {
     stats: Arc<Stats>,
 }
 
+/// Whether requests share passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joining {
+    /// They do, as far as the settings allow.
+    Yes,
+    /// They do not: the answer to a row would depend on those beside it.
+    No,
+    /// They do not yet: it is being found out.
+    Unknown,
+}
+
 #[derive(Debug)]
 struct State {
     batcher: Batcher<Payload>,
@@ -98,6 +109,7 @@ struct State {
     /// When a worker last took a batch.
     progress: Instant,
     curves: Curves,
+    joining: Joining,
     /// For each worker the moment at which its pass is expected to end; `None` while it has none.
     busy: Vec<Option<Instant>>,
     /// Requests in a row that were refused for their deadline.
@@ -151,6 +163,7 @@ impl Queue {
             idle: 0,
             progress: Instant::now(),
             curves: Curves::new(limits.max_rows, measured),
+            joining: Joining::Yes,
             busy: vec![None; workers],
             refusals: 0,
         };
@@ -172,7 +185,7 @@ impl Queue {
         let Planned { fill_rows, cost, start_by } = state.admit(&ticket, now).inspect_err(|_| self.refused(background, true))?;
         let id = state.next_id;
         let Ticket { level, rows, class, deadline } = ticket;
-        let fill_rows = match background {
+        let fill_rows = match background || state.joining != Joining::Yes {
             // An explanation has chosen its size: it neither waits for more rows nor takes them along.
             true => rows,
             // Whoever prefers some sizes has chosen them; otherwise the curve tells.
@@ -201,6 +214,20 @@ impl Queue {
         if !background {
             self.stats.refused(late);
         }
+    }
+
+    /// Whether requests that come from now on share passes; `measured` is the curve of a class of input.
+    pub(super) fn set_joining(&self, joining: Joining, measured: Option<(u64, Curve)>) {
+        let mut state = self.lock();
+        state.joining = joining;
+        if let Some((class, curve)) = measured {
+            state.curves.set(class, curve);
+        }
+    }
+
+    /// Whether requests share passes.
+    pub(super) fn joining(&self) -> Joining {
+        self.lock().joining
     }
 
     /// Frees the place of a request whose client no longer waits: it went away or, if `expired`, its deadline passed.
@@ -375,6 +402,22 @@ mod tests {
 
     fn push(queue: &Queue, ticket: Ticket) -> Result<u64, Error> {
         queue.push(ticket, payload().0).map_err(|failed| failed.error)
+    }
+
+    #[test]
+    fn requests_share_passes_once_that_is_known_to_be_right() {
+        let queue = queue(64);
+        let batch = || {
+            (0..2).for_each(|_| _ = push(&queue, TICKET).unwrap());
+            let rows = queue.take(0).unwrap().jobs.len();
+            while queue.take(0).is_some() {}
+            rows
+        };
+        let mut rows = |joining| {
+            queue.set_joining(joining, None);
+            batch()
+        };
+        assert_eq!([Joining::Unknown, Joining::Yes, Joining::No].map(&mut rows), [1, 2, 1]);
     }
 
     #[test]

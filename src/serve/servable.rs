@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::handle::Handle;
 use super::pipeline::Pipeline;
+use super::queue::Joining;
 use super::request::{InferRequest, InferResponse};
 use super::settings::ModelSettings;
 use super::shadow::Shadow;
@@ -85,7 +86,16 @@ impl Servable {
         }
     }
 
-    /// Time of a forward pass of one row, as measured while warming up.
+    /// Whether requests share passes, as far as it is known; of a pipeline what its settings say.
+    pub fn joining(&self) -> Joining {
+        match &self.what {
+            What::Model(handle) => handle.joining(),
+            What::Pipeline(pipeline) if pipeline.settings().batching => Joining::Yes,
+            What::Pipeline(_) => Joining::No,
+        }
+    }
+
+    /// Time of a forward pass of one row, as measured while warming up or behind the start.
     pub fn row_cost(&self) -> Option<Duration> {
         self.handle().and_then(|handle| handle.row_cost())
     }

@@ -98,7 +98,7 @@ pub(super) fn model(probe: &Probe) -> Arc<Model> {
 
 /// What a handle over `probe` is started with. All its requests go through the queue: without a measured cost nothing runs
 /// inline.
-fn parts(probe: &Probe, settings: ModelSettings) -> Parts {
+pub(super) fn parts(probe: &Probe, settings: ModelSettings) -> Parts {
     let (model, single) = (model(probe), Arc::new(Threads::single()));
     Parts {
         name: "probe".into(),
@@ -109,6 +109,7 @@ fn parts(probe: &Probe, settings: ModelSettings) -> Parts {
         warm: None,
         threads: single,
         measured: None,
+        left: None,
         padding: None,
         compute: Arc::new(Compute::new(2)),
         derived: Derived::new(Path::new("none"), &LoadOptions::default()),

@@ -5,7 +5,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 use std::process::Command;
 
-use ndserve::engine::npz;
+use ndserve::engine::{Tensor, npz};
 use serde_json::Value;
 
 use crate::fixture::{Folder, models};
@@ -49,6 +49,30 @@ fn evaluate_tells_measures_intervals_slices_and_a_comparison() {
     assert_eq!(json["intervals"]["accuracy"]["low"].as_f64(), Some(1.0));
     folder.run(&[&base[..], &["--slice", "nope"]].concat()).fails(1, &["there is no column `nope`"]);
     folder.run(&[&base[..], &["--confidence", "2"]].concat()).fails(1, &["--confidence 2 is not between 0 and 1"]);
+}
+
+/// Of a model without labels, too, rows need not be of every class.
+#[test]
+fn rows_of_some_of_a_models_classes_are_evaluated() {
+    let folder = Folder::new();
+    let from = models().join("digits");
+    fs::create_dir_all(folder.path("digits/1")).unwrap();
+    fs::copy(from.join("1/model.onnx"), folder.path("digits/1/model.onnx")).unwrap();
+    let held = npz::read(fs::File::open(from.join("held-out.npz")).unwrap(), 1 << 24).unwrap();
+    let known = held["label"].slice::<i64>().unwrap();
+    let rows: Vec<usize> = (0..known.len()).filter(|&row| [3, 8].contains(&known[row])).collect();
+    let images: Vec<f32> = rows.iter().flat_map(|&row| &held["image"].slice::<f32>().unwrap()[row * 64..][..64]).copied().collect();
+    let images = Tensor::new(&[rows.len(), 1, 8, 8], images).unwrap();
+    let labels = Tensor::vector(rows.iter().map(|&row| known[row]).collect::<Vec<_>>());
+    folder.write("some.npz", npz::write(&[("image", &images), ("label", &labels)]).unwrap());
+    let out = folder.run(&["evaluate", "digits", "some.npz", "--target", "label", "--json", "--bootstrap", "10"]).ok().out;
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert!(found["accuracy"].as_f64().unwrap() > 0.95, "{out}");
+    assert_eq!(found["confusion"].as_array().unwrap().len(), 10);
+    assert_eq!(
+        found["confusion"][3].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>(),
+        rows.iter().filter(|&&row| known[row] == 3).count() as u64
+    );
 }
 
 #[test]
@@ -176,6 +200,23 @@ fn a_deploy_that_failed_leaves_no_empty_folders() {
     fs::create_dir(&repository).unwrap();
     deploy();
     assert_eq!(fs::read_dir(&repository).unwrap().count(), 0);
+}
+
+#[test]
+fn a_deploy_removes_what_one_that_was_killed_long_ago_left() {
+    let folder = Folder::new();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(24 * 3600);
+    for (name, old) in [(".two-features.17", true), (".two-features.18", false), (".two-features.x", true), (".other.17", true)] {
+        folder.write(&format!("served/{name}/1/model.onnx"), "half");
+        if old {
+            fs::File::open(folder.path(&format!("served/{name}"))).unwrap().set_modified(long_ago).unwrap();
+        }
+    }
+    folder.run(&["deploy", &model("two-features"), "--to", "served"]).ok();
+    let mut left: Vec<String> =
+        fs::read_dir(folder.path("served")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [".other.17", ".two-features.18", ".two-features.x", "two-features"]);
 }
 
 /// Of the repository's own `two-features` one that has learnt the opposite, and one that was trained for as long.

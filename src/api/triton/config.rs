@@ -24,7 +24,7 @@ use super::super::{Shared, describe};
 use super::{TAG, json};
 use crate::engine::{DType, Port, Signature};
 use crate::error::Error;
-use crate::serve::{ModelSettings, Pipeline, Servable, Step, Versions};
+use crate::serve::{Joining, ModelSettings, Pipeline, Servable, Step, Versions};
 
 pub(super) fn routes() -> Routes {
     let doc = || Doc::new("The model's signature and settings in the words of Triton's configuration.").json::<ModelConfig>();
@@ -60,7 +60,7 @@ fn configuration(handle: &Servable) -> ModelConfig {
         count: i32::try_from(settings.instances).unwrap_or(i32::MAX),
         kind: Kind::Cpu.into(),
     };
-    let batched = signature.batchable && settings.batching;
+    let batched = signature.batchable && handle.joining() != Joining::No;
     // A pipeline has no queue of its own: its steps have.
     let scheduling = match handle.pipeline() {
         Some(pipeline) => Some(SchedulingChoice::EnsembleScheduling(ensemble(pipeline))),

@@ -118,6 +118,11 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Optio
             banner.example(&repository, &settings);
             // From here on this thread mostly waits.
             release_memory();
+            let settling = Arc::clone(&repository);
+            tokio::task::spawn_blocking(move || {
+                settling.settle();
+                release_memory();
+            });
             if let Some(watch) = watch {
                 repository.watch(watch, settings.watch.0)?;
             }
@@ -141,7 +146,7 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Optio
 /// Loads every model; shows how far it is on a terminal.
 fn load(repository: &Repository) {
     let bar = progress::bar("loading", 0);
-    repository.load(|name, status, done, total| {
+    repository.load_models(|name, status, done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         bar.set_message(format!("{name} {}", status.version));

@@ -9,6 +9,30 @@ pub fn purge_with_threads() {
     unsafe { libmimalloc_sys::mi_option_set(ABANDONED_PAGE_PURGE, 1) }
 }
 
+/// Asks the system for huge pages behind memory that was not written to yet, and is kept: to touch it costs a fault for each 2 MiB instead
+/// of each 4 KiB, and to read it fewer walks of the page tables. What is small stays as it is. The system may not do so, which only
+/// costs time.
+pub fn prefer_huge_pages(memory: &mut [f32]) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::mm::{Advice, madvise};
+        const PAGE: usize = 2 << 20;
+        const WORTH_BYTES: usize = 1 << 20;
+        let bytes = size_of_val(memory);
+        if bytes < WORTH_BYTES {
+            return;
+        }
+        // Whole pages: what lies around it is mostly of the same kind.
+        let before = memory.as_ptr() as usize % PAGE;
+        let start = memory.as_mut_ptr().cast::<u8>().wrapping_sub(before);
+        let len = (before + bytes).next_multiple_of(PAGE);
+        // SAFETY: the advice changes neither what memory holds nor whether it may be accessed, of this slice and of what lies around it.
+        let _ = unsafe { madvise(start.cast(), len, Advice::LinuxHugepage) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
 /// Gives memory that the calling thread has freed, or that others freed for it, back to the system at once. Without it that
 /// happens when the thread allocates again: one that waits for its next task keeps what the last one left.
 pub fn release_memory() {

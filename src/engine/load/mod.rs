@@ -5,6 +5,7 @@ mod described;
 mod hugging_face;
 mod layers;
 mod onnx;
+mod passed;
 pub(crate) mod proto;
 mod safetensors;
 mod tensor_proto;
@@ -15,11 +16,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::elements::WeightFile;
 use super::error::LoadError;
 use super::graph::Graph;
 use super::model::LoadOptions;
 use super::signature::Signature;
+use super::tensor::Tensor;
+use super::threads::Threads;
 
 pub(crate) use onnx::{parse as parse_onnx, writer::write as write_onnx};
 pub(crate) use tensor_proto::{decode_tensor, encode_tensor};
@@ -31,6 +36,19 @@ pub struct Loaded {
     pub graph: Graph,
     /// Everything else.
     pub metadata: Metadata,
+}
+
+impl Loaded {
+    /// The files in which weights of the graph still lie, each once.
+    pub(super) fn files(&self) -> Vec<Arc<WeightFile>> {
+        let mut files: Vec<Arc<WeightFile>> = Vec::new();
+        for file in self.graph.constants.values().filter_map(Tensor::file) {
+            if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
+                files.push(Arc::clone(file));
+            }
+        }
+        files
+    }
 }
 
 /// What a model file says about itself.
@@ -122,6 +140,19 @@ pub fn describe(path: &Path) -> Option<(Metadata, Signature)> {
 /// # Errors
 /// As [`Model::load`](super::model::Model::load).
 pub fn open(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let loaded = open_unread(path, options)?;
+    finish(&loaded.files(), &options.threads)?;
+    Ok(loaded)
+}
+
+/// Reads what is left of the weights in `files` and still in use.
+pub(super) fn finish(files: &[Arc<WeightFile>], threads: &Threads) -> Result<(), LoadError> {
+    let io = |file: &WeightFile, source| LoadError::Io { path: file.path().to_owned(), source };
+    files.iter().try_for_each(|file| file.finish(threads).map_err(|error| io(file, error)))
+}
+
+/// As [`open`]; the weights may still lie in the file, of which [`finish`] reads what is left of them.
+pub(super) fn open_unread(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let Some(format) = format(path) else {
         let known = FORMATS.iter().map(|format| format!(".{}", format.extension)).collect::<Vec<_>>().join(", ");
         return Err(LoadError::format(format!("unknown kind of model file; known are {known}")));

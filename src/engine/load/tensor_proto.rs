@@ -9,6 +9,7 @@ use std::path::{Component, Path};
 use half::{bf16, f16};
 use num_complex::Complex;
 
+use super::passed::Passed;
 use super::proto::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use crate::engine::dtype::{DType, with_narrow};
 use crate::engine::narrow::Narrow as _;
@@ -29,9 +30,26 @@ pub(crate) fn decode_tensor(proto: &TensorProto, limit: usize) -> Result<Tensor,
 /// The tensor that `proto` describes.
 ///
 /// # Errors
-/// A message that names the tensor: unknown type, dimensions that do not fit the data, or external data that is missing,
-/// too short, or outside the folder.
+/// A message that names the tensor: unknown type, dimensions that do not fit the data, data that cannot be read, or external data that is
+/// missing, too short, or outside the folder.
 pub(crate) fn decode_with(proto: &TensorProto, external: &External<'_>) -> Result<Tensor, String> {
+    decode(proto, external, Reading::Now)
+}
+
+/// As [`decode_with`] for a weight of a graph, whose elements may stay in the file until somebody looks at them: whoever has the graph calls
+/// [`WeightFile::finish`].
+pub(crate) fn decode_weight(proto: &TensorProto, external: &External<'_>) -> Result<Tensor, String> {
+    decode(proto, external, Reading::Later)
+}
+
+/// When elements are read that were passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Now,
+    Later,
+}
+
+fn decode(proto: &TensorProto, external: &External<'_>, reading: Reading) -> Result<Tensor, String> {
     let name = proto.name();
     let dtype = element_type(proto)?;
     if proto.segment.is_some() {
@@ -41,10 +59,20 @@ pub(crate) fn decode_with(proto: &TensorProto, external: &External<'_>) -> Resul
     if proto.data_location() == DataLocation::External {
         return external.tensor(proto, dtype, &shape, len);
     }
-    match &proto.raw_data {
-        Some(raw) if dtype != DType::String && !raw.is_empty() => from_raw(name, dtype, &shape, len, raw),
-        _ => from_typed(proto, dtype, &shape, len),
+    let raw = match &proto.raw_data {
+        Some(raw) if dtype != DType::String && !raw.is_empty() => raw,
+        _ => return from_typed(proto, dtype, &shape, len),
+    };
+    let Some((file, (offset, bytes))) = external.passed.as_ref().and_then(|passed| Some((passed.file(), passed.range(raw)?))) else {
+        return from_raw(name, dtype, &shape, len, raw);
+    };
+    check_bytes(name, dtype, &shape, bytes)?;
+    if dtype == DType::F32 && reading == Reading::Later {
+        return Tensor::in_file(file, offset, &shape).ok_or_else(|| wrong_count(name, &shape, len, len));
     }
+    let mut raw = vec![0; bytes];
+    file.read_now(&mut raw, offset).map_err(|error| format!("tensor `{name}`: the file cannot be read: {error}"))?;
+    from_raw(name, dtype, &shape, len, &raw)
 }
 
 /// The dense tensor of a sparse one: `values` at `indices` (linear, or one row of coordinates each), zero elsewhere.
@@ -150,6 +178,14 @@ fn wrong_count(name: &str, shape: &[usize], len: usize, found: usize) -> String 
     format!("tensor `{name}` of shape {shape:?} needs {len} elements and has {found}")
 }
 
+/// Whether elements of `shape` take `bytes` in a file.
+fn check_bytes(name: &str, dtype: DType, shape: &[usize], bytes: usize) -> Result<(), String> {
+    match packed_bytes(dtype, shape.iter().product()) {
+        needed if needed == bytes => Ok(()),
+        needed => Err(format!("tensor `{name}` of shape {shape:?} needs {needed} bytes and has {bytes}")),
+    }
+}
+
 fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -> Result<Tensor, String> {
     fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit + crate::engine::dtype::Element>(
         shape: &[usize],
@@ -157,10 +193,7 @@ fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -
     ) -> Option<Tensor> {
         Tensor::new(shape, bytemuck::pod_collect_to_vec::<u8, T>(raw))
     }
-    let needed = packed_bytes(dtype, len);
-    if raw.len() != needed {
-        return Err(format!("tensor `{name}` of shape {shape:?} needs {needed} bytes and has {}", raw.len()));
-    }
+    check_bytes(name, dtype, shape, raw.len())?;
     if let Some(tensor) = unpack(dtype, shape, raw) {
         return Ok(tensor);
     }
@@ -229,6 +262,8 @@ pub(crate) struct External<'a> {
     /// Bytes of zeros that sparse tensors may still stand for.
     zeros: Cell<usize>,
     files: RefCell<HashMap<String, Opened>>,
+    /// What was passed over of the model file itself.
+    passed: Option<Passed>,
 }
 
 /// A file with weights.
@@ -245,7 +280,12 @@ struct Opened {
 impl<'a> External<'a> {
     /// External data lies in `folder` or below, if there may be any; a tensor takes at most `limit` bytes.
     pub(crate) fn new(folder: Option<&'a Path>, limit: usize) -> Self {
-        Self { folder, limit, zeros: Cell::new(limit / 8), files: RefCell::default() }
+        Self { folder, limit, zeros: Cell::new(limit / 8), files: RefCell::default(), passed: None }
+    }
+
+    /// The same for a file of which large tensors were passed over.
+    pub(crate) fn with_passed(self, passed: Passed) -> Self {
+        Self { passed: Some(passed), ..self }
     }
 
     fn spend_zeros(&self, bytes: usize) -> Result<(), ()> {

@@ -23,10 +23,16 @@ mod reduce_precision;
 pub(crate) mod testing;
 mod why;
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::elements::Spare;
 use super::graph::{Graph, Invalid, ValueId};
 use super::kernels::isa::Isa;
 use super::model::LoadOptions;
 use super::tensor::Tensor;
+use super::threads::Threads;
 
 pub(crate) use why::run as run_and_tell;
 pub use why::{Left, PassReport};
@@ -81,23 +87,32 @@ pub(crate) fn run(graph: &mut Graph, options: &LoadOptions) -> Result<(), (&'sta
     Ok(())
 }
 
-/// Lets every operator build its constant operands in, and drops each constant as soon as nobody reads it any more, so that
-/// no weight lies in memory twice for long.
-pub(crate) fn prepack(graph: &mut Graph, isa: Isa) {
-    let mut uses = graph.uses();
+/// Lets every operator build its constant operands in, several at once where there are threads for it, and drops each constant as soon as
+/// nobody reads it any more, so that no weight lies in memory twice for long.
+pub(crate) fn prepack(graph: &mut Graph, isa: Isa, threads: &Threads) {
+    let uses: Vec<AtomicU32> = graph.uses().into_iter().map(AtomicU32::new).collect();
     let Graph { nodes, constants, .. } = graph;
-    for node in nodes {
-        let operands: Vec<Option<&Tensor>> = node.inputs.iter().map(|id| id.and_then(|id| constants.get(&id))).collect();
-        let Some(packed) = node.op.prepack(&operands, isa) else { continue };
+    let shared: BTreeMap<ValueId, Mutex<Option<Tensor>>> =
+        std::mem::take(constants).into_iter().map(|(id, tensor)| (id, Mutex::new(Some(tensor)))).collect();
+    let slot = |id: ValueId| shared.get(&id).map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner));
+    let spare = Spare::default();
+    threads.for_each(nodes.iter_mut(), |node| {
+        let operand = |id: ValueId| slot(id)?.as_ref().map(|tensor| tensor.briefly(&spare));
+        let operands: Vec<Option<Tensor>> = node.inputs.iter().map(|id| id.and_then(operand)).collect();
+        let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
+        let Some(packed) = node.op.prepack(&operands, isa) else { return };
         node.op = packed.op.into();
         for input in packed.consumed {
             let Some(id) = node.inputs[input].take() else { continue };
-            uses[id.index()] -= 1;
-            if uses[id.index()] == 0 {
-                constants.remove(&id);
+            if uses[id.index()].fetch_sub(1, Ordering::Relaxed) == 1
+                && let Some(mut slot) = slot(id)
+            {
+                *slot = None;
             }
         }
-    }
+    });
+    let left = shared.into_iter().filter_map(|(id, slot)| Some((id, slot.into_inner().unwrap_or_else(PoisonError::into_inner)?)));
+    constants.extend(left);
     dead_code::drop_unread_constants(graph);
 }
 

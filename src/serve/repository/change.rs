@@ -253,10 +253,10 @@ impl Repository {
 
     fn load_one(&self, name: &str, version: &str, found: &Found, pace: Pace) -> Result<Servable, String> {
         let prepared = match pace {
-            Pace::Startup => self.prepare((name, version), found, Arc::clone(&self.options.threads), None),
+            Pace::Startup => self.prepare((name, version), found, Arc::clone(&self.options.threads), (None, true)),
             Pace::Background => self.loaders().and_then(|threads| {
                 let (own, before) = (Arc::clone(&threads), self.serving(name, version));
-                threads.run(|| self.prepare((name, version), found, own, before.as_deref()))
+                threads.run(|| self.prepare((name, version), found, own, (before.as_deref(), false)))
             }),
         };
         // The workers inherit this thread's priority, not that of the one that loaded.
@@ -301,14 +301,15 @@ impl Repository {
         (name, version): (&str, &str),
         found: &Found,
         threads: Arc<Threads>,
-        before: Option<&Handle>,
+        (before, hurry): (Option<&Handle>, bool),
     ) -> Result<Parts, String> {
         let Found { source, settings, scratch, .. } = found;
         let golden = source.golden();
         let load = || {
             let file = source.file(version, settings)?;
             let golden = golden.as_deref().map(Path::new);
-            let task = Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before };
+            let task =
+                Task { name, version, file: &file, golden, settings: settings.clone(), options: &self.options, threads, before, hurry };
             let parts = prepare(task)?;
             parts.derived.hold(scratch.clone());
             Ok(parts)

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use super::Servable;
 use super::compute::Compute;
 use super::handle::Handle;
+use super::loading::settle;
 use super::settings::{Defaults, ModelSettings};
 use super::shadow::{Shadow, ShadowSnapshot, ShadowStats};
 use crate::engine::{LoadOptions, Threads, release_memory};
@@ -269,9 +270,24 @@ impl Repository {
         self.options.threads.on_each_later(release_memory);
     }
 
+    /// [`Repository::load_models`] and [`Repository::settle`].
+    pub fn load(&self, progress: impl Fn(&str, &VersionStatus, usize, usize) + Sync) {
+        self.load_models(progress);
+        self.settle();
+    }
+
+    /// Finds out what loading left of models that take long: whether their requests may share passes, and how time grows with rows. They
+    /// serve meanwhile.
+    pub fn settle(&self) {
+        for handle in self.ready().into_iter().take_while(|_| !self.is_draining()) {
+            settle(&handle, &self.options.threads);
+        }
+        self.release_memory();
+    }
+
     /// Loads every version that was found, on as many threads as the engine may use. `progress` is told each version as it
     /// ends, with how many are done and how many there are.
-    pub fn load(&self, progress: impl Fn(&str, &VersionStatus, usize, usize) + Sync) {
+    pub fn load_models(&self, progress: impl Fn(&str, &VersionStatus, usize, usize) + Sync) {
         let (jobs, total): (Vec<String>, usize) = {
             let entries = self.read();
             let loading = |entry: &Entry| entry.versions.iter().filter(|version| matches!(version.state, State::Loading)).count();

@@ -8,6 +8,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::tile::{self, Shape};
+use crate::engine::kernels::allocator::prefer_huge_pages;
 use crate::engine::kernels::isa::Isa;
 
 /// A constant right-hand matrix `b[k, n]`, packed once at load into column panels for one instruction set.
@@ -27,9 +28,24 @@ impl PackedB {
     pub fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> PackedB {
         isa.require();
         assert_eq!(b.len(), k * n, "length of b against k * n");
-        let mut panels = Vec::new();
+        let mut panels = fresh(tile::shape(isa), (k, n));
         let ldb = if transposed { k } else { n };
         let start = pack_b(tile::shape(isa), b, ldb, (k, n), transposed, &mut panels);
+        PackedB { isa, k, n, panels, start }
+    }
+
+    /// Packs the weights of a convolution, `[n, channels, taps]`, as the matrix `[taps * channels, n]`. Panics unless the length fits and
+    /// the instruction set is available.
+    pub fn pack_taps(isa: Isa, weights: &[f32], n: usize, (channels, taps): (usize, usize)) -> PackedB {
+        isa.require();
+        let k = channels * taps;
+        assert_eq!(weights.len(), k * n, "length of the weights");
+        let shape = tile::shape(isa);
+        let mut panels = fresh(shape, (k, n));
+        let start = panels_start(&panels);
+        for (column, panel) in panels_of(shape, &mut panels[start..], (k, n)) {
+            turn(panel, |j| &weights[(column + j) * k..][..k], taps);
+        }
         PackedB { isa, k, n, panels, start }
     }
 
@@ -103,33 +119,81 @@ pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
 /// Packs `b`, whose rows are `ldb` apart, into `panels`, replacing what it held, and returns where in it the panels begin; columns
 /// beyond `n` are zero and never stored by a tile.
 pub(crate) fn pack_b(shape: Shape, b: &[f32], ldb: usize, (k, n): (usize, usize), transposed: bool, panels: &mut Vec<f32>) -> usize {
-    panels.clear();
-    let full = n / shape.width * shape.width;
-    let last = if full < n { panel_width(shape, n - full) } else { 0 };
-    panels.resize((full + last) * k + LINE, 0.0);
-    let start = panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-    if k == 0 {
-        return start;
-    }
-    let panels_from = &mut panels[start..];
-    for column in (0..n).step_by(shape.width) {
-        let width = panel_width(shape, n - column);
-        let columns = width.min(n - column);
-        let panel = &mut panels_from[column * k..][..width * k];
+    // What it held is written over, but for the columns beyond `n`.
+    panels.resize(packed_len(shape, (k, n)), 0.0);
+    let start = panels_start(panels);
+    for (column, panel) in panels_of(shape, &mut panels[start..], (k, n)) {
+        if panel.columns < panel.width {
+            panel.values.fill(0.0);
+        }
         if transposed {
-            for j in 0..columns {
-                let source = &b[(column + j) * ldb..][..k];
-                for (row, value) in panel.chunks_exact_mut(width).zip(source) {
-                    row[j] = *value;
-                }
-            }
+            turn(panel, |j| &b[(column + j) * ldb..][..k], 1);
         } else {
-            for (row, source) in panel.chunks_exact_mut(width).zip(b.chunks(ldb)) {
-                copy(&source[column..column + columns], row);
+            for (row, source) in panel.values.chunks_exact_mut(panel.width).zip(b.chunks(ldb)) {
+                copy(&source[column..column + panel.columns], row);
             }
         }
     }
     start
+}
+
+/// Elements of packed panels, with what it may take to begin at a line of the cache.
+fn packed_len(shape: Shape, (k, n): (usize, usize)) -> usize {
+    let full = n / shape.width * shape.width;
+    let last = if full < n { panel_width(shape, n - full) } else { 0 };
+    (full + last) * k + LINE
+}
+
+/// Zeros for constant panels.
+fn fresh(shape: Shape, size: (usize, usize)) -> Vec<f32> {
+    let mut panels = vec![0.0; packed_len(shape, size)];
+    prefer_huge_pages(&mut panels);
+    panels
+}
+
+/// Where panels begin.
+fn panels_start(panels: &[f32]) -> usize {
+    panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
+}
+
+/// A column panel that is to be filled: `[k][width]`.
+#[derive(Debug)]
+struct ColumnPanel<'a> {
+    values: &'a mut [f32],
+    width: usize,
+    /// Columns that there are; the others stay zero.
+    columns: usize,
+}
+
+/// The column panels of a matrix `[k, n]`, each with its first column.
+fn panels_of(shape: Shape, panels: &mut [f32], (k, n): (usize, usize)) -> impl Iterator<Item = (usize, ColumnPanel<'_>)> {
+    let mut rest = panels;
+    (0..n).step_by(shape.width).map(move |column| {
+        let width = panel_width(shape, n - column);
+        let (values, behind) = std::mem::take(&mut rest).split_at_mut(width * k);
+        rest = behind;
+        (column, ColumnPanel { values, width, columns: width.min(n - column) })
+    })
+}
+
+/// Fills a panel whose columns lie as rows, `[channels, taps]`, of which the panel is to have `[taps, channels]`. Some channels of all columns
+/// at a time: what is written to stays in the first-level cache until its lines are whole.
+fn turn<'b>(panel: ColumnPanel<'_>, column: impl Fn(usize) -> &'b [f32], taps: usize) {
+    const CHANNELS: usize = 16;
+    let ColumnPanel { values, width, columns } = panel;
+    let channels = values.len() / width / taps.max(1);
+    for first in (0..channels).step_by(CHANNELS) {
+        let count = CHANNELS.min(channels - first);
+        for j in 0..columns {
+            let source = &column(j)[first * taps..(first + count) * taps];
+            for tap in 0..taps {
+                let rows = &mut values[(tap * channels + first) * width..][..count * width];
+                for (row, value) in rows.chunks_exact_mut(width).zip(source[tap..].iter().step_by(taps)) {
+                    row[j] = *value;
+                }
+            }
+        }
+    }
 }
 
 /// Copies a row of a panel; one of whole lines without a call.

@@ -17,7 +17,7 @@ use crate::engine::graph::{Dim, Graph, Node, ValueId};
 use crate::engine::load::proto::{
     AttributeProto, FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, attribute_proto::AttributeType,
 };
-use crate::engine::load::tensor_proto::{External, decode_sparse, decode_with};
+use crate::engine::load::tensor_proto::{External, decode_sparse, decode_weight, decode_with};
 use crate::engine::model::LoadOptions;
 use crate::engine::ops;
 use crate::engine::subgraph::Subgraph;
@@ -89,10 +89,19 @@ impl<'s, 'm> Importer<'s, 'm> {
         self.value(name).ok_or_else(|| LoadError::format(format!("{what} has no name")))
     }
 
-    pub(super) fn add_initializers<P: Borrow<TensorProto>>(&mut self, protos: impl IntoIterator<Item = P>) -> Result<(), LoadError> {
+    /// The initialisers of the model's graph, of which the large ones stay in the file for now.
+    pub(super) fn add_weights(&mut self, protos: Vec<TensorProto>) -> Result<(), LoadError> {
+        self.add_initializers(protos, decode_weight)
+    }
+
+    fn add_initializers<P: Borrow<TensorProto>>(
+        &mut self,
+        protos: impl IntoIterator<Item = P>,
+        decode: fn(&TensorProto, &External<'_>) -> Result<Tensor, String>,
+    ) -> Result<(), LoadError> {
         for proto in protos {
             let proto = proto.borrow();
-            let tensor = decode_with(proto, &self.shared.external).map_err(LoadError::Format)?;
+            let tensor = decode(proto, &self.shared.external).map_err(LoadError::Format)?;
             self.add_constant(proto.name(), tensor)?;
         }
         Ok(())
@@ -299,7 +308,7 @@ impl<'s, 'm> Importer<'s, 'm> {
     fn body(&mut self, proto: &GraphProto, node: &str, inputs: &mut Vec<Option<ValueId>>) -> Result<Subgraph, LoadError> {
         let scope = Scope { names: HashMap::new(), prefix: format!("{node}/"), ..self.scope.clone() };
         let mut importer = Importer { shared: self.shared, graph: Graph::default(), scope };
-        importer.add_initializers(&proto.initializer)?;
+        importer.add_initializers(&proto.initializer, decode_with)?;
         importer.add_sparse_initializers(&proto.sparse_initializer)?;
         for info in &proto.input {
             if let Some(id) = importer.add_input(info)? {

@@ -19,6 +19,7 @@ use std::path::Path;
 use bytes::Buf;
 use prost::Message;
 
+use super::passed::Passed;
 use super::proto::{ModelProto, OperatorSetIdProto, ValueInfoProto};
 use super::tensor_proto::External;
 use super::{Loaded, Metadata};
@@ -28,20 +29,17 @@ use crate::engine::ops::LATEST_OPSET;
 use crate::engine::signature::{Port, Signature};
 use importer::{Importer, Shared};
 
-/// The message in the file at `path`.
-fn message(path: &Path) -> Result<Result<ModelProto, prost::DecodeError>, LoadError> {
+/// The message in the file at `path`, with what was passed over of it.
+fn message(path: &Path) -> Result<(Result<ModelProto, prost::DecodeError>, Passed), LoadError> {
     let io = |source| LoadError::Io { path: path.display().to_string(), source };
     let mut file = stream::FileBuf::open(path).map_err(io)?;
     let model = ModelProto::decode(&mut file);
-    match file.error() {
-        Some(error) => Err(io(error)),
-        None => Ok(model),
-    }
+    Ok((model, file.end().map_err(io)?))
 }
 
 /// What the file at `path` says of itself.
 pub(super) fn describe(path: &Path) -> Option<(Metadata, Signature)> {
-    let model = message(path).ok()?.ok()?;
+    let model = message(path).ok()?.0.ok()?;
     let graph = model.graph.as_ref()?;
     let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
     let port = |info: &ValueInfoProto| {
@@ -57,25 +55,25 @@ pub(super) fn describe(path: &Path) -> Option<(Metadata, Signature)> {
 
 /// Reads the file at `path`; external data must lie in its folder.
 pub(super) fn read(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let model = message(path)?;
+    let (model, passed) = message(path)?;
     let folder = path.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
-    import(model, folder, options)
+    import(model, External::new(folder, options.memory_limit).with_passed(passed), options)
 }
 
 /// Reads a serialised `ModelProto` without external data.
 pub(crate) fn parse(bytes: impl Buf, options: &LoadOptions) -> Result<Loaded, LoadError> {
-    import(ModelProto::decode(bytes), None, options)
+    import(ModelProto::decode(bytes), External::new(None, options.memory_limit), options)
 }
 
-fn import(model: Result<ModelProto, prost::DecodeError>, folder: Option<&Path>, options: &LoadOptions) -> Result<Loaded, LoadError> {
+fn import(model: Result<ModelProto, prost::DecodeError>, external: External<'_>, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let mut model = model.map_err(|e| LoadError::format(format!("not an ONNX model: {e}")))?;
     let Some(mut graph) = model.graph.take() else { return Err(LoadError::format("not an ONNX model: it has no graph")) };
     let metadata = metadata(&model, graph.name());
     let opsets = opsets(&model.opset_import)?;
-    let shared = Shared::new(&model.functions, External::new(folder, options.memory_limit), options);
+    let shared = Shared::new(&model.functions, external, options);
     let mut importer = Importer::root(&shared, opsets);
-    // Each weight leaves the file's message before the next is converted.
-    importer.add_initializers(std::mem::take(&mut graph.initializer))?;
+    // Each weight leaves the message before the next is converted.
+    importer.add_weights(std::mem::take(&mut graph.initializer))?;
     importer.add_sparse_initializers(&graph.sparse_initializer)?;
     importer.add_inputs(&graph.input, overridable(&model))?;
     importer.declare(&graph.value_info);

@@ -70,18 +70,7 @@ impl PackedConvLast {
             Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, dilated)))
         } else {
             let k = c_in_per_group * taps;
-            let mut ordered = vec![0.0; rows * k];
-            let group = |index: usize| {
-                let rows_of_group = weights[index * rows * k..][..rows * k].chunks_exact(k.max(1));
-                for (row, to) in rows_of_group.zip(ordered.chunks_exact_mut(k.max(1))) {
-                    for (channel, weights) in row.chunks_exact(taps).enumerate() {
-                        for (tap, weight) in weights.iter().enumerate() {
-                            to[tap * c_in_per_group + channel] = *weight;
-                        }
-                    }
-                }
-                PackedB::pack(isa, &ordered, k, rows, true)
-            };
+            let group = |index: usize| PackedB::pack_taps(isa, &weights[index * rows * k..][..rows * k], rows, (c_in_per_group, taps));
             Weights::Groups((0..groups).map(group).collect())
         };
         PackedConvLast { isa, c_out, c_in_per_group, kernel, groups, weights }
