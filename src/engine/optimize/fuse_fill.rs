@@ -67,7 +67,7 @@ mod tests {
         {
             let graph = filled(fill, &[-1, 3]);
             assert!(!after(&graph, PASS).contains("IsNaN"), "{}", after(&graph, PASS));
-            agrees(&graph, &[x.clone()]);
+            agrees(&graph, std::slice::from_ref(&x));
         }
     }
 
