@@ -150,9 +150,7 @@ fn if_slow(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -
     let rows = signature.rows(inputs).unwrap_or(1);
     let row = if signature.batchable { one_row(inputs, 0) } else { inputs.to_vec() };
     let rows_max = rows_max(session, settings);
-    let start = Instant::now();
-    run(session, &row, 1)?;
-    let time = start.elapsed();
+    let time = least_time(session, &row, 1, Instant::now())?;
     // All rows together, and each alone.
     if time * u32::try_from(2 * rows).unwrap_or(u32::MAX) < NOTICED {
         return Ok(None);
