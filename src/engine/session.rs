@@ -9,6 +9,7 @@ use super::error::RunError;
 use super::execute::{Given, Limits, Memory, RunInputs, execute};
 use super::model::Model;
 use super::op::Shape;
+use super::program::Program;
 use super::signature::{Mismatch, Port};
 use super::tensor::{Buffer, Tensor, Value};
 use super::threads::Threads;
@@ -72,15 +73,10 @@ impl Session {
     /// # Errors
     /// If the inputs do not fit the signature or each other, or an operator finds a value out of range.
     pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Value>, RunError> {
-        let mut clock = Clock::start(&mut self.time);
+        let clock = Clock::start(&mut self.time);
         self.model.signature().check(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|tensor| Given::View(tensor.view())).collect();
-        let limits = limits(&self.model, &self.threads, clock.input());
-        let run = execute(self.model.program(), RunInputs::Given(&given), &mut self.memory, &limits, self.profile.as_mut())?;
-        clock.infer();
-        let outputs = run.outputs(&self.memory);
-        clock.output();
-        Ok(outputs)
+        values((&self.model, self.model.program()), &given, &mut self.memory, &self.threads, (clock, self.profile.as_mut()))
     }
 
     /// Runs the model on one view per input and lets `f` look at its outputs, in order, where they lie: nothing is copied, and from
@@ -109,15 +105,10 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_values(&mut self, inputs: &[Value]) -> Result<Vec<Value>, RunError> {
-        let mut clock = Clock::start(&mut self.time);
+        let clock = Clock::start(&mut self.time);
         self.model.signature().check_values(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(Given::from).collect();
-        let limits = limits(&self.model, &self.threads, clock.input());
-        let run = execute(self.model.program(), RunInputs::Given(&given), &mut self.memory, &limits, self.profile.as_mut())?;
-        clock.infer();
-        let outputs = run.outputs(&self.memory);
-        clock.output();
-        Ok(outputs)
+        values((&self.model, self.model.program()), &given, &mut self.memory, &self.threads, (clock, self.profile.as_mut()))
     }
 
     /// [`Session::run_values`] with tensors in the place of optional inputs, by their positions in the signature. The first such
@@ -129,7 +120,7 @@ impl Session {
         let signature = self.model.signature();
         signature.check_overrides(overrides)?;
         let (Some(open), false) = (self.model.overrides(), overrides.is_empty()) else { return self.run_values(inputs) };
-        let mut clock = Clock::start(&mut self.time);
+        let clock = Clock::start(&mut self.time);
         signature.check_values(inputs)?;
         let open = open.open().map_err(RunError::Overrides)?;
         let mut given: Vec<Given<'_>> = inputs.iter().map(Given::from).collect();
@@ -137,12 +128,7 @@ impl Session {
         for (position, tensor) in overrides {
             given[inputs.len() + position] = Given::View(tensor.view());
         }
-        let limits = limits(&self.model, &self.threads, clock.input());
-        let run = execute(&open.program, RunInputs::Given(&given), &mut self.overriding, &limits, None)?;
-        clock.infer();
-        let outputs = run.outputs(&self.overriding);
-        clock.output();
-        Ok(outputs)
+        values((&self.model, &open.program), &given, &mut self.overriding, &self.threads, (clock, None))
     }
 
     /// Runs the rows of several requests together and takes the outputs apart again: `result[r]` is what [`Session::run`]
@@ -246,6 +232,22 @@ impl<'a> Clock<'a> {
     fn output(&mut self) {
         self.time.output = self.lap();
     }
+}
+
+/// Runs a program of the model on what is given, which `clock` has timed until now, and returns copies of its outputs.
+fn values(
+    (model, program): (&Model, &Program),
+    given: &[Given<'_>],
+    memory: &mut Memory,
+    threads: &Threads,
+    (mut clock, profile): (Clock<'_>, Option<&mut Vec<Duration>>),
+) -> Result<Vec<Value>, RunError> {
+    let limits = limits(model, threads, clock.input());
+    let run = execute(program, RunInputs::Given(given), memory, &limits, profile)?;
+    clock.infer();
+    let outputs = run.outputs(memory);
+    clock.output();
+    Ok(outputs)
 }
 
 /// Copies the rows of all requests behind each other into the input storage.
