@@ -67,16 +67,12 @@ where
             request.extensions_mut().insert(Deadline(deadline));
         }
         Box::pin(async move {
-            // What is too late to begin with is not begun: it could end at its first poll, before the timer is looked at.
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Ok(failed(late()));
-            }
             let answer = service.call(request);
             let answer = match deadline {
                 None => answer.await,
-                Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+                Some(deadline) => match within(deadline, answer).await {
                     Ok(answer) => answer,
-                    Err(_) => return Ok(failed(late())),
+                    Err(error) => return Ok(failed(error)),
                 },
             };
             let Ok(answer) = answer;
@@ -85,9 +81,17 @@ where
     }
 }
 
-/// Of a call that its client no longer waits for.
-pub(super) fn late() -> Error {
-    Error::new(Kind::DeadlineExceeded, "the call took longer than its grpc-timeout")
+/// What `work` gives, if it does by `deadline`.
+///
+/// # Errors
+/// `DeadlineExceeded` if not.
+pub(super) async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, Error> {
+    let late = || Error::new(Kind::DeadlineExceeded, "the call took longer than its grpc-timeout");
+    // What is too late to begin with is not begun: it could end at its first poll, before the timer is looked at.
+    if deadline <= Instant::now() {
+        return Err(late());
+    }
+    tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| late())
 }
 
 /// What `grpc-timeout` says: at most eight digits and a unit.

@@ -20,7 +20,7 @@ use prost::Message as _;
 use super::super::infer::off_thread;
 use super::super::layers::Measured;
 use super::super::{Limits, Shared, body};
-use super::call::{late, timeout};
+use super::call::{timeout, within};
 use super::infer::infer;
 use super::proto::inference::{ModelInferRequest, ModelInferResponse};
 use super::status::failed;
@@ -42,17 +42,9 @@ pub(in super::super) async fn answer<B>(shared: &Shared, head: &Parts, body: B) 
 where
     B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
-    let outcome = match timeout(&head.headers) {
+    let outcome = match timeout(&head.headers).map(|timeout| timeout.and_then(|timeout| Instant::now().checked_add(timeout))) {
         Ok(None) => call(shared, body, None).await,
-        Ok(Some(timeout)) => {
-            let deadline = Instant::now().checked_add(timeout);
-            // What is too late to begin with is not begun: it could end at its first poll, before the timer is looked at.
-            if timeout.is_zero() {
-                return (failed(late()), None);
-            }
-            let called = Box::pin(call(shared, body, deadline));
-            tokio::time::timeout(timeout, called).await.unwrap_or_else(|_| Err(late()))
-        }
+        Ok(Some(deadline)) => Box::pin(within(deadline, call(shared, body, Some(deadline)))).await.and_then(|answer| answer),
         Err(error) => Err(error),
     };
     match outcome {
