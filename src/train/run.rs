@@ -347,14 +347,14 @@ fn train(
     if controls.resume && (saved.exists() || report.trials.is_none()) {
         checkpoint::load(&saved, &hash, &mut trainer.state)?;
         (controls.say)(&format!("resumed behind epoch {}", trainer.state.history.len()));
+    } else {
+        // A kill in the folds, or in the first epoch, leaves something to resume.
+        checkpoint::save(&saved, &hash, &trainer.state)?;
     }
     if let Some(count) = config.data.folds {
         let mut done = if controls.resume { search::Scores::read(&of_folds, &hash) } else { search::Scores::new(&hash) };
         let folds = Folds { count, done: &mut done, kept: Some(&of_folds), part: String::new() };
-        let Some(found) = cross_validate(config, known, &parts, folds, (output, controls))? else {
-            checkpoint::save(&saved, &hash, &trainer.state)?;
-            return Ok(Ended::Stopped);
-        };
+        let Some(found) = cross_validate(config, known, &parts, folds, (output, controls))? else { return Ok(Ended::Stopped) };
         report.folds = found;
     }
     let Some(speed) = epochs(config, &mut trainer, &hash, &saved, (report.metric, controls))? else { return Ok(Ended::Stopped) };
@@ -384,9 +384,6 @@ fn epochs(
 ) -> Result<Option<f64>> {
     let (mut rows, mut seconds) = (0, 0.0);
     // An epoch that is stopped begins anew, from the state that was before it: that is in the file.
-    if trainer.state.history.is_empty() {
-        checkpoint::save(saved, hash, &trainer.state)?;
-    }
     while !trainer.finished() {
         let stopped = controls.stop.load(std::sync::atomic::Ordering::Relaxed);
         let start = Instant::now();

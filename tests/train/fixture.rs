@@ -85,6 +85,23 @@ impl Folder {
         told.into_inner()
     }
 
+    /// Trains, and copies what lies in the folder of the model to `copy` when a line that begins with `line` is said: what is there
+    /// if the process is killed at that moment.
+    pub(crate) fn killed_at(&self, output: &str, line: &str, copy: &str) {
+        let (from, to) = (self.0.join(output), self.0.join(copy));
+        let say = |said: &str| {
+            if said.starts_with(line) {
+                fs::create_dir_all(&to).unwrap();
+                for file in fs::read_dir(&from).unwrap().map(|entry| entry.unwrap().path()) {
+                    fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+                }
+            }
+        };
+        let (stop, threads) = (AtomicBool::new(false), Arc::new(Threads::single()));
+        let controls = Controls { stop: &stop, resume: false, threads, memory_bytes: self.1, say: &say, step: &|_| {} };
+        self.controlled(output, &controls).unwrap();
+    }
+
     fn controlled(&self, output: &str, controls: &Controls<'_>) -> Result<Ended, String> {
         let (config, text) = Config::read(&self.0.join("train.toml")).map_err(|error| error.to_string())?;
         run(&config, &text, &self.0.join(output), controls).map_err(|error| error.to_string())

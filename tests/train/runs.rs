@@ -117,6 +117,18 @@ fn a_training_that_was_stopped_in_its_folds_goes_on_to_the_same_bits() {
     assert!(folder.model("whole/model") == folder.model("parts/model"), "going on gives other bits");
 }
 
+/// A kill in the folds left what they came to and no checkpoint, without which nothing was resumed.
+#[test]
+fn a_training_that_was_killed_in_its_folds_goes_on_to_the_same_bits() {
+    let folder = Folder::new().with("data.csv", table()).with("train.toml", TABLE.replace("test = 0.2", "test = 0.2\nfolds = 3"));
+    folder.killed_at("whole/model", "fold 2 ", "parts/model");
+    let kept = fs::read_to_string(folder.0.join("parts/model/folds.txt")).unwrap();
+    assert_eq!(kept.lines().count(), 2, "the hash and the first fold: {kept}");
+    let Ended::Done(report) = folder.train("parts/model", true, 0, 1).unwrap() else { panic!("it was not stopped") };
+    assert_eq!(report.folds.len(), 3);
+    assert!(folder.model("whole/model") == folder.model("parts/model"), "going on gives other bits");
+}
+
 /// Small pictures of a bright row or column.
 pub(crate) fn pictures() -> Vec<u8> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
