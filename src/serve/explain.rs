@@ -15,6 +15,8 @@ use crate::explain::{Explained, Explainer, Program, Question, Subject};
 
 /// A prediction waits for one pass of an explanation at most: about so long, if the model takes less for a row.
 const PASS: Duration = Duration::from_millis(20);
+/// How many times that of the model a pass of gradients takes: forward, and back with respect to inputs and activations.
+const GRADIENT: u32 = 3;
 
 /// What bounds an explanation.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +46,7 @@ pub async fn explain(servable: &Servable, question: Question, limits: ExplainLim
     let (wanted, most) = (explainer.evaluations(), settings.explain.max_evaluations.unwrap_or(limits.evaluations));
     if wanted > most {
         let message = format!(
-            "{} takes {wanted} evaluations, the limit is {most} (max_evaluations): fewer rows, samples or steps, or a smaller background, \
+            "{} takes {wanted} evaluations, the limit is {most} (max_evaluations): fewer rows, samples, steps or repeats, or a smaller background, \
              take less",
             explainer.method().name()
         );
@@ -53,7 +55,7 @@ pub async fn explain(servable: &Servable, question: Question, limits: ExplainLim
     let ahead = settings.instances + 1;
     while explainer.rows() > 0 {
         let derived = derived(servable, &explainer).await?;
-        let (rows, per_pass) = (explainer.rows(), explainer.rows_per_pass(rows_of_a_pass(servable)));
+        let (rows, per_pass) = (explainer.rows(), explainer.rows_per_pass(rows_of_a_pass(servable, explainer.program())));
         let mut starts = (0..rows).step_by(per_pass);
         let mut running = FuturesOrdered::new();
         loop {
@@ -68,6 +70,8 @@ pub async fn explain(servable: &Servable, question: Question, limits: ExplainLim
             }
             let Some((range, outputs)) = running.next().await else { break };
             explainer.take(range, &outputs?)?;
+            // Passes that are done already are no pause: without one, a hundred of them hold a thread that requests arrive on.
+            tokio::task::yield_now().await;
         }
         explainer.advance()?;
     }
@@ -101,15 +105,16 @@ async fn pass(servable: &Servable, derived: Option<Arc<Model>>, request: InferRe
 }
 
 /// So many rows that a pass is worth it and does not take long.
-fn rows_of_a_pass(servable: &Servable) -> usize {
+fn rows_of_a_pass(servable: &Servable, program: Program) -> usize {
     let settings = servable.settings();
     if servable.joining() != Joining::Yes {
         return 1;
     }
     let most = settings.max_batch_rows;
     let Some(curve) = servable.handle().and_then(|handle| handle.curve()) else { return most };
+    let times = if program == Program::Gradient { GRADIENT } else { 1 };
     let mut rows = curve.best_rows().clamp(1, most);
-    while rows > 1 && curve.time(rows).is_some_and(|time| time > PASS) {
+    while rows > 1 && curve.time(rows).is_some_and(|time| times * time > PASS) {
         rows /= 2;
     }
     rows
