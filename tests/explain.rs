@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ndserve::engine::{LoadOptions, Model, Session, Slice, Tensor, Threads, has_trees, npz, read_graph};
+use ndserve::engine::{Appender, Emit, LoadOptions, Model, Session, Slice, Tensor, Threads, has_trees, npz, read_graph};
 use ndserve::error::Error;
 use ndserve::explain::{Class, ExplainSettings, Explained, Explainer, Known, Method, Options, Program, Question, Subject};
 
@@ -236,6 +236,21 @@ fn permutation_importance_is_scikit_learns_within_its_error() {
     }
 }
 
+/// What a model adds to its trees, they know nothing of: their values were told as if they were all of it.
+#[test]
+fn an_output_that_reads_the_input_beside_the_trees_is_not_theirs() {
+    let case = case("forest-regressor");
+    let options = LoadOptions::default();
+    let mut loaded = read_graph(&case.folder.join("model.onnx"), &options).unwrap();
+    let (x, score) = (loaded.graph.inputs[0], loaded.graph.outputs[0]);
+    let emit: &mut dyn Emit = &mut Appender::new(&mut loaded.graph, "residual");
+    let sum = emit.op("ReduceMax", &[x]).unwrap();
+    let all = emit.op("Add", &[score, sum]).unwrap();
+    loaded.graph.outputs[0] = all;
+    let error = Program::Trees.derive(loaded, case.model.signature(), 0, &options).unwrap_err().to_string();
+    assert!(error.contains("ReduceMax") && error.contains("output `variable` reads the input here, beside the trees"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_explained_is_refused_by_name() {
     let forest = case("forest-regressor");
@@ -247,7 +262,37 @@ fn what_cannot_be_explained_is_refused_by_name() {
     assert_eq!(error, "targets are all the same: r2 needs different ones");
     let network = case("mlp");
     let error = message(&network, network.question(Method::TreeShap, ""));
-    assert_eq!(error, "the model has 0 nodes of trees; tree_shap explains one");
+    assert_eq!(error, "the model has 0 nodes of trees; tree_shap explains one, `shapley` any model");
+    // Of the label the trees have no score, and nothing has a gradient; it was an internal error.
+    let classifier = case("forest-classifier");
+    for (method, want) in [
+        (Method::TreeShap, "output `label` is int64; tree_shap explains scores"),
+        (Method::IntegratedGradients, "output `label` is int64, which has no gradient"),
+    ] {
+        let error = message(&classifier, Question { output: Some("label".into()), ..classifier.question(method, "") });
+        assert_eq!(error, want);
+    }
+    let importance = |known: &dyn Fn(usize) -> Known| {
+        let known = (0..classifier.arrays["x"].shape()[0]).map(known).collect();
+        message(&classifier, Question { known: Some(known), ..classifier.question(Method::PermutationImportance, "") })
+    };
+    let error = importance(&|row| Known::Number(if row == 1 { 3.0 } else { 0.0 }));
+    assert_eq!(error, "targets[1] is 3, which is none of the classes 0 to 2");
+    assert_eq!(importance(&|_| Known::Label("cat".into())), "targets has the label `cat`, and the model has no labels");
+    for (array, want) in
+        [("x", "output `y` is no finite number for row 2"), ("background", "output `y` is no finite number for row 2 of the background")]
+    {
+        let mut values: Vec<f32> = network.arrays[array].slice::<f32>().unwrap().to_vec();
+        values[6] = f32::NAN;
+        let broken = Tensor::new(network.arrays[array].shape(), values).unwrap();
+        let mut question = network.question(Method::Shapley, "background");
+        if array == "x" {
+            question.inputs = vec![broken]
+        } else {
+            question.background = Some(vec![broken])
+        }
+        assert_eq!(message(&network, question), want);
+    }
     let question = |change: &dyn Fn(&mut Question)| {
         let mut question = network.question(Method::Shapley, "");
         change(&mut question);

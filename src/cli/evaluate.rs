@@ -261,7 +261,7 @@ fn scores(signature: &Signature, inputs: &Inputs, labels: &[String], most: usize
     for part in all.chunks(pass) {
         let given = inputs.pick(part).tensors();
         let found = run(&all_fitted(&given, signature)?, output)?;
-        scores.append(&found, part.len(), name)?;
+        scores.append(&found, part.len(), name, &|at| format!("row {}", part[at] + 1))?;
         bar.inc(part.len() as u64);
     }
     bar.finish_and_clear();

@@ -3,7 +3,7 @@
 //! Both take the inputs of the model, and weights for the elements of the output that is explained: the weighted sum is what is
 //! explained, row by row. Where one class is of interest its weight is 1 and the others' are 0.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::adjoint::{Emit, ValueId};
 use super::append::Appender;
@@ -29,6 +29,10 @@ pub fn gradient_model(loaded: Loaded, served: &Signature, output: usize, options
     let Loaded { mut graph, metadata } = loaded;
     graph.defaults.clear();
     let inputs = graph.inputs.clone();
+    let port = &served.outputs[output];
+    if !port.kind.dtype().is_some_and(|dtype| dtype.is_float()) {
+        return Err(LoadError::format(format!("output `{}` is {}, which has no gradient", port.name, port.kind)));
+    }
     for (&id, port) in inputs.iter().zip(&served.inputs) {
         if !port.kind.dtype().is_some_and(|dtype| dtype.is_float()) {
             return Err(LoadError::format(format!("input `{}` is a {}: it has no gradient", graph.name(id), port.kind)));
@@ -73,11 +77,18 @@ pub fn tree_model(loaded: Loaded, served: &Signature, output: usize, options: &L
     graph.defaults.clear();
     let trees: Vec<usize> = (0..graph.nodes.len()).filter(|&at| is_trees(&graph.nodes[at])).collect();
     let [at] = trees[..] else {
-        return Err(LoadError::format(format!("the model has {} nodes of trees; tree_shap explains one", trees.len())));
+        return Err(LoadError::format(format!(
+            "the model has {} nodes of trees; tree_shap explains one, `shapley` any model",
+            trees.len()
+        )));
     };
     let [input] = graph.inputs[..] else {
-        return Err(LoadError::format(format!("the model has {} inputs; tree_shap explains trees of one", graph.inputs.len())));
+        return Err(LoadError::format(format!(
+            "the model has {} inputs; tree_shap explains trees of one, `shapley` any model",
+            graph.inputs.len()
+        )));
     };
+    scores_of_trees(&graph, served, output, at)?;
     let node = graph.nodes[at].clone();
     let op = shapley(&*node.op).map_err(|error| LoadError::Unsupported(vec![unsupported(&node, error.to_string())]))?;
     let features = node.inputs[0].ok_or_else(|| LoadError::format("the trees have no input"))?;
@@ -114,6 +125,10 @@ pub fn tree_model(loaded: Loaded, served: &Signature, output: usize, options: &L
     }
     graph.nodes.extend(twins);
     let weights = weights(&mut graph, None, served, output);
+    // Whatever the form of the output, they are a matrix.
+    if served.outputs[output].dims.as_ref().is_some_and(|dims| dims.len() != 2) {
+        graph.values[weights.index()].dims = None;
+    }
     let operands = [features, twin[&features], weights].map(Some);
     let appended = Appender::new(&mut graph, "explained").own(&TREE_SHAPLEY, op, &operands, 2);
     graph.outputs = appended.map_err(|error| LoadError::format(error.to_string()))?;
@@ -122,6 +137,33 @@ pub fn tree_model(loaded: Loaded, served: &Signature, output: usize, options: &L
 
 fn is_trees(node: &Node) -> bool {
     node.def.domain == "ai.onnx.ml" && node.def.name.starts_with("TreeEnsemble")
+}
+
+/// Whether output `output` has scores, and has them of the trees alone, which are node `trees`.
+fn scores_of_trees(graph: &Graph, served: &Signature, output: usize, trees: usize) -> Result<(), LoadError> {
+    let port = &served.outputs[output];
+    let scores = matches!(port.kind, Kind::Sequence(_)) || port.kind.dtype().is_some_and(|dtype| dtype.is_float());
+    if !scores {
+        return Err(LoadError::format(format!("output `{}` is {}; tree_shap explains scores", port.name, port.kind)));
+    }
+    let (mut left, mut seen) = (vec![graph.outputs[output]], HashSet::new());
+    while let Some(value) = left.pop() {
+        if !seen.insert(value) {
+            continue;
+        }
+        let Some(at) = graph.nodes.iter().position(|node| node.results().any(|id| id == value)) else { continue };
+        let node = &graph.nodes[at];
+        // A size says nothing of what the elements are.
+        if at == trees || matches!(node.def.name, "Shape" | "Size") {
+            continue;
+        }
+        if node.operands().any(|id| graph.inputs.contains(&id)) {
+            let reason = format!("output `{}` reads the input here, beside the trees, whose values would not be all of it", port.name);
+            return Err(LoadError::Unsupported(vec![unsupported(node, reason)]));
+        }
+        left.extend(node.operands());
+    }
+    Ok(())
 }
 
 /// Operators behind which a column is still the same column.
@@ -135,7 +177,7 @@ fn between(graph: &Graph, input: ValueId, features: ValueId) -> Result<Vec<usize
         let Some(at) = at else { return Err(LoadError::format("the trees do not read the model's input")) };
         let node = &graph.nodes[at];
         if !COLUMNWISE.contains(&node.def.name) {
-            let reason = "it stands between the input and the trees, so that their features are not the input's columns";
+            let reason = "it stands between the input and the trees, so that their features are not the input's columns; `shapley` explains any model";
             return Err(LoadError::Unsupported(vec![unsupported(node, reason.to_owned())]));
         }
         found.push(at);
@@ -150,7 +192,9 @@ fn unsupported(node: &Node, reason: String) -> Unsupported {
     Unsupported { node: node.name.clone(), op, domain, opset: Some(node.opset.into()), reason }
 }
 
-/// Whether the file has trees that [`tree_model`] may explain.
+/// Whether the model is one of trees that [`tree_model`] may explain: one ensemble, and columns of one input. What stands between them
+/// only the file says.
 pub fn has_trees(model: &Model) -> bool {
-    model.summary().operators.iter().any(|(name, ..)| name.starts_with("ai.onnx.ml.TreeEnsemble"))
+    let ensembles = model.summary().operators.iter().filter(|(name, ..)| name.starts_with("ai.onnx.ml.TreeEnsemble"));
+    ensembles.map(|&(.., count)| count).sum::<usize>() == 1 && model.signature().inputs.len() == 1
 }

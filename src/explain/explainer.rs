@@ -131,7 +131,8 @@ impl Given {
     /// All scores of a pass.
     pub(super) fn all_scores(&self, outputs: &[Value], rows: usize) -> Result<Scores, Error> {
         let mut found = Scores { columns: self.scores.columns, values: Vec::new() };
-        found.append(&outputs[self.output], rows, &self.output_name)?;
+        // What a pass holds is made of several rows.
+        found.append(&outputs[self.output], rows, &self.output_name, &|_| "a mixture of rows".to_owned())?;
         Ok(found)
     }
 
@@ -345,7 +346,11 @@ impl Explainer {
             return self.work.take(&self.given, rows, outputs);
         }
         let given = &mut self.given;
-        given.scores.append(&outputs[given.output], rows.len(), &given.output_name)?;
+        let place = |at: usize| match (rows.start + at).checked_sub(given.rows) {
+            None => format!("row {}", rows.start + at + 1),
+            Some(sample) => format!("row {} of the background", sample + 1),
+        };
+        given.scores.append(&outputs[given.output], rows.len(), &given.output_name, &place)?;
         if let Some(tensor) = outputs[given.output].tensor() {
             given.answer = (tensor.dtype(), tensor.shape()[1..].to_vec());
         }

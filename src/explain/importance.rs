@@ -46,14 +46,23 @@ impl Truth {
             }
             return Ok(Self::Numbers(values));
         }
-        let class = |known: &Known| {
-            let found = match known {
-                Known::Label(label) => given.labels.iter().position(|other| other == label),
-                Known::Number(value) => (0..columns.max(2)).find(|&class| class as f64 == *value),
+        let classes = columns.max(2);
+        let class = |(row, known): (usize, &Known)| {
+            let (found, what, there) = match known {
+                Known::Label(_) if given.labels.is_empty() => return number(known).map(|_| 0),
+                Known::Label(label) => (
+                    given.labels.iter().position(|other| other == label),
+                    format!("`{label}`"),
+                    format!("labels {}", given.labels.join(", ")),
+                ),
+                Known::Number(value) => {
+                    let found = (0..classes).find(|&class| class as f64 == *value);
+                    (found, value.to_string(), format!("classes 0 to {}", classes - 1))
+                }
             };
-            found.ok_or_else(|| Error::invalid(format!("targets has {known:?}, which is none of the model's classes")))
+            found.ok_or_else(|| Error::invalid(format!("targets[{row}] is {what}, which is none of the {there}")))
         };
-        Ok(Self::Classes(known.iter().map(class).collect::<Result<_, _>>()?))
+        Ok(Self::Classes(known.iter().enumerate().map(class).collect::<Result<_, _>>()?))
     }
 
     fn measure(&self) -> &'static str {

@@ -34,11 +34,11 @@ impl Scores {
         (0..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })
     }
 
-    /// Appends the scores of an answer of `rows` rows.
+    /// Appends the scores of an answer of `rows` rows; `place` says which row one is, in an error.
     ///
     /// # Errors
     /// If the output is not a number or several for each row, or one is not finite.
-    pub fn append(&mut self, value: &Value, rows: usize, name: &str) -> Result<(), Error> {
+    pub fn append(&mut self, value: &Value, rows: usize, name: &str, place: &dyn Fn(usize) -> String) -> Result<(), Error> {
         let before = self.values.len();
         match value {
             Value::Tensor(tensor) => self.tensor(tensor, rows, name)?,
@@ -52,7 +52,7 @@ impl Scores {
             _ => return Err(no_numbers(name)),
         }
         if let Some(at) = self.values[before..].iter().position(|score| !score.is_finite()) {
-            return Err(Error::invalid(format!("output `{name}` is no finite number in row {} of a pass", at / self.columns + 1)));
+            return Err(Error::invalid(format!("output `{name}` is no finite number for {}", place(at / self.columns))));
         }
         Ok(())
     }
@@ -107,6 +107,10 @@ pub(super) fn column(class: &Class, columns: usize, labels: &[String]) -> Result
     match class {
         Class::Index(index) if *index < columns => Ok(*index),
         Class::Index(index) => Err(Error::invalid(format!("target is {index}; the output has {columns} elements in a row"))),
+        Class::Label(label) if labels.is_empty() => Err(Error::invalid(format!(
+            "target is `{label}`, and the model has no labels: a position is wanted, from 0 to {}",
+            columns - 1
+        ))),
         Class::Label(label) => labels
             .iter()
             .position(|known| known == label)
@@ -122,15 +126,16 @@ mod tests {
     #[test]
     fn scores_are_tensors_or_maps() {
         let mut scores = Scores::default();
-        scores.append(&Tensor::new(&[2, 2], vec![0.25_f32, 0.75, 0.5, 0.5]).unwrap().into(), 2, "p").unwrap();
+        let place = |row: usize| format!("row {}", row + 1);
+        scores.append(&Tensor::new(&[2, 2], vec![0.25_f32, 0.75, 0.5, 0.5]).unwrap().into(), 2, "p", &place).unwrap();
         let map = Value::Map { keys: Tensor::vector(vec![0_i64, 1]), values: Tensor::vector(vec![1.0_f32, 0.0]) };
-        scores.append(&Value::Sequence(vec![map.clone()]), 1, "p").unwrap();
+        scores.append(&Value::Sequence(vec![map.clone()]), 1, "p", &place).unwrap();
         assert_eq!((scores.columns, scores.values.as_slice()), (2, &[0.25, 0.75, 0.5, 0.5, 1.0, 0.0][..]));
         assert_eq!([0, 1, 2].map(|row| scores.greatest(row)), [1, 0, 0]);
-        let wrong = |value: &Value, rows| scores.clone().append(value, rows, "p").unwrap_err().message().to_owned();
+        let wrong = |value: &Value, rows| scores.clone().append(value, rows, "p", &place).unwrap_err().message().to_owned();
         assert!(wrong(&Tensor::vector(vec![1.0_f32]).into(), 2).contains("of shape [1] does not have a value for each of 2 rows"));
         assert!(wrong(&Tensor::vector(vec![1.0_f32]).into(), 1).contains("1 values in one row and 2 in another"));
-        assert!(wrong(&Tensor::new(&[1, 2], vec![1.0, f64::NAN]).unwrap().into(), 1).contains("no finite number in row 1"));
+        assert!(wrong(&Tensor::new(&[1, 2], vec![1.0, f64::NAN]).unwrap().into(), 1).contains("no finite number for row 1"));
         let texts = Tensor::new(&[1, 2], vec![String::new(); 2]).unwrap();
         assert!(wrong(&texts.into(), 1).contains("holds no numbers"));
         assert!(wrong(&map, 1).contains("holds no numbers"));
@@ -144,5 +149,7 @@ mod tests {
         assert_eq!(column(&Class::Index(2), 2, &labels).unwrap_err().message(), "target is 2; the output has 2 elements in a row");
         let message = column(&Class::Label("maybe".into()), 2, &labels).unwrap_err().message().to_owned();
         assert_eq!(message, "target is `maybe`, which is none of the labels no, yes");
+        let message = column(&Class::Label("yes".into()), 3, &[]).unwrap_err().message().to_owned();
+        assert_eq!(message, "target is `yes`, and the model has no labels: a position is wanted, from 0 to 2");
     }
 }
