@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use super::files::{is_npz, write_whole};
 use super::predict::labels;
-use super::rows::{all_fitted, chosen};
+use super::rows::{all_fitted, chosen, picture};
 use super::target::Target;
 use super::{Failure, Outcome, print, progress};
 use crate::config::{Engine, Flags, Settings};
-use crate::engine::{Dim, Session, Signature, Tensor, Threads, Value};
+use crate::engine::{Dim, Session, Signature, Tensor, Threads, Value, npz};
 use crate::explain::{Scores, explained_output};
 use crate::telemetry;
-use crate::train::data::{self, Column, Inputs, Target as Known};
+use crate::train::data::{self, Column, Inputs, Target as Known, Targets, Wanted};
 use crate::train::evaluation::{Comparison, Judged, Measures, Slice, Truth, compare, slices};
 use crate::train::metrics::Classification;
 use crate::train::page::{Page, html};
@@ -174,10 +174,11 @@ impl Rows<'_> {
         (limit, most): (usize, usize),
         run: Answering<'_>,
     ) -> Result<(Answers, Column), Failure> {
-        // An array of an archive is named as the model's input, if it has one.
+        // An array of an archive is named as the model's input, unless it is the only one.
         let input = signature.inputs.first().filter(|_| signature.inputs.len() == 1).map(|port| port.name.as_str());
-        let named = input.filter(|_| is_npz(self.data));
-        let (inputs, known) = data::read(self.data, named, self.target, limit)?;
+        let inputs = input.filter(|_| is_npz(self.data) && arrays(self.data) != Some(2));
+        let (size, channels) = picture(signature);
+        let (inputs, known) = data::read(self.data, &Wanted { inputs, target: self.target, size, channels, ..Wanted::default() }, limit)?;
         let inputs = match inputs {
             Inputs::Table(table) => Inputs::Table(chosen(table, self.features, signature)?),
             array @ Inputs::Array { .. } => array,
@@ -188,13 +189,14 @@ impl Rows<'_> {
 
     /// What is known of the rows: classes or numbers.
     pub(super) fn truth(&self, known: Column, answers: &Answers) -> Result<Truth, Failure> {
+        let place = |row: usize| format!("{}: row {}", self.data.display(), row + 1);
         let guess = || if classes(&known, answers.scores.columns, &answers.labels) { Task::Classify } else { Task::Regress };
         match self.task.unwrap_or_else(guess) {
-            Task::Classify => match Known::classes(&known, &positions(&known, answers), self.target)? {
+            Task::Classify => match Targets::from(&known).classes(&positions(&known, answers), self.target, &place)? {
                 Known::Classes { labels, of } => Ok(Truth::Classes { labels, of }),
                 Known::Numbers(_) => Err("the target has no classes".into()),
             },
-            Task::Regress => match Known::numbers(known, self.target)? {
+            Task::Regress => match Targets::from(&known).numbers(self.target, &place)? {
                 Known::Numbers(values) => Ok(Truth::Numbers(values.into_iter().map(f64::from).collect())),
                 Known::Classes { .. } => Err("the target has no numbers".into()),
             },
@@ -208,7 +210,7 @@ impl Rows<'_> {
         if is_npz(self.data) {
             return Err("--slice takes a column of a table; an .npz archive has none".into());
         }
-        let (Inputs::Table(table), known) = data::read(self.data, None, self.target, limit)? else {
+        let (Inputs::Table(table), known) = data::read(self.data, &Wanted { target: self.target, ..Wanted::default() }, limit)? else {
             return Err("--slice takes a column of a table; pictures have none".into());
         };
         let mut all = Vec::new();
@@ -218,6 +220,11 @@ impl Rows<'_> {
         }
         Ok(all)
     }
+}
+
+/// How many arrays an archive has, if it is one.
+fn arrays(path: &Path) -> Option<usize> {
+    Some(npz::shapes(std::fs::File::open(path).ok()?).ok()?.len())
 }
 
 /// Whether the rows have classes rather than numbers.

@@ -25,7 +25,8 @@ pub(super) struct Args {
     /// A model file, or a model folder (its newest version is taken)
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// The rows: a .csv or .tsv file with a line of names, or an .npz archive with an array for each input
+    /// The rows: a .csv or .tsv file with a line of names (also .gz), a .parquet file, an .npz archive with an array for each input, or
+    /// a folder of pictures by class
     #[arg(value_name = "DATA")]
     data: PathBuf,
     /// How: integrated_gradients, gradient_input, shapley, tree_shap, occlusion or permutation_importance; by default what the
@@ -50,9 +51,9 @@ pub(super) struct Args {
     /// Explain this many rows only, the first ones
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
-    /// Contributions that are shown of each row
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    top: usize,
+    /// Contributions that are shown of each row; 10 without it, and with --json all
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
     /// Points of the integral of integrated_gradients
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
@@ -74,7 +75,7 @@ pub(super) struct Args {
     /// Write a heat map of each image here, row-1.png and so on; with several images in a row, row-1-NAME.png by their inputs
     #[arg(long, value_name = "DIR")]
     heat_maps: Option<PathBuf>,
-    /// Print the answer of the server's `:explain`
+    /// Print what the server answers to `:explain`; heat maps that --heat-maps writes are left out of it
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -134,10 +135,10 @@ pub(super) fn command(args: Args) -> Outcome {
         write_heat_maps(folder, &explained)?;
     }
     if args.json {
-        let shown = Shown { top: Some(args.top), heat_map: false };
+        let shown = Shown { top: args.top, heat_map: args.heat_maps.is_none() };
         print(&format!("{}\n", String::from_utf8_lossy(&encode(&explained, shown, NonFinite::Token)?)))?;
     } else {
-        print(&text(&explained, args.top))?;
+        print(&text(&explained, args.top.unwrap_or(10)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use super::Failure;
-use super::files::is_npz;
-use crate::engine::{DType, Port, Signature, Slice, Tensor, npz};
+use crate::engine::{DType, Dim, Port, Signature, Slice, Tensor, npz};
 use crate::explain::{Known, number};
-use crate::train::data::{Column, Inputs, Table, read_csv};
+use crate::train::data::{self, Column, Format, Inputs, Table, Wanted, read_table};
 
 /// How files of rows are read.
 pub(super) struct Columns<'a> {
@@ -26,23 +25,43 @@ pub(super) struct Read {
 
 impl Columns<'_> {
     pub(super) fn read(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
-        let read = if is_npz(path) { self.arrays(path, signature) } else { self.table(path, signature) };
+        let read = match Format::of(path)? {
+            Format::Archive => self.arrays(path, signature),
+            Format::Pictures => return self.pictures(path, signature),
+            Format::Text | Format::Parquet => {
+                let table = read_table(path)?;
+                self.table(table, signature)
+            }
+        };
         read.map_err(|Failure(message)| format!("{}: {message}", path.display()).into())
     }
 
     fn arrays(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
         let mut arrays = npz::read(std::fs::File::open(path)?, self.limit)?;
+        let names: Vec<String> = arrays.keys().cloned().collect();
+        let known = self.target.and_then(|name| arrays.remove(name)).map(|array| known(&array)).unwrap_or_default();
         let mut tensors = Vec::with_capacity(signature.inputs.len());
         for port in &signature.inputs {
-            let array = arrays.remove(&port.name).ok_or_else(|| format!("there is no array `{}`", port.name))?;
+            let only = arrays.keys().next().filter(|_| arrays.len() == 1 && signature.inputs.len() == 1).cloned();
+            let array = arrays.remove(only.as_ref().unwrap_or(&port.name));
+            let array = array.ok_or_else(|| format!("there is no array `{}`; there are {}", port.name, names.join(", ")))?;
             tensors.push(fitted(&array, port)?);
         }
-        let known = self.target.and_then(|name| arrays.remove(name)).map(|array| known(&array)).unwrap_or_default();
         Ok(Read { tensors, names: Vec::new(), known })
     }
 
-    fn table(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
-        let mut table = read_csv(path)?;
+    /// A folder of pictures by class.
+    fn pictures(&self, path: &Path, signature: &Signature) -> Result<Read, Failure> {
+        if let Some(name) = self.target {
+            return Err(format!("{}: pictures have no column `{name}`: their folders are the right answers", path.display()).into());
+        }
+        let (size, channels) = picture(signature);
+        let (inputs, _) = data::read(path, &Wanted { size, channels, ..Wanted::default() }, self.limit)?;
+        let tensors = all_fitted(&inputs.tensors(), signature).map_err(|Failure(message)| format!("{}: {message}", path.display()))?;
+        Ok(Read { tensors, ..Read::default() })
+    }
+
+    fn table(&self, mut table: Table, signature: &Signature) -> Result<Read, Failure> {
         let known = match self.target {
             Some(name) if table.names.iter().any(|column| column == name) => match table.take(name)? {
                 Column::Numbers(values) => values.into_iter().map(|value| Known::Number(value.into())).collect(),
@@ -71,6 +90,16 @@ pub(super) fn all_fitted(given: &[Tensor], signature: &Signature) -> Result<Vec<
         return Err(format!("the data makes {} inputs, the model has {}", given.len(), signature.inputs.len()).into());
     }
     given.iter().zip(&signature.inputs).map(|(tensor, port)| fitted(tensor, port)).collect()
+}
+
+/// Height and width, and channels, of the pictures that a model takes, as far as its one input says.
+pub(super) fn picture(signature: &Signature) -> (Option<[usize; 2]>, Option<usize>) {
+    match signature.inputs.first().and_then(|port| port.dims.as_deref()) {
+        Some(&[_, Dim::Fixed(channels @ (1 | 3)), Dim::Fixed(height), Dim::Fixed(width)]) if signature.inputs.len() == 1 => {
+            (Some([height, width]), Some(channels))
+        }
+        _ => (None, None),
+    }
 }
 
 /// The right answers of an array.

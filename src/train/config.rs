@@ -222,6 +222,10 @@ impl Config {
         if config.data.test_path.is_some() && config.data.test != 0.0 {
             return Err("`data.test` and `data.test_path` exclude each other".into());
         }
+        let labels = &config.data.labels;
+        if let Some((_, label)) = labels.iter().enumerate().find(|(at, label)| labels[..*at].contains(label)) {
+            return Err(Error(format!("`data.labels` has `{label}` twice")));
+        }
         if train.patience.is_some() && config.data.validation == 0.0 {
             return Err("`train.patience` needs rows that say when to stop: `data.validation`".into());
         }

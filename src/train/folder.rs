@@ -178,6 +178,15 @@ impl Export<'_> {
         curves("loss by epoch", &all)
     }
 
+    /// Whether the paths of the configuration, which are relative to its folder, lead to the data from this one too.
+    fn leads_to_data(&self, output: &Path) -> bool {
+        let Ok(own) = Config::parse(self.text) else { return false };
+        match (output.join(own.data.path).canonicalize(), self.config.data.path.canonicalize()) {
+            (Ok(from_here), Ok(data)) => from_here == data,
+            _ => false,
+        }
+    }
+
     /// The model card.
     fn card(&self, output: &Path, signature: &Signature, bytes: usize, golden: (&[Tensor], &[Value])) -> String {
         let Report { history, best, train, test, folds, rows, hash, metric, trials, .. } = self.report;
@@ -191,12 +200,14 @@ impl Export<'_> {
                 let _ = writeln!(text, "| {what} | `{}` | {} | {} |", port.name, port.kind, port.dims_text());
             }
         }
+        // A path of the machine says nothing elsewhere.
+        let training = if output.is_relative() { output.join("train.toml") } else { "train.toml".into() };
         let _ = writeln!(
             text,
-            "\nThe preparation of the inputs is inside: the model takes raw rows. To make everything here again:\n\n\
+            "\nThe preparation of the inputs is inside: the model takes raw rows. To make everything here again{}:\n\n\
              ```sh\nndserve train {}\n```\n\n| | |\n|---|---|",
-            // A path of the machine says nothing elsewhere.
-            if output.is_relative() { output.join("train.toml") } else { "train.toml".into() }.display()
+            if self.leads_to_data(output) { "" } else { ", put `train.toml` where its paths lead to the data" },
+            if self.leads_to_data(output) { training } else { "train.toml".into() }.display()
         );
         let path = self.config.data.path.file_name().unwrap_or_default().to_string_lossy();
         let _ = writeln!(text, "| data | `{path}`, {} rows train, {} say when to stop, {} judge |", rows[0], rows[1], rows[2]);

@@ -3,8 +3,8 @@
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, Task};
-use super::data::{Column, Inputs, Source, Target, Wanted};
+use super::config::{Config, Data, Task};
+use super::data::{Column, Inputs, Source, Target, Targets, Wanted};
 use super::error::{Error, Result};
 use super::loss::Loss;
 use super::split::{Split, split};
@@ -30,23 +30,27 @@ pub(super) struct Known {
 }
 
 /// How rows are called.
-#[derive(Default)]
 struct Names {
     /// The number in the files of each row of the source, where others were left out.
     numbers: Option<Vec<usize>>,
-    /// Rows of the first file, those that are left out included.
+    /// Rows of the first file, those that are left out included; all until that is known.
     own: usize,
+    first: PathBuf,
     /// The second file.
     test: Option<PathBuf>,
 }
 
 impl Names {
+    fn new(data: &Data) -> Self {
+        Self { numbers: None, own: usize::MAX, first: data.path.clone(), test: data.test_path.clone() }
+    }
+
     /// A row of the source, as the user finds it in its file.
     fn of(&self, row: usize) -> String {
         let row = self.numbers.as_ref().map_or(row, |numbers| numbers[row]);
         match &self.test {
             Some(test) if row >= self.own => format!("{}: row {}", test.display(), row - self.own + 1),
-            _ => format!("row {}", row + 1),
+            _ => format!("{}: row {}", self.first.display(), row + 1),
         }
     }
 }
@@ -69,21 +73,19 @@ impl Known {
             channels: data.channels,
         };
         let mut source = Source::open(&[data.path.as_path()], &wanted, limit)?;
-        let mut pass = Pass::default();
-        source.each(&mut |first, inputs, target| pass.part(config, first, inputs, target))?;
+        let (mut pass, mut names) = (Pass::default(), Names::new(data));
+        source.each(&mut |first, inputs, target| pass.part(config, &names, (first, inputs, target)))?;
         let own = pass.kept.len();
-        let mut names = Names { numbers: None, own: pass.all, test: data.test_path.clone() };
+        names.own = pass.all;
         if let Some(path) = &data.test_path {
             // Opened together they are read again; the rows of the second file come behind those of the first.
             let paths: [&Path; 2] = [&data.path, path];
             source = Source::open(&paths, &wanted, limit)?;
             pass = Pass::default();
-            source
-                .each(&mut |first, inputs, target| pass.part(config, first, inputs, target))
-                .map_err(|error| super::error::in_file(path, error))?;
+            source.each(&mut |first, inputs, target| pass.part(config, &names, (first, inputs, target)))?;
         }
         let Pass { kept, target, summary, all, hashes, .. } = pass;
-        let target = target.ok_or("there is no row")?;
+        let (task, target) = targets(config, target.ok_or("there is no row")?, &|row| names.of(kept[row]))?;
         let whole = kept.len() == all;
         if !whole {
             source.keep(&kept);
@@ -91,7 +93,6 @@ impl Known {
         let rows = kept.len();
         names.numbers = (!whole && !source.streams()).then(|| kept.clone());
         let kept = (!whole && source.streams()).then_some(kept);
-        let (task, target) = targets(config, target)?;
         let mut hash = Fnv::default();
         hashes.iter().for_each(|part| hash.write(&part.finish().to_le_bytes()));
         match &target {
@@ -191,14 +192,13 @@ impl Known {
     }
 }
 
-/// The task, and the targets as it has them.
-fn targets(config: &Config, target: Column) -> Result<(Task, Target)> {
+/// The task, and the targets as it has them; `place` names a row.
+fn targets(config: &Config, target: Targets, place: &dyn Fn(usize) -> String) -> Result<(Task, Target)> {
     let data = &config.data;
-    let text = matches!(target, Column::Texts(_));
-    let task = data.task.unwrap_or(if text || !data.labels.is_empty() { Task::Classify } else { Task::Regress });
+    let task = data.task.unwrap_or(if target.are_texts() || !data.labels.is_empty() { Task::Classify } else { Task::Regress });
     let target = match task {
-        Task::Regress => Target::numbers(target, data.target())?,
-        Task::Classify | Task::Binary => Target::classes(&target, &data.labels, data.target())?,
+        Task::Regress => target.numbers(data.target(), place)?,
+        Task::Classify | Task::Binary => target.classes(&data.labels, data.target(), place)?,
     };
     if let Target::Classes { labels, .. } = &target {
         let fits = if task == Task::Binary { labels.len() == 2 } else { labels.len() >= 2 };
@@ -215,22 +215,20 @@ struct Pass {
     /// Rows that are used.
     kept: Vec<usize>,
     all: usize,
-    target: Option<Column>,
+    target: Option<Targets>,
     summary: Summary,
     /// One for each column, so that the size of parts makes no difference.
     hashes: Vec<Fnv>,
 }
 
 impl Pass {
-    fn part(&mut self, config: &Config, first: usize, inputs: &Inputs, target: &Column) -> Result<()> {
-        let rows = config.prepare.rows(inputs, first)?;
+    fn part(&mut self, config: &Config, names: &Names, (first, inputs, target): (usize, &Inputs, &Column)) -> Result<()> {
+        let rows = config.prepare.rows(inputs, |row| names.of(first + row))?;
         self.all = first + inputs.rows();
         self.summary.add(inputs);
         self.hash(inputs, &rows);
-        match &mut self.target {
-            None => self.target = Some(target.pick(&rows)),
-            Some(all) => all.append(&target.pick(&rows))?,
-        }
+        let all = self.target.get_or_insert_with(|| Targets::like(target));
+        all.add(target, rows.iter().copied())?;
         self.kept.extend(rows.iter().map(|row| first + row));
         Ok(())
     }

@@ -104,6 +104,10 @@ fn explain_tells_contributions() {
     assert!(text.contains("accuracy of ") && text.contains(": 1.000000") && text.contains(" ± "), "{text}");
     folder.run(&[&base[..], &["--method", "tree_shap"]].concat()).fails(1, &["0 nodes of trees"]);
     folder.run(&[&base[..], &["--method", "lime"]].concat()).fails(2, &["is `lime`; known are integrated_gradients"]);
+    // The file was named twice, and the columns without those that were taken already.
+    let error = folder.run(&["explain", &two, "none.csv"]).fails(1, &["error: none.csv: no such file or folder"]).err;
+    assert_eq!(error.matches("none.csv").count(), 1, "{error}");
+    folder.run(&["explain", &two, "rows.csv", "--features", "a,z"]).fails(1, &["there is no column `z`; there are `a`, `b`"]);
 }
 
 #[test]
@@ -116,6 +120,38 @@ fn explain_paints_heat_maps() {
     assert!(text.starts_with("integrated_gradients, background: 1 rows of zeros") && text.contains("image[0,"), "{text}");
     let pictures = ["maps/row-1.png", "maps/row-2.png"].map(|name| fs::read(folder.path(name)).unwrap());
     assert!(pictures.iter().all(|png| png.starts_with(b"\x89PNG")));
+    // As the server's answer: with the pictures, unless they are written.
+    let json = |more: &[&str]| -> Value {
+        let args = ["explain", &digits, &held_out, "--rows", "1", "--steps", "8", "--json"];
+        serde_json::from_str(&folder.run(&[&args[..], more].concat()).ok().out).unwrap()
+    };
+    assert!(json(&[])["explanations"][0]["heat_maps"]["image"]["b64"].as_str().is_some_and(|png| png.starts_with("iVBOR")));
+    assert!(json(&["--heat-maps", "maps"])["explanations"][0].get("heat_maps").is_none());
+}
+
+/// Pictures that a model was trained on, in files of another size, and an array that is the only one but has another name.
+#[test]
+fn pictures_and_unnamed_arrays_are_evaluated_and_explained() {
+    let folder = Folder::new();
+    let digits = model("digits");
+    for (class, name) in [(0, "zero"), (1, "one")] {
+        fs::create_dir_all(folder.path(&format!("pictures/{name}"))).unwrap();
+        let pixel = |x: u32, y: u32| image::Luma([if (x + y) % 20 < 10 + class { 255 } else { 0 }]);
+        image::GrayImage::from_fn(20, 30, pixel).save(folder.path(&format!("pictures/{name}/1.png"))).unwrap();
+    }
+    let text = folder.run(&["explain", &digits, "pictures", "--heat-maps", "maps", "--steps", "8", "--top", "1"]).ok().out;
+    assert!(text.contains("row 2: probabilities ") && folder.path("maps/row-2.png").is_file(), "{text}");
+    folder.run(&["explain", &digits, "pictures", "--target", "label"]).fails(1, &["pictures have no column `label`"]);
+    let out = folder.run(&["evaluate", &digits, "pictures", "--target", "class"]).fails(1, &["none of the labels `0`, `1`"]).err;
+    assert!(out.contains("pictures: row 1: "), "{out}");
+    let arrays = npz::read(fs::File::open(models().join("digits/held-out.npz")).unwrap(), 1 << 24).unwrap();
+    let (pixels, labels) = (&arrays["image"], &arrays["label"]);
+    fs::write(folder.path("unnamed.npz"), npz::write(&[("x", pixels), ("label", labels)]).unwrap()).unwrap();
+    let out = folder.run(&["evaluate", &digits, "unnamed.npz", "--target", "label", "--bootstrap", "0"]).ok().out;
+    assert!(out.starts_with("accuracy           0.99"), "{out}");
+    folder.run(&["explain", &digits, "unnamed.npz", "--target", "label", "--rows", "1", "--steps", "8"]).ok();
+    fs::write(folder.path("several.npz"), npz::write(&[("x", pixels), ("z", labels), ("label", labels)]).unwrap()).unwrap();
+    folder.run(&["evaluate", &digits, "several.npz", "--target", "label"]).fails(1, &["there is no array `image`; there are"]);
 }
 
 #[test]

@@ -236,18 +236,79 @@ fn what_is_wrong_with_data_is_named() {
             "test.csv: row 2: `kind` is \"new\"",
         ),
         (rows.clone(), "a,kind\n1,usual\n".to_owned(), csv.clone(), "test.csv: there is no column `y`"),
-        (rows.clone(), "a,y\n1,1\n".to_owned(), csv.clone(), "there is no column `kind`"),
-        (rows.clone(), "a,kind,y\nx,usual,1\n".to_owned(), csv.clone(), "column `a`: numbers in one file, text in the other"),
+        (rows.clone(), "a,y\n1,1\n".to_owned(), csv.clone(), "test.csv: there is no column `kind`"),
+        (rows.clone(), "a,kind,y\nx,usual,1\n".to_owned(), csv.clone(), "test.csv: column `a`: numbers in one file, text in the other"),
+        (rows.clone(), "a,kind,y\n1,usual,x\n".to_owned(), csv.clone(), "test.csv: the target `y`: numbers in one file, text in the other"),
+        // Rows were counted on from the first file's, or without those that are left out.
+        (rows.clone(), "a,kind,y\n1,usual,1\n2,usual,\n".to_owned(), csv.clone(), "test.csv: row 2: the target `y` is missing"),
+        (rows.clone(), "a,kind,y\n1,usual,1\n,usual,1\n".to_owned(), csv.clone(), "test.csv: row 2: `a` is missing"),
+        (
+            rows.replace("\n3,usual", "\n,usual").replace("\n7,usual,1", "\n7,usual,"),
+            rows.clone(),
+            format!("{csv}[prepare]\nmissing = \"drop\"\n"),
+            "data.csv: row 8: the target `y` is missing",
+        ),
         (rows.replace("\n17,", "\n1O,"), rows.clone(), csv.clone(), "line 19: column `a` is \"1O\", which is no number"),
         (rows.clone(), rows.clone(), format!("{csv}[prepare.columns.kind]\nencode = \"date\"\n"), "column `kind`: \"usual\" is no date"),
-        (rows.clone(), rows.clone(), csv.replace("data.csv", "data.xls"), "the kind of data is not known"),
+        // It was taken without a word, and did nothing.
+        (
+            rows.clone(),
+            rows.clone(),
+            format!("{csv}[prepare.columns.kind]\nlog = true\n"),
+            "column `kind`: `log` is for numbers; its values are texts",
+        ),
+        (rows.clone(), rows.clone(), csv.replace("data.csv", "data.xls"), "data.xls: no such file or folder"),
+        (rows.clone(), rows.clone(), csv.replace("data.csv", "train.toml"), "the kind of data is not known"),
     ] {
         let folder = Folder::new().with("data.csv", train).with("test.csv", test).with("train.toml", &config);
         let error = folder.train("model", false, 0, 1).unwrap_err();
         assert!(error.contains(message), "{message}: {error}");
         assert!(!folder.0.join("model/1").exists(), "{message}: a model was written");
     }
+    // What is read in parts is held to the same.
+    for (test, message) in [
+        ("a,y\n1,1\n", "test.csv: there is no column `kind`"),
+        ("a,kind,y\nx,usual,1\n", "test.csv: column `a`: numbers in one file, text in the other"),
+        ("a,kind,y\n1,usual,x\n", "test.csv: the target `y`: numbers in one file, text in the other"),
+    ] {
+        let mut folder = Folder::new().with("data.csv", rows.clone()).with("test.csv", test).with("train.toml", &csv);
+        folder.1 = 0;
+        let error = folder.train("model", false, 0, 1).unwrap_err();
+        assert!(error.contains(message), "{message}: {error}");
+    }
     let allowed = format!("{csv}[prepare.columns.kind]\nunknown = \"allow\"\n");
     let folder = Folder::new().with("data.csv", rows).with("test.csv", "a,kind,y\n1,new,0\n").with("train.toml", allowed);
     assert!(folder.train("model", false, 0, 1).is_ok());
+}
+
+/// Read in parts, the columns of the second file were taken by their places and not by their names.
+#[test]
+fn the_columns_of_a_file_of_test_rows_may_stand_in_another_order() {
+    let rows = |order: &[usize]| {
+        let line = |cells: [String; 3]| order.iter().map(|&at| cells[at].clone()).collect::<Vec<_>>().join(",") + "\n";
+        let row = |i: u32| line([(50 + i % 7).to_string(), format!("0.{}", i % 9), (i % 2).to_string()]);
+        line(["a", "b", "y"].map(str::to_owned)) + &(0..40).map(row).collect::<String>()
+    };
+    let config = "[data]\npath = \"data.csv\"\ntarget = \"y\"\ntest_path = \"test.csv\"\ntask = \"classify\"\n[train]\nepochs = 4\nlearning_rate = 0.1\n";
+    let report = |order: &[usize], memory| {
+        let mut folder = Folder::new().with("data.csv", rows(&[0, 1, 2])).with("test.csv", rows(order)).with("train.toml", config);
+        folder.1 = memory;
+        folder.done("model")
+    };
+    let want = report(&[0, 1, 2], usize::MAX);
+    for memory in [usize::MAX, 0] {
+        assert_eq!(report(&[2, 1, 0], memory).test, want.test, "{memory}");
+    }
+}
+
+/// The card told a command that found no data beside the copy of its configuration.
+#[test]
+fn the_card_of_a_model_elsewhere_says_where_its_configuration_belongs() {
+    let folder = Folder::new().with("data.csv", table()).with("train.toml", TABLE);
+    folder.done("elsewhere");
+    let card = fs::read_to_string(folder.0.join("elsewhere/README.md")).unwrap();
+    assert!(card.contains("again, put `train.toml` where its paths lead to the data:"), "{card}");
+    folder.done(".");
+    let card = fs::read_to_string(folder.0.join("README.md")).unwrap();
+    assert!(card.contains("To make everything here again:"), "{card}");
 }

@@ -6,14 +6,15 @@ mod read_images;
 mod read_npz;
 mod read_parquet;
 mod source;
+mod targets;
 
 use std::path::Path;
 
 use super::error::{Error, Result};
 use crate::engine::Tensor;
 
-pub use read_csv::read_csv;
-pub use source::{Source, Wanted};
+pub use source::{Format, Source, Wanted, read_table};
+pub use targets::{Target, Targets};
 
 /// One column of a table.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,6 +105,8 @@ impl Table {
     /// # Errors
     /// As [`Table::take`].
     pub fn select(mut self, names: &[String]) -> Result<Self> {
+        // An error names all columns, and not those that are left.
+        names.iter().try_for_each(|name| self.column(name).map(drop))?;
         let columns = names.iter().map(|name| self.take(name)).collect::<Result<_>>()?;
         Ok(Self { names: names.into(), columns })
     }
@@ -204,132 +207,11 @@ impl Inputs {
     }
 }
 
-/// What is to be predicted.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Target {
-    /// One of several classes.
-    Classes {
-        /// Their names.
-        labels: Vec<String>,
-        /// The class of each row.
-        of: Vec<usize>,
-    },
-    /// A number.
-    Numbers(Vec<f32>),
-}
-
-impl Target {
-    /// Some rows, in the order given.
-    pub fn pick(&self, rows: &[usize]) -> Self {
-        match self {
-            Self::Classes { labels, of } => Self::Classes { labels: labels.clone(), of: rows.iter().map(|&row| of[row]).collect() },
-            Self::Numbers(values) => Self::Numbers(rows.iter().map(|&row| values[row]).collect()),
-        }
-    }
-
-    /// Classes of a column of texts, or of whole numbers; the labels are in their order, or in the order given.
-    ///
-    /// # Errors
-    /// The row without a value, or with one that is no class.
-    pub fn classes(column: &Column, order: &[String], name: &str) -> Result<Self> {
-        if let Some(row) = (0..column.rows()).find(|&row| column.missing(row)) {
-            return Err(Error(format!("row {}: the target `{name}` is missing", row + 1)));
-        }
-        match column {
-            Column::Texts(values) => {
-                let mut labels = order.to_vec();
-                if labels.is_empty() {
-                    labels = values.clone();
-                    labels.sort_unstable();
-                    labels.dedup();
-                }
-                let class = |(row, text): (usize, &String)| {
-                    let at = labels.iter().position(|label| label == text);
-                    at.ok_or_else(|| {
-                        Error(format!("row {}: the target `{name}` is {text:?}, which is none of the labels {}", row + 1, quoted(&labels)))
-                    })
-                };
-                let of = values.iter().enumerate().map(class).collect::<Result<_>>()?;
-                Ok(Self::Classes { labels, of })
-            }
-            Column::Numbers(values) => {
-                if let Some((row, value)) = values.iter().enumerate().find(|(_, v)| v.fract() != 0.0) {
-                    return Err(Error(format!("row {}: the target `{name}` is {value}, which is no number of a class", row + 1)));
-                }
-                let mut numbers: Vec<i64> = values.iter().map(|&v| v as i64).collect();
-                numbers.sort_unstable();
-                numbers.dedup();
-                // Labels name the classes 0, 1, …; without them the numbers that there are name themselves.
-                if !order.is_empty() {
-                    numbers = (0..order.len() as i64).collect();
-                }
-                let class = |(row, &value): (usize, &f32)| {
-                    let at = numbers.iter().position(|&n| n == value as i64);
-                    at.ok_or_else(|| {
-                        Error(format!(
-                            "row {}: the target `{name}` is {value}; there are labels for 0 to {}",
-                            row + 1,
-                            order.len().saturating_sub(1)
-                        ))
-                    })
-                };
-                let of = values.iter().enumerate().map(class).collect::<Result<_>>()?;
-                let labels = if order.is_empty() { numbers.iter().map(ToString::to_string).collect() } else { order.to_vec() };
-                Ok(Self::Classes { labels, of })
-            }
-        }
-    }
-
-    /// Numbers of a column.
-    ///
-    /// # Errors
-    /// The row without one.
-    pub fn numbers(column: Column, name: &str) -> Result<Self> {
-        match column {
-            Column::Texts(_) => Err(Error(format!("the target `{name}` is text; a number is wanted, or `task = \"classify\"`"))),
-            Column::Numbers(values) => match values.iter().position(|v| !v.is_finite()) {
-                Some(row) => Err(Error(format!("row {}: the target `{name}` is missing or not finite", row + 1))),
-                None => Ok(Self::Numbers(values)),
-            },
-        }
-    }
-}
-
-/// All rows of a file, as long as they take no more than `limit` bytes: [`Source`] with one file.
+/// All rows of a file, as long as they take no more than `limit` bytes: [`Source`] with one file, of which any column may hold texts.
 ///
 /// # Errors
 /// What is wrong with the file, by its row or array; or if it is too large.
-pub fn read(path: &Path, inputs: Option<&str>, target: &str, limit: usize) -> Result<(Inputs, Column)> {
-    let source = Source::open(&[path], &Wanted { inputs, target, any_texts: true, ..Wanted::default() }, limit)?;
+pub fn read(path: &Path, wanted: &Wanted<'_>, limit: usize) -> Result<(Inputs, Column)> {
+    let source = Source::open(&[path], &Wanted { any_texts: true, ..wanted.clone() }, limit)?;
     source.into_memory().ok_or_else(|| super::error::in_file(path, format!("its rows take more than {limit} bytes")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn texts(values: &[&str]) -> Column {
-        Column::Texts(values.iter().map(|&v| v.to_owned()).collect())
-    }
-
-    #[test]
-    fn classes_are_texts_or_whole_numbers() {
-        let classes = |column: &Column, order: &[&str]| {
-            let order: Vec<String> = order.iter().map(|&v| v.to_owned()).collect();
-            Target::classes(column, &order, "t")
-                .map(|target| if let Target::Classes { labels, of } = target { (labels.join(" "), of) } else { panic!() })
-        };
-        assert_eq!(classes(&texts(&["b", "a", "b"]), &[]), Ok(("a b".to_owned(), vec![1, 0, 1])));
-        assert_eq!(classes(&texts(&["b", "a"]), &["b", "a"]), Ok(("b a".to_owned(), vec![0, 1])));
-        assert_eq!(classes(&Column::Numbers(vec![5.0, 3.0]), &[]), Ok(("3 5".to_owned(), vec![1, 0])));
-        assert_eq!(classes(&Column::Numbers(vec![1.0, 0.0]), &["no", "yes"]), Ok(("no yes".to_owned(), vec![1, 0])));
-        for (column, order, message) in [
-            (texts(&["a", ""]), &[][..], "row 2: the target `t` is missing"),
-            (texts(&["a", "c"]), &["a", "b"][..], "row 2: the target `t` is \"c\", which is none of the labels `a`, `b`"),
-            (Column::Numbers(vec![0.5]), &[][..], "row 1: the target `t` is 0.5, which is no number of a class"),
-            (Column::Numbers(vec![0.0, 7.0]), &["a", "b"][..], "row 2: the target `t` is 7; there are labels for 0 to 1"),
-        ] {
-            assert_eq!(classes(&column, order), Err(Error(message.to_owned())));
-        }
-    }
 }

@@ -59,25 +59,9 @@ impl Reader for Csv {
     }
 }
 
-/// The whole table of a file.
-///
-/// # Errors
-/// The line whose number of cells is not that of the names, a column without a value, or what is wrong with the file.
-pub fn read_csv(path: &Path) -> Result<Table> {
-    let mut whole: Option<Table> = None;
-    Csv::open(path, "", None)?.tables(&mut |part| {
-        match &mut whole {
-            Some(table) => table.columns.iter_mut().zip(&part.columns).try_for_each(|(column, more)| column.append(more))?,
-            None => whole = Some(part),
-        }
-        Ok(())
-    })?;
-    Ok(whole.unwrap_or_default())
-}
-
 impl Csv {
     /// Calls `f` with all columns of the rows, a part at a time, in the order of the file.
-    fn tables(&self, f: &mut dyn FnMut(Table) -> Result<()>) -> Result<()> {
+    pub(super) fn tables(&self, f: &mut dyn FnMut(Table) -> Result<()>) -> Result<()> {
         let inside = |error: Error| in_file(&self.path, error);
         let empty = || -> Vec<Column> {
             let column = |&numbers: &bool| if numbers { Column::Numbers(Vec::new()) } else { Column::Texts(Vec::new()) };

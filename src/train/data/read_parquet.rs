@@ -39,7 +39,7 @@ impl Parquet {
     ///
     /// # Errors
     /// The column that is neither numbers nor texts, or what is wrong with the file.
-    pub(super) fn open(path: &Path, target: &str) -> Result<Self> {
+    pub(super) fn open(path: &Path, target: Option<&str>) -> Result<Self> {
         let reader = reader(path)?;
         let metadata = reader.metadata().file_metadata();
         let columns = metadata.schema_descr().columns();
@@ -56,10 +56,10 @@ impl Parquet {
         if rows == 0 {
             return Err(in_file(path, "there is no row"));
         }
-        if !names.iter().any(|name| name == target) {
+        if let Some(target) = target.filter(|target| !names.iter().any(|name| name == target)) {
             return Err(in_file(path, format!("there is no column `{target}`; there are {}", super::quoted(&names))));
         }
-        Ok(Self { path: path.to_owned(), names, meanings, target: target.to_owned(), rows })
+        Ok(Self { path: path.to_owned(), names, meanings, target: target.unwrap_or_default().to_owned(), rows })
     }
 }
 
@@ -70,6 +70,16 @@ impl Reader for Parquet {
     }
 
     fn parts(&self, f: &mut dyn FnMut(Inputs, Column) -> Result<()>) -> Result<()> {
+        self.tables(&mut |mut table| {
+            let target = table.take(&self.target)?;
+            f(Inputs::Table(table), target)
+        })
+    }
+}
+
+impl Parquet {
+    /// Calls `f` with all columns of the rows, a part at a time, in the order of the file.
+    pub(super) fn tables(&self, f: &mut dyn FnMut(Table) -> Result<()>) -> Result<()> {
         let file = reader(&self.path)?;
         let said = |error: parquet::errors::ParquetError| in_file(&self.path, error);
         for group in 0..file.num_row_groups() {
@@ -84,9 +94,7 @@ impl Reader for Parquet {
                 });
                 let columns = columns.collect::<Result<Vec<_>>>()?;
                 left -= now;
-                let mut table = Table { names: self.names.clone(), columns };
-                let target = table.take(&self.target)?;
-                f(Inputs::Table(table), target)?;
+                f(Table { names: self.names.clone(), columns })?;
             }
         }
         Ok(())

@@ -1,12 +1,12 @@
 //! Rows that are read in parts: from files that need not fit into memory, or from memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::read_csv::Csv;
 use super::read_images::Images;
 use super::read_npz::Npz;
 use super::read_parquet::Parquet;
-use super::{Column, Inputs};
+use super::{Column, Inputs, Table};
 use crate::train::error::{Error, Result, in_file};
 
 /// Rows of a part of a table.
@@ -52,9 +52,10 @@ pub struct Wanted<'a> {
 
 /// All rows: in memory, or in files.
 pub struct Source {
-    files: Vec<Box<dyn Reader>>,
+    files: Vec<(PathBuf, Box<dyn Reader>)>,
     memory: Option<(Inputs, Column)>,
     features: Vec<String>,
+    target: String,
 }
 
 impl Source {
@@ -63,16 +64,16 @@ impl Source {
     /// # Errors
     /// What is wrong with a file, by its row, column or array.
     pub fn open(paths: &[&Path], wanted: &Wanted<'_>, limit: usize) -> Result<Self> {
-        let files = paths.iter().map(|path| open(path, wanted)).collect::<Result<Vec<_>>>()?;
-        let mut source = Self { files, memory: None, features: wanted.features.to_vec() };
-        if source.files.iter().map(|file| file.bytes()).sum::<usize>() <= limit {
+        let files = paths.iter().map(|path| Ok((path.to_path_buf(), open(path, wanted)?))).collect::<Result<Vec<_>>>()?;
+        let mut source = Self { files, memory: None, features: wanted.features.to_vec(), target: wanted.target.to_owned() };
+        if source.files.iter().map(|(_, file)| file.bytes()).sum::<usize>() <= limit {
             let mut memory: Option<(Inputs, Column)> = None;
             source.each(&mut |_, inputs, target| {
                 match &mut memory {
                     None => memory = Some((inputs.clone(), target.clone())),
                     Some((all, targets)) => {
                         all.append(inputs)?;
-                        targets.append(target).map_err(|error| Error(format!("the target `{}`: {error}", wanted.target)))?;
+                        targets.append(target)?;
                     }
                 }
                 Ok(())
@@ -108,13 +109,15 @@ impl Source {
         if let Some((inputs, target)) = &self.memory {
             return f(0, inputs, target);
         }
-        let mut first = 0;
-        for file in &self.files {
+        let (mut first, mut form) = (0, None);
+        for (path, file) in &self.files {
             file.parts(&mut |inputs, target| {
                 let inputs = match inputs {
-                    Inputs::Table(table) if !self.features.is_empty() => Inputs::Table(table.select(&self.features)?),
                     Inputs::Array { .. } if !self.features.is_empty() => return Err("`data.features` are columns of a table".into()),
-                    other => other,
+                    other => {
+                        let form = form.get_or_insert_with(|| Form::of(&other, &target, &self.features));
+                        form.fit(other, &target, &self.target).map_err(|error| in_file(path, error))?
+                    }
                 };
                 f(first, &inputs, &target)?;
                 first += target.rows();
@@ -125,19 +128,123 @@ impl Source {
     }
 }
 
-fn open(path: &Path, wanted: &Wanted<'_>) -> Result<Box<dyn Reader>> {
-    if path.is_dir() {
-        return Ok(Box::new(Images::open(path, wanted.size, wanted.channels)?));
+/// What the rows of all files have in common.
+struct Form {
+    rows: FormOfRows,
+    numbers: bool,
+}
+
+enum FormOfRows {
+    /// The columns that are taken, in their order, and which are numbers.
+    Table(Vec<(String, bool)>),
+    Array(Vec<usize>),
+}
+
+impl Form {
+    fn of(inputs: &Inputs, target: &Column, features: &[String]) -> Self {
+        let numbers = |column: &Column| matches!(column, Column::Numbers(_));
+        let rows = match inputs {
+            Inputs::Table(table) => {
+                let names = if features.is_empty() { &table.names } else { features };
+                FormOfRows::Table(names.iter().map(|name| (name.clone(), table.column(name).is_ok_and(numbers))).collect())
+            }
+            Inputs::Array { shape, .. } => FormOfRows::Array(shape.clone()),
+        };
+        Self { rows, numbers: numbers(target) }
     }
-    let extension = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    let unpacked = if extension(path) == "gz" { path.with_extension("") } else { path.to_owned() };
-    Ok(match extension(&unpacked).as_str() {
-        "csv" | "tsv" => Box::new(Csv::open(path, wanted.target, if wanted.any_texts { None } else { Some(wanted.texts) })?),
-        "npz" if unpacked == path => Box::new(Npz::open(path, wanted.inputs, wanted.target)?),
-        "parquet" if unpacked == path => Box::new(Parquet::open(path, wanted.target)?),
-        _ => {
-            let known = ".csv, .tsv (also .gz), .parquet, .npz and folders of pictures by class";
-            return Err(in_file(path, format!("the kind of data is not known; known are {known}")));
+
+    /// The rows in this form, wherever a file has its columns.
+    fn fit(&self, inputs: Inputs, target: &Column, name: &str) -> Result<Inputs> {
+        let check = |column: &Column, numbers: bool, what: &str, name: &str| match matches!(column, Column::Numbers(_)) == numbers {
+            true => Ok(()),
+            false => Err(Error(format!("{what} `{name}`: numbers in one file, text in the other"))),
+        };
+        check(target, self.numbers, "the target", name)?;
+        match (&self.rows, inputs) {
+            (FormOfRows::Table(columns), Inputs::Table(table)) => {
+                let table = if columns.iter().map(|(name, _)| name).eq(&table.names) {
+                    table
+                } else {
+                    table.select(&columns.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>())?
+                };
+                for ((name, numbers), column) in columns.iter().zip(&table.columns) {
+                    check(column, *numbers, "column", name)?;
+                }
+                Ok(Inputs::Table(table))
+            }
+            (FormOfRows::Array(shape), Inputs::Array { name, shape: own, values }) if own == *shape => {
+                Ok(Inputs::Array { name, shape: own, values })
+            }
+            _ => Err("the rows of the two files have different shapes".into()),
         }
+    }
+}
+
+fn open(path: &Path, wanted: &Wanted<'_>) -> Result<Box<dyn Reader>> {
+    Ok(match Format::of(path)? {
+        Format::Pictures => Box::new(Images::open(path, wanted.size, wanted.channels)?),
+        Format::Text => Box::new(Csv::open(path, wanted.target, if wanted.any_texts { None } else { Some(wanted.texts) })?),
+        Format::Archive => Box::new(Npz::open(path, wanted.inputs, wanted.target)?),
+        Format::Parquet => Box::new(Parquet::open(path, Some(wanted.target))?),
     })
+}
+
+/// The whole table of a file.
+///
+/// # Errors
+/// What is wrong with the file, by its line or column, or that it holds no table.
+pub fn read_table(path: &Path) -> Result<Table> {
+    let mut whole: Option<Table> = None;
+    let mut add = |part: Table| {
+        match &mut whole {
+            Some(table) => table.columns.iter_mut().zip(&part.columns).try_for_each(|(column, more)| column.append(more))?,
+            None => whole = Some(part),
+        }
+        Ok(())
+    };
+    match Format::of(path)? {
+        Format::Text => Csv::open(path, "", None)?.tables(&mut add)?,
+        Format::Parquet => Parquet::open(path, None)?.tables(&mut add)?,
+        Format::Archive | Format::Pictures => return Err(in_file(path, "it holds no table")),
+    }
+    Ok(whole.unwrap_or_default())
+}
+
+/// What a path holds, by its name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Format {
+    /// Lines of text, which may be packed.
+    Text,
+    /// Apache Parquet.
+    Parquet,
+    /// Arrays of NumPy.
+    Archive,
+    /// A folder of folders.
+    Pictures,
+}
+
+impl Format {
+    /// The format of the data at a path.
+    ///
+    /// # Errors
+    /// If there is nothing, or its kind is not known.
+    pub fn of(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Pictures);
+        }
+        if !path.exists() {
+            return Err(in_file(path, "no such file or folder"));
+        }
+        let extension = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        let unpacked = if extension(path) == "gz" { path.with_extension("") } else { path.to_owned() };
+        match extension(&unpacked).as_str() {
+            "csv" | "tsv" => Ok(Self::Text),
+            "npz" if unpacked == path => Ok(Self::Archive),
+            "parquet" if unpacked == path => Ok(Self::Parquet),
+            _ => {
+                let known = ".csv, .tsv (also .gz), .parquet, .npz and folders of pictures by class";
+                Err(in_file(path, format!("the kind of data is not known; known are {known}")))
+            }
+        }
+    }
 }

@@ -207,6 +207,9 @@ fn column(rule: &Rule, own: Option<&Rule>, seen: Seen) -> Result<(Fitted, Option
             _ => {}
         }
     }
+    if let Some(key) = own.and_then(only_of_numbers) {
+        return Err(Error(format!("`{key}` is for numbers; its values are texts")));
+    }
     if texts.more {
         return Err(Error(format!("it has more than {CATEGORIES_MAX} different texts; `data.features` can leave it out")));
     }
@@ -217,6 +220,19 @@ fn column(rule: &Rule, own: Option<&Rule>, seen: Seen) -> Result<(Fitted, Option
     }
     let hot = rule.encode.unwrap_or(Encode::OneHot) == Encode::OneHot;
     Ok((Fitted::Texts(Texts { categories, hot, refuse: rule.unknown.unwrap_or_default() == Unknown::Refuse }), None))
+}
+
+/// A key that says something of numbers.
+fn only_of_numbers(rule: &Rule) -> Option<&'static str> {
+    let fill = matches!(rule.missing, Some(Missing::Mean | Missing::Median | Missing::Constant(_)));
+    let keys = [
+        ("missing", fill),
+        ("indicator", rule.indicator.is_some()),
+        ("clip", rule.clip.is_some()),
+        ("log", rule.log.is_some()),
+        ("scale", rule.scale.is_some()),
+    ];
+    keys.into_iter().find(|(_, said)| *said).map(|(key, _)| key)
 }
 
 /// One rule for all elements.

@@ -138,11 +138,11 @@ impl Rules {
     }
 
     /// The rows of a part that are used, by their number in it: all but those with a missing value in a column whose rule is to drop
-    /// them. `first` is the number of the part's first row.
+    /// them. `name_of` is what a row of the part is called.
     ///
     /// # Errors
     /// A column that is named here and not there, or a row with a missing number where the rule is to refuse it.
-    pub fn rows(&self, inputs: &Inputs, first: usize) -> Result<Vec<usize>> {
+    pub fn rows(&self, inputs: &Inputs, name_of: impl Fn(usize) -> String) -> Result<Vec<usize>> {
         let Inputs::Table(table) = inputs else { return Ok((0..inputs.rows()).collect()) };
         if let Some(name) = self.columns.keys().find(|name| !table.names.contains(name)) {
             return Err(Error(format!("`prepare.columns.{name}`: there is no such column")));
@@ -157,8 +157,8 @@ impl Rules {
                 }
                 match rule {
                     Missing::Refuse if number => {
-                        let row = first + row + 1;
-                        return Err(Error(format!("row {row}: `{name}` is missing; `prepare.missing` can say what to do about it")));
+                        let row = name_of(row);
+                        return Err(Error(format!("{row}: `{name}` is missing; `prepare.missing` can say what to do about it")));
                     }
                     Missing::Drop => continue 'rows,
                     _ => {}
