@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::Method;
 use super::explainer::check_rows;
-use crate::engine::{Signature, Tensor, npz};
+use crate::engine::{Dim, Port, Signature, Tensor, npz};
 
 /// `[explain]`. Every key is optional.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -50,8 +50,9 @@ impl ExplainSettings {
     /// The declared background of a model in `folder`, an array for each input; `None` if none is declared.
     ///
     /// # Errors
-    /// What is wrong with the file, by its name and array.
+    /// What is wrong with the file, by its name and array; or an output or names of features that are not the model's.
     pub fn read_background(&self, folder: &Path, signature: &Signature, limit: usize) -> Result<Option<Vec<Tensor>>, String> {
+        self.fits(signature)?;
         let Some(name) = &self.background else { return Ok(None) };
         let path = folder.join(name);
         let told = |error: String| format!("[explain] background: {}: {error}", path.display());
@@ -70,10 +71,51 @@ impl ExplainSettings {
     }
 }
 
+impl ExplainSettings {
+    /// Whether a request that says nothing else will find what is declared: told to who declares it, not to who asks.
+    fn fits(&self, signature: &Signature) -> Result<(), String> {
+        if let Some(name) = self.output.as_ref().filter(|name| signature.output(name).is_none()) {
+            let known = signature.outputs.iter().map(|port| format!("`{}`", port.name)).collect::<Vec<_>>().join(", ");
+            return Err(format!("[explain] output: `{name}` is not known; the outputs are {known}"));
+        }
+        let of_row = |port: &Port| {
+            let sizes = port.dims.as_ref()?.iter().skip(1).map(|dim| if let Dim::Fixed(size) = dim { Some(*size) } else { None });
+            sizes.product::<Option<usize>>()
+        };
+        let elements = signature.inputs.iter().map(of_row).sum::<Option<usize>>();
+        match elements {
+            Some(elements) if !self.features.is_empty() && self.features.len() != elements => {
+                Err(format!("[explain] features: there are {} names for {elements} elements of a row", self.features.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{DType, Dim, Kind, Port};
+    use crate::engine::{DType, Kind};
+
+    /// They were told to clients only, as if these had asked for them.
+    #[test]
+    fn an_output_and_names_that_are_not_the_models_are_refused_where_they_are_declared() {
+        let port = |name: &str, size| Port {
+            name: name.into(),
+            kind: Kind::Tensor(DType::F32),
+            dims: Some(vec![Dim::Free("batch".into()), size, Dim::Fixed(3)]),
+        };
+        let signature = |size| Signature { inputs: vec![port("x", size)], outputs: vec![port("y", Dim::Fixed(1))], ..Signature::default() };
+        let two = || Signature { inputs: vec![port("x", Dim::Fixed(2)), port("z", Dim::Fixed(1))], ..signature(Dim::Fixed(2)) };
+        let read = |settings: &ExplainSettings, signature: &Signature| settings.read_background(Path::new(""), signature, 0);
+        let output = ExplainSettings { output: Some("z".into()), ..ExplainSettings::default() };
+        assert_eq!(read(&output, &two()).unwrap_err(), "[explain] output: `z` is not known; the outputs are `y`");
+        let named = |count| ExplainSettings { features: vec!["a".into(); count], ..ExplainSettings::default() };
+        assert_eq!(read(&named(6), &two()).unwrap_err(), "[explain] features: there are 6 names for 9 elements of a row");
+        assert_eq!(read(&named(9), &two()), Ok(None));
+        // How many there are, a request tells.
+        assert_eq!(read(&named(6), &signature(Dim::Free("n".into()))), Ok(None));
+    }
 
     #[test]
     fn a_background_of_several_rows_is_read_for_a_model_that_takes_one_at_once() {
