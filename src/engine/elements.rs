@@ -1,35 +1,12 @@
-//! The elements of a tensor, which its clones share. Those of a large weight lie in the model's file until somebody looks at them: so the
-//! weights that operators pack while a model is loaded are never in memory all together with what is made of them.
+//! Elements of large weights, which lie in the model's file until somebody looks at them: so the weights that operators pack while a
+//! model is loaded are never in memory all together with what is made of them.
 
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
-use super::dtype::Element;
 use super::kernels::allocator::prefer_huge_pages;
 use super::threads::Threads;
-use super::view::Slice;
-
-/// See the module.
-#[derive(Clone)]
-pub(crate) enum Elements<T> {
-    Here(Arc<Vec<T>>),
-    /// Numbers of type f32, whatever `T` would allow.
-    InFile(Arc<InFile>),
-}
-
-impl<T: Element> Elements<T> {
-    pub(crate) fn new(values: Vec<T>) -> Self {
-        Self::Here(Arc::new(values))
-    }
-
-    pub(crate) fn slice(&self) -> &[T] {
-        match self {
-            Self::Here(values) => values,
-            Self::InFile(values) => T::slice(&Slice::F32(values.get())).expect("only numbers of type f32 are left in files"),
-        }
-    }
-}
 
 /// Memory of numbers that were read and are not needed any more, for the next ones.
 pub(crate) type Spare = Arc<Mutex<Vec<Vec<f32>>>>;
@@ -61,7 +38,12 @@ impl InFile {
         &self.file
     }
 
-    fn get(&self) -> &[f32] {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The numbers, which the first call reads.
+    pub(crate) fn get(&self) -> &[f32] {
         self.read.get_or_init(|| {
             let spare = self.spare.as_ref().and_then(|spare| spare.lock().unwrap_or_else(PoisonError::into_inner).pop());
             let mut values = match spare {

@@ -1,6 +1,6 @@
 //! Owned values: tensors, and the sequences and maps that some operators produce.
 //!
-//! Invariant: a tensor is row-major and contiguous, so [`Tensor::view`] is free.
+//! Invariant: a tensor is row-major and contiguous (`is_standard_layout`), so [`Tensor::view`] is free.
 
 use std::fmt;
 
@@ -12,29 +12,65 @@ use num_complex::Complex;
 use smallvec::SmallVec;
 
 use super::dtype::{DType, Element, for_each_dtype, with_narrow};
-use super::elements::{Elements, InFile, Spare, WeightFile};
+use super::elements::{InFile, Spare, WeightFile};
 use super::narrow::{F4E2M1, F6E2M3, F6E3M2, F8E4M3Fn, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0, I2, I4, Narrow as _, U2, U4};
 use super::view::{Slice, SliceMut, View, ViewMut};
 
-/// A shape with its elements.
+/// A shape with its elements, which clones share. Behind one pointer: tensors are moved about with every request.
 #[derive(Clone)]
-pub struct Dense<T> {
-    shape: SmallVec<[usize; 4]>,
-    elements: Elements<T>,
+pub struct Dense<T>(Elements<T>);
+
+#[derive(Clone)]
+enum Elements<T> {
+    Here(Arc<ArrayD<T>>),
+    /// In the model's file until somebody looks at them: numbers of type f32, whatever `T` would allow.
+    InFile(Box<(SmallVec<[usize; 4]>, Arc<InFile>)>),
 }
 
 impl<T: Element> Dense<T> {
+    fn here(array: ArrayD<T>) -> Self {
+        Self(Elements::Here(Arc::new(array)))
+    }
+
+    fn in_file(numbers: Arc<InFile>, shape: &[usize]) -> Self {
+        Self(Elements::InFile(Box::new((shape.into(), numbers))))
+    }
+
     /// `None` if there are not as many elements as the shape says.
     fn new(shape: &[usize], values: Vec<T>) -> Option<Self> {
-        (count(shape) == Some(values.len())).then(|| Self { shape: shape.into(), elements: Elements::new(values) })
+        ArrayD::from_shape_vec(shape, values).ok().map(Self::here)
+    }
+
+    fn shape(&self) -> &[usize] {
+        match &self.0 {
+            Elements::Here(array) => array.shape(),
+            Elements::InFile(weight) => &weight.0,
+        }
     }
 
     fn len(&self) -> usize {
-        self.shape.iter().product()
+        match &self.0 {
+            Elements::Here(array) => array.len(),
+            Elements::InFile(weight) => weight.1.len(),
+        }
+    }
+
+    fn slice(&self) -> &[T] {
+        match &self.0 {
+            Elements::Here(array) => array.as_slice().expect("a tensor is contiguous"),
+            Elements::InFile(weight) => T::slice(&Slice::F32(weight.1.get())).expect("only numbers of type f32 are left in files"),
+        }
     }
 
     fn reshape(&self, shape: &[usize]) -> Option<Self> {
-        (count(shape) == Some(self.len())).then(|| Self { shape: shape.into(), elements: self.elements.clone() })
+        if count(shape) != Some(self.len()) {
+            return None;
+        }
+        match &self.0 {
+            _ if shape == self.shape() => Some(self.clone()),
+            Elements::Here(_) => Self::new(shape, self.slice().to_vec()),
+            Elements::InFile(weight) => Some(Self::in_file(Arc::clone(&weight.1), shape)),
+        }
     }
 }
 
@@ -61,14 +97,14 @@ macro_rules! define_tensor {
             /// The element type.
             pub fn dtype(&self) -> DType { match self { $(Self::$variant(_) => DType::$variant),* } }
             /// The shape; empty for a scalar.
-            pub fn shape(&self) -> &[usize] { match self { $(Self::$variant(a) => &a.shape),* } }
+            pub fn shape(&self) -> &[usize] { match self { $(Self::$variant(a) => a.shape()),* } }
             /// The number of elements.
             pub fn len(&self) -> usize { match self { $(Self::$variant(a) => a.len()),* } }
             /// The elements, type-erased.
             pub fn data(&self) -> Slice<'_> {
-                match self { $(Self::$variant(a) => Slice::$variant(a.elements.slice())),* }
+                match self { $(Self::$variant(a) => Slice::$variant(a.slice())),* }
             }
-            /// The same elements under another shape; `None` if the number of elements differs.
+            /// The elements under another shape, copied if it is not the same one; `None` if their number differs.
             pub fn reshape(&self, shape: &[usize]) -> Option<Self> {
                 match self { $(Self::$variant(a) => a.reshape(shape).map(Self::$variant)),* }
             }
@@ -77,12 +113,7 @@ macro_rules! define_tensor {
         $(impl From<ArrayD<$t>> for Tensor {
             fn from(array: ArrayD<$t>) -> Self {
                 let array = if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() };
-                let (shape, len) = (array.shape().to_vec(), array.len());
-                let (mut values, start) = array.into_raw_vec_and_offset();
-                // An array that was cut keeps what lies around it.
-                values.drain(..start.unwrap_or(0));
-                values.truncate(len);
-                Self::new(&shape, values).expect("as many elements as the array has")
+                Self::$variant(Dense::here(array))
             }
         })*
 
@@ -123,14 +154,14 @@ impl Tensor {
     /// A tensor of `shape` whose numbers of type f32 lie in `file` from `offset` on, to be read when they are looked at; `None` if memory
     /// could not have so many.
     pub(crate) fn in_file(file: &Arc<WeightFile>, offset: u64, shape: &[usize]) -> Option<Self> {
-        let elements = Elements::InFile(InFile::new(file, offset, count(shape)?, None));
-        Some(Self::F32(Dense { shape: shape.into(), elements }))
+        let numbers = InFile::new(file, offset, count(shape)?, None);
+        Some(Self::F32(Dense::in_file(numbers, shape)))
     }
 
     /// The file in which the elements are, or were.
     pub(crate) fn file(&self) -> Option<&Arc<WeightFile>> {
         match self {
-            Self::F32(Dense { elements: Elements::InFile(numbers), .. }) => Some(numbers.file()),
+            Self::F32(Dense(Elements::InFile(weight))) => Some(weight.1.file()),
             _ => None,
         }
     }
@@ -138,9 +169,7 @@ impl Tensor {
     /// The same for somebody who looks at it for a short time: elements in a file are read to memory of `spare`, which then has it back.
     pub(crate) fn briefly(&self, spare: &Spare) -> Self {
         match self {
-            Self::F32(Dense { shape, elements: Elements::InFile(numbers) }) => {
-                Self::F32(Dense { shape: shape.clone(), elements: Elements::InFile(numbers.briefly(spare)) })
-            }
+            Self::F32(Dense(Elements::InFile(weight))) => Self::F32(Dense::in_file(weight.1.briefly(spare), &weight.0)),
             other => other.clone(),
         }
     }
