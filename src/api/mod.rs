@@ -32,6 +32,7 @@ mod route;
 mod server;
 mod sharded;
 mod spans;
+mod streams;
 mod tls;
 mod triton;
 mod v2;

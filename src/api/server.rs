@@ -13,7 +13,6 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::Request;
 use hyper::body::Incoming;
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,6 +25,7 @@ use super::access::Surface;
 use super::connection::Connection;
 use super::listen::{Listener, Listeners, Stream};
 use super::rest;
+use super::streams::Streams;
 
 /// Limits of connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +82,7 @@ struct Server {
     app: App,
     http1: http1::Builder,
     http2: http2::Builder<Streams>,
+    streams: Streams,
     header_timeout: Duration,
     /// Connections of public and of admin listeners.
     open: [AtomicUsize; 2],
@@ -95,7 +96,7 @@ impl Server {
             .header_read_timeout(None)
             // Without `pipeline_flush`: with it hyper keeps its answer to a head that it cannot parse if more bytes came behind.
             .max_buf_size(options.max_header_bytes.max(MIN_HEADER_BYTES));
-        let mut http2 = http2::Builder::new(streams);
+        let mut http2 = http2::Builder::new(streams.clone());
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(options.max_header_bytes.max(MIN_HEADER_BYTES)).unwrap_or(u32::MAX))
@@ -104,7 +105,7 @@ impl Server {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(options.header_timeout)
             .keep_alive_timeout(PING_TIMEOUT);
-        Self { app, http1, http2, header_timeout: options.header_timeout, open: [AtomicUsize::new(0), AtomicUsize::new(0)] }
+        Self { app, http1, http2, streams, header_timeout: options.header_timeout, open: [AtomicUsize::new(0), AtomicUsize::new(0)] }
     }
 
     fn open(&self, surface: Surface) -> &AtomicUsize {
@@ -134,7 +135,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
     let (close, closing) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
     let (running, mut ended) = mpsc::channel(1);
-    let server = Arc::new(Server::new(app, &options, Streams(Arc::new((cutting, running)))));
+    let server = Arc::new(Server::new(app, &options, Streams::new(cutting, running)));
     let watching = [tokio::spawn(watch_files(server.app.clone(), options.reload_interval)), tokio::spawn(rest::watch(server.app.clone()))];
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -236,7 +237,7 @@ async fn connection(place: Place, stream: Stream, tls: Option<TlsAcceptor>, mut 
     });
     let io = TokioIo::new(connection);
     let served = if http2 {
-        serve_http2(server.http2.serve_connection(io, service), &activity, server.header_timeout, &mut closing).await
+        serve_http2(server.http2.serve_connection(io, service), &server.streams, &activity, server.header_timeout, &mut closing).await
     } else {
         serve_http1(server.http1.serve_connection(io, service), &activity, server.header_timeout, &mut closing).await
     };
@@ -261,15 +262,7 @@ where
     let mut connection = pin!(connection);
     let (mut before, mut quiet) = (None, 0);
     loop {
-        // What is seldom ready is in a set that asks only what was woken: a request wakes the connection, and asking the others
-        // with it costs as much as reading its head.
-        let other = async {
-            tokio::select! {
-                () = closed(closing) => true,
-                () = tokio::time::sleep(idle / LOOKS) => false,
-            }
-        };
-        let mut other = FuturesUnordered::from_iter([other]);
+        let mut other = closed_or_after(idle / LOOKS, closing);
         let is_closing = tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
@@ -292,6 +285,7 @@ where
 /// Serves a connection of HTTP/2, which has no timeout for one that is idle.
 async fn serve_http2<S>(
     connection: http2::Connection<TokioIo<Connection>, S, Streams>,
+    streams: &Streams,
     activity: &Activity,
     idle: Duration,
     closing: &mut watch::Receiver<bool>,
@@ -305,23 +299,34 @@ where
     let mut connection = pin!(connection);
     let mut begun = 0;
     loop {
-        tokio::select! {
+        let mut other = closed_or_after(idle, closing);
+        let is_closing = tokio::select! {
             biased;
-            ended = connection.as_mut() => return ended,
-            () = closed(closing) => break,
-            () = tokio::time::sleep(idle) => {
-                let before = std::mem::replace(&mut begun, activity.begun.load(Relaxed));
-                if before == begun && activity.under_way.load(Relaxed) == 0 {
-                    break;
-                }
-            }
+            ended = poll_fn(|cx| streams.poll(connection.as_mut(), cx)) => return ended,
+            closing = other.next() => closing.unwrap_or(true),
+        };
+        let before = std::mem::replace(&mut begun, activity.begun.load(Relaxed));
+        if is_closing || (before == begun && activity.under_way.load(Relaxed) == 0) {
+            break;
         }
     }
     connection.as_mut().graceful_shutdown();
-    connection.await
+    poll_fn(|cx| streams.poll(connection.as_mut(), cx)).await
 }
 
-async fn closed(closing: &mut watch::Receiver<bool>) {
+/// Whether the server closes, or so much time has passed, beside a connection: what is seldom ready is in a set that asks only what was
+/// woken. A request wakes the connection, and asking the others with it costs as much as reading its head.
+fn closed_or_after(time: Duration, closing: &mut watch::Receiver<bool>) -> FuturesUnordered<impl Future<Output = bool>> {
+    let other = async move {
+        tokio::select! {
+            () = closed(closing) => true,
+            () = tokio::time::sleep(time) => false,
+        }
+    };
+    FuturesUnordered::from_iter([other])
+}
+
+pub(super) async fn closed(closing: &mut watch::Receiver<bool>) {
     // A sender that is gone says the same.
     let _ = closing.wait_for(|closing| *closing).await;
 }
@@ -365,24 +370,5 @@ impl Activity {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Runs the requests of HTTP/2 connections, and knows when the last has ended: that drops the sender. In one place, because each
-/// request has a share of it.
-#[derive(Clone, Debug)]
-struct Streams(Arc<(watch::Receiver<bool>, mpsc::Sender<()>)>);
-
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
-    fn execute(&self, request: F) {
-        let streams = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            let cut = async { closed(&mut streams.0.clone()).await };
-            tokio::select! {
-                biased;
-                _ = request => {}
-                () = cut => {}
-            }
-        });
     }
 }
