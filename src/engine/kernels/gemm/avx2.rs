@@ -10,7 +10,7 @@ use super::tile::{BLOCKED_STRIDE, Rows, Tile};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 
 /// Elements per register.
-const LANES: usize = 8;
+pub(in crate::engine::kernels) const LANES: usize = 8;
 
 /// Registers side by side in a full tile.
 const VECTORS_MAX: usize = 2;
@@ -149,7 +149,7 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, acc: &m
 /// Loads `values`; lanes beyond them are zero.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn load<const V: usize>(values: &[f32]) -> [__m256; V] {
+pub(in crate::engine::kernels) fn load<const V: usize>(values: &[f32]) -> [__m256; V] {
     let mut padded = [0.0f32; VECTORS_MAX * LANES];
     let whole = values.len() == V * LANES;
     if !whole {
@@ -167,7 +167,7 @@ fn load<const V: usize>(values: &[f32]) -> [__m256; V] {
 /// Stores as many lanes as `row` has elements.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn store<const V: usize>(registers: [__m256; V], row: &mut [f32]) {
+pub(in crate::engine::kernels) fn store<const V: usize>(registers: [__m256; V], row: &mut [f32]) {
     let mut padded = [0.0f32; VECTORS_MAX * LANES];
     let whole = row.len() == V * LANES;
     let target = if whole { &mut *row } else { &mut padded };

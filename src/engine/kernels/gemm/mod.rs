@@ -9,7 +9,7 @@
 //! ([`gemm_packed_b`]) or a range of columns with an output of its own ([`gemm_packed_b_columns`]); the bits are the same.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod generic;

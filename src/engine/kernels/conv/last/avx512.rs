@@ -9,9 +9,8 @@ use std::arch::x86_64::{
     _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use std::ops::Range;
-
-use super::tile::Tile;
+use super::depthwise::Operands;
+use super::tile::{Tile, bounds};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 
 /// Elements per register.
@@ -139,17 +138,6 @@ unsafe fn accumulate<const R: usize, const V: usize>(tile: &Tile<'_>, acc: &mut 
     *acc = sums;
 }
 
-/// The activations that are a pair of bounds.
-#[inline]
-fn bounds(activation: Activation) -> Option<(f32, f32)> {
-    match activation {
-        Activation::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
-        Activation::Relu => Some((0.0, f32::INFINITY)),
-        Activation::Clip { min, max } => Some((min, max)),
-        _ => None,
-    }
-}
-
 /// The bias, and the activations that are a pair of bounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -174,27 +162,6 @@ fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize,
     }
 }
 
-/// Operands of a depthwise convolution over some pixels of a line.
-#[derive(Clone, Debug)]
-pub(super) struct Depthwise<'a> {
-    /// The image.
-    pub(super) x: &'a [f32],
-    /// Where in `x` the first pixel meets a tap, `base` left out; none if it is padding for all of them.
-    pub(super) taps: &'a [Option<usize>],
-    pub(super) base: usize,
-    /// From what a pixel meets to what the next one does.
-    pub(super) step: usize,
-    /// `[taps, pitch]`.
-    pub(super) weights: &'a [f32],
-    pub(super) bias: Option<&'a [f32]>,
-    /// Whether the sums start from what `y` holds.
-    pub(super) adds: bool,
-    /// Channels to compute.
-    pub(super) channels: Range<usize>,
-    /// All channels: from pixel to pixel of the output.
-    pub(super) pitch: usize,
-}
-
 /// Some channels of `count` pixels, `y` being `[count, pitch]`, the last pixel as far as the channels reach.
 ///
 /// # Safety
@@ -203,7 +170,7 @@ pub(super) struct Depthwise<'a> {
 /// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
 ///   and `base` on at least `(count - 1) * step + channels.end`; the channels end within `pitch`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) unsafe fn depthwise(operands: &Depthwise<'_>, count: usize, activation: Activation, y: &mut [f32]) {
+pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation: Activation, y: &mut [f32]) {
     let bounds = bounds(activation);
     // SAFETY: the caller's promise.
     unsafe {
@@ -226,8 +193,8 @@ pub(super) unsafe fn depthwise(operands: &Depthwise<'_>, count: usize, activatio
 ///
 /// As for [`depthwise`], and `P` is the number of pixels.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn depthwise_pixels<const P: usize>(operands: &Depthwise<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
-    let Depthwise { x, taps, base, step, weights, bias, adds, pitch, .. } = *operands;
+unsafe fn depthwise_pixels<const P: usize>(operands: &Operands<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
+    let Operands { x, taps, base, step, weights, bias, adds, pitch, .. } = *operands;
     for channel in operands.channels.clone().step_by(LANES) {
         let mask = ((1_u32 << (operands.channels.end - channel).min(LANES)) - 1) as __mmask16;
         let mut sums = [_mm512_setzero_ps(); P];

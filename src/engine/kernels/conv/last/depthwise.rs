@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::strip::Reading;
 use super::{Image, Job};
 use crate::engine::kernels::conv::ConvShape;
@@ -128,26 +130,55 @@ const IMAGE: usize = 1 << 18;
 /// Numbers of pixels that are computed side by side: chains of multiply-adds enough to keep the units busy.
 const SIDES: [usize; 4] = [8, 4, 2, 1];
 
+/// Operands of a depthwise convolution over some pixels of a line.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Debug)]
+pub(super) struct Operands<'a> {
+    /// The image.
+    pub(super) x: &'a [f32],
+    /// Where in `x` the first pixel meets a tap, `base` left out; none if it is padding for all of them.
+    pub(super) taps: &'a [Option<usize>],
+    pub(super) base: usize,
+    /// From what a pixel meets to what the next one does.
+    pub(super) step: usize,
+    /// `[taps, pitch]`.
+    pub(super) weights: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    /// Whether the sums start from what `y` holds.
+    pub(super) adds: bool,
+    /// Channels to compute.
+    pub(super) channels: Range<usize>,
+    /// All channels: from pixel to pixel of the output.
+    pub(super) pitch: usize,
+}
+
 /// Some channels of some pixels, as many as one of [`SIDES`], which have the same taps in the padding and meet the others `base` behind
 /// what `taps` says. `y` begins with the first pixel.
 fn pixels(work: &Work<'_>, taps: &[Option<usize>], base: usize, count: usize, channels: Range<usize>, y: &mut [f32]) {
     let (step, pitch) = (work.shape.stride_w * work.shape.c_out, work.shape.c_out);
+    let mut rest = channels.clone();
     #[cfg(target_arch = "x86_64")]
-    if work.isa >= Isa::Avx512 {
+    if work.isa >= Isa::Avx2 {
         work.isa.require();
         let last = taps.iter().flatten().max().map_or(0, |from| from + base + (count - 1) * step + channels.end);
         assert!(last <= work.source.data.len(), "what the pixels meet is in the image");
         assert!(channels.end <= pitch && y.len() >= (count - 1) * pitch + channels.end && work.weights.len() >= taps.len() * pitch);
         assert!(work.bias.is_none_or(|bias| bias.len() == pitch));
-        let x = work.source.data;
-        let operands =
-            super::avx512::Depthwise { x, base, step, taps, weights: work.weights, bias: work.bias, adds: work.adds, channels, pitch };
-        // SAFETY: `require` has shown that this machine has the features it is compiled for; the assertions are what it asks for.
-        unsafe { super::avx512::depthwise(&operands, count, work.activation, y) };
+        let (x, weights, bias, adds) = (work.source.data, work.weights, work.bias, work.adds);
+        let operands = |channels| Operands { x, base, step, taps, weights, bias, adds, channels, pitch };
+        if work.isa >= Isa::Avx512 {
+            // SAFETY: `require` has shown that this machine has the features it is compiled for; the assertions are what it asks for.
+            return unsafe { super::avx512::depthwise(&operands(channels), count, work.activation, y) };
+        }
+        rest.start += channels.len() / avx2::LANES * avx2::LANES;
+        // SAFETY: the same, and the channels are whole registers.
+        unsafe { avx2::depthwise(&operands(channels.start..rest.start), count, work.activation, y) };
+    }
+    if rest.is_empty() {
         return;
     }
     for (pixel, y) in y.chunks_mut(pitch).take(count).enumerate() {
-        plain(work.isa, work, taps, base + pixel * step + channels.start, channels.start, &mut y[channels.clone()]);
+        plain(work.isa, work, taps, base + pixel * step + rest.start, rest.start, &mut y[rest.clone()]);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::engine::kernels::epilogue::Epilogue;
+use crate::engine::kernels::epilogue::{Activation, Epilogue};
 use crate::engine::kernels::gemm::tile as dense;
 use crate::engine::kernels::isa::Isa;
 
@@ -67,7 +67,25 @@ pub(super) fn run(isa: Isa, tile: &mut Tile<'_>) {
         // the tile lies within its slices.
         return unsafe { super::avx512::tile(tile) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx2 {
+        isa.require();
+        // SAFETY: as above.
+        return unsafe { super::avx2::tile(tile) };
+    }
     by_runs(isa, tile);
+}
+
+/// The activations that are a pair of bounds.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn bounds(activation: Activation) -> Option<(f32, f32)> {
+    match activation {
+        Activation::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
+        Activation::Relu => Some((0.0, f32::INFINITY)),
+        Activation::Clip { min, max } => Some((min, max)),
+        _ => None,
+    }
 }
 
 /// Elements of the left operand that are put in order for one product, of the greatest number of pixels.

@@ -1,0 +1,215 @@
+//! Convolution with channels last, with AVX2 and FMA intrinsics: the tile, and the depthwise form. The same sums in the same order as with
+//! AVX-512, with half as many rows of registers half as wide.
+
+use std::arch::x86_64::{
+    __m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps,
+};
+
+use super::depthwise::Operands;
+use super::tile::{Tile, bounds};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+pub(super) use crate::engine::kernels::gemm::avx2::LANES;
+use crate::engine::kernels::gemm::avx2::{load, store};
+
+/// Computes a tile.
+///
+/// # Safety
+///
+/// - The machine has the features named below.
+/// - `Tile::check` has passed for AVX2: at most 6 rows, width 16 or 8.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
+    macro_rules! by_rows {
+        ($vectors:literal, $($rows:literal)*) => {
+            match tile.rows {
+                // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
+                $($rows => unsafe { body::<$rows, $vectors>(tile) },)*
+                rows => unreachable!("a tile of {rows} rows passed the check"),
+            }
+        };
+    }
+    if tile.width == 2 * LANES {
+        by_rows!(2, 1 2 3 4 5 6);
+    } else {
+        by_rows!(1, 1 2 3 4 5 6);
+    }
+}
+
+/// # Safety
+///
+/// As for [`tile`], and `R == tile.rows`, `V * 8 == tile.width`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
+    let mut acc = [[_mm256_setzero_ps(); V]; R];
+    if !tile.first {
+        for i in 0..R {
+            acc[i] = load(&tile.c[i * tile.ldc..][..tile.columns]);
+        }
+    }
+    // SAFETY: `check` saw a and b to hold all runs in this layout.
+    unsafe { accumulate::<R, V>(tile, &mut acc) };
+    if let Some(epilogue) = &tile.finish {
+        finish::<R, V>(epilogue, tile.columns, &mut acc);
+    }
+    for i in 0..R {
+        store(acc[i], &mut tile.c[i * tile.ldc..][..tile.columns]);
+    }
+    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
+    if bounds(activation).is_none() {
+        activate_rows(activation, tile);
+    }
+}
+
+/// The other activations, on what was stored; one copy of their code serves all tile sizes.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
+    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
+        activate::<true>(activation, &mut row[..tile.columns]);
+    }
+}
+
+/// Rows that one pointer reaches: itself, and once and twice the distance, which an address scales by 4 and 8.
+const REACH: usize = 3;
+
+/// Pointers that 6 rows need.
+const POINTERS: usize = 2;
+
+/// # Safety
+///
+/// As for [`body`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn accumulate<const R: usize, const V: usize>(tile: &Tile<'_>, acc: &mut [[__m256; V]; R]) {
+    let mut sums = *acc;
+    let mut b = tile.b.as_ptr();
+    let lda = tile.lda;
+    // One step of the run, `$s` elements behind the pointers.
+    macro_rules! step {
+        ($a:ident, $s:literal) => {
+            // SAFETY: in step s of the run, b points at `width` elements of the panel, and row i of a has an element s behind the
+            // beginning of the run: all seen by `check`.
+            unsafe {
+                let mut row = [_mm256_setzero_ps(); V];
+                for v in 0..V {
+                    row[v] = _mm256_loadu_ps(b.wrapping_add(($s * V + v) * LANES));
+                }
+                for i in 0..R {
+                    let value = _mm256_set1_ps(*$a[i / REACH].wrapping_add(i % REACH * lda + $s));
+                    for v in 0..V {
+                        sums[i][v] = _mm256_fmadd_ps(value, row[v], sums[i][v]);
+                    }
+                }
+            }
+        };
+    }
+    for run in tile.runs {
+        let first = tile.a.as_ptr().wrapping_add(*run);
+        let mut a: [*const f32; POINTERS] = std::array::from_fn(|p| first.wrapping_add(p * REACH * lda));
+        for _ in 0..tile.len / 4 {
+            step!(a, 0);
+            step!(a, 1);
+            step!(a, 2);
+            step!(a, 3);
+            a = a.map(|a| a.wrapping_add(4));
+            b = b.wrapping_add(4 * V * LANES);
+        }
+        for _ in 0..tile.len % 4 {
+            step!(a, 0);
+            a = a.map(|a| a.wrapping_add(1));
+            b = b.wrapping_add(V * LANES);
+        }
+    }
+    *acc = sums;
+}
+
+/// The bias, and the activations that are a pair of bounds.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize, acc: &mut [[__m256; V]; R]) {
+    if let Bias::PerColumn(bias) = finish.bias {
+        let bias: [__m256; V] = load(&bias[..columns]);
+        for i in 0..R {
+            for v in 0..V {
+                acc[i][v] = _mm256_add_ps(acc[i][v], bias[v]);
+            }
+        }
+    }
+    let Some((low, high)) = bounds(finish.activation).filter(|_| finish.activation != Activation::None) else { return };
+    let (low, high) = (_mm256_set1_ps(low), _mm256_set1_ps(high));
+    for i in 0..R {
+        for v in 0..V {
+            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+            acc[i][v] = _mm256_min_ps(high, _mm256_max_ps(low, acc[i][v]));
+        }
+    }
+}
+
+/// Some channels of `count` pixels, a multiple of eight of them; `y` is `[count, pitch]`, the last pixel as far as the channels reach.
+///
+/// # Safety
+///
+/// - The machine has the features named below.
+/// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
+///   and `base` on at least `(count - 1) * step + channels.end`; the channels end within `pitch`, and are whole registers.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation: Activation, y: &mut [f32]) {
+    let bounds = bounds(activation);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match count {
+            8 => depthwise_pixels::<8>(operands, bounds, y),
+            4 => depthwise_pixels::<4>(operands, bounds, y),
+            2 => depthwise_pixels::<2>(operands, bounds, y),
+            1 => depthwise_pixels::<1>(operands, bounds, y),
+            count => unreachable!("{count} pixels side by side"),
+        }
+    }
+    if bounds.is_none() {
+        for y in y.chunks_mut(operands.pitch).take(count) {
+            activate::<true>(activation, &mut y[operands.channels.clone()]);
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`depthwise`], and `P` is the number of pixels.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn depthwise_pixels<const P: usize>(operands: &Operands<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
+    let Operands { x, taps, base, step, weights, bias, adds, pitch, .. } = *operands;
+    for channel in operands.channels.clone().step_by(LANES) {
+        let mut sums = [_mm256_setzero_ps(); P];
+        // SAFETY: the caller's promise: the channels are whole registers.
+        unsafe {
+            if adds {
+                for p in 0..P {
+                    sums[p] = _mm256_loadu_ps(y.as_ptr().add(p * pitch + channel));
+                }
+            }
+            for (index, tap) in taps.iter().enumerate() {
+                let weight = _mm256_loadu_ps(weights.as_ptr().add(index * pitch + channel));
+                let from = tap.map(|from| x.as_ptr().add(from + base + channel));
+                for p in 0..P {
+                    let value = from.map_or(_mm256_setzero_ps(), |from| _mm256_loadu_ps(from.add(p * step)));
+                    sums[p] = _mm256_fmadd_ps(weight, value, sums[p]);
+                }
+            }
+            if let Some(bias) = bias {
+                let bias = _mm256_loadu_ps(bias.as_ptr().add(channel));
+                for p in 0..P {
+                    sums[p] = _mm256_add_ps(sums[p], bias);
+                }
+            }
+            if let Some((low, high)) = bounds {
+                for p in 0..P {
+                    sums[p] = _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), sums[p]));
+                }
+            }
+            for p in 0..P {
+                _mm256_storeu_ps(y.as_mut_ptr().add(p * pitch + channel), sums[p]);
+            }
+        }
+    }
+}
