@@ -44,6 +44,7 @@ pub use error::{LoadError, RunError, Unsupported};
 pub use explain::{gradient_model, has_trees, tree_model};
 pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};
 pub use kernels::allocator::{purge_with_threads, release_memory};
+pub use kernels::bytes::from_bytes;
 pub use kernels::isa::Isa;
 pub use kernels::weights::Precision;
 pub use load::{FORMATS, Format, Loaded, Metadata, describe, find_model_file, open as read_graph};

@@ -14,6 +14,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::dtype::DType;
+use super::kernels::bytes::from_bytes;
 use super::tensor::Tensor;
 use super::view::Slice;
 
@@ -248,7 +249,7 @@ fn decode(descr: Descr, fortran_order: bool, shape: &[usize], elements: usize, b
     let dim = || IxDyn(shape).set_f(fortran_order);
     macro_rules! numbers {
         ($ty:ty) => {
-            ArrayD::from_shape_vec(dim(), bytemuck::pod_collect_to_vec::<u8, $ty>(bytes)).map(Tensor::from)
+            ArrayD::from_shape_vec(dim(), from_bytes::<$ty>(bytes)).map(Tensor::from)
         };
     }
     // Empty text has no bytes to cut into elements.

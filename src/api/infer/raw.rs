@@ -8,7 +8,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use half::{bf16, f16};
 
 use super::elements;
-use crate::engine::{Buffer, DType, Element, Slice, Tensor};
+use crate::engine::{Buffer, DType, Element, Slice, Tensor, from_bytes};
 
 #[cfg(target_endian = "big")]
 compile_error!("the binary forms are little-endian, and so must the machine be");
@@ -57,10 +57,7 @@ pub fn decode(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<Tensor, Str
 
 /// One copy, whatever the alignment: the values of a request begin where its JSON ends.
 fn numbers<T: Element + AnyBitPattern>(bytes: &[u8]) -> Buffer {
-    T::buffer(match bytemuck::try_cast_slice::<u8, T>(bytes) {
-        Ok(values) => values.to_vec(),
-        Err(_) => bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect(),
-    })
+    T::buffer(from_bytes(bytes))
 }
 
 fn flags(bytes: &[u8]) -> Result<Vec<bool>, String> {

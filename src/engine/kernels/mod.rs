@@ -9,14 +9,16 @@
 //!   one chain of multiply-adds over ascending `k`, whatever the number of rows, their position or the split of the work.
 //! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
 //!
-//! This is the only folder of the crate that may contain `unsafe`, and only for five things: loads and stores through
+//! This is the only folder of the crate that may contain `unsafe`, and only for six things: loads and stores through
 //! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`, `int8/amx.rs`), calls into code compiled for instructions
-//! that were detected beforehand, calls into the allocator, and advice on memory to the system (`allocator.rs`).
+//! that were detected beforehand, calls into the allocator and advice on memory to the system (`allocator.rs`), and a copy of bytes
+//! into memory that is not cleared (`bytes.rs`).
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
 pub mod allocator;
 pub mod attention;
 pub mod bf16;
+pub mod bytes;
 pub mod conv;
 pub mod epilogue;
 pub mod gemm;

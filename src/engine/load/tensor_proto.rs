@@ -12,6 +12,7 @@ use num_complex::Complex;
 use super::passed::Passed;
 use super::proto::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use crate::engine::dtype::{DType, with_narrow};
+use crate::engine::kernels::bytes::from_bytes;
 use crate::engine::narrow::Narrow as _;
 use crate::engine::tensor::{Buffer, Tensor};
 use crate::engine::view::Slice;
@@ -187,11 +188,8 @@ fn check_bytes(name: &str, dtype: DType, shape: &[usize], bytes: usize) -> Resul
 }
 
 fn from_raw(name: &str, dtype: DType, shape: &[usize], len: usize, raw: &[u8]) -> Result<Tensor, String> {
-    fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit + crate::engine::dtype::Element>(
-        shape: &[usize],
-        raw: &[u8],
-    ) -> Option<Tensor> {
-        Tensor::new(shape, bytemuck::pod_collect_to_vec::<u8, T>(raw))
+    fn numbers<T: bytemuck::AnyBitPattern + crate::engine::dtype::Element>(shape: &[usize], raw: &[u8]) -> Option<Tensor> {
+        Tensor::new(shape, from_bytes::<T>(raw))
     }
     check_bytes(name, dtype, shape, raw.len())?;
     if let Some(tensor) = unpack(dtype, shape, raw) {
