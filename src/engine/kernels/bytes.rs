@@ -1,5 +1,5 @@
-//! Elements from bytes that begin anywhere: one copy by the system's, into memory that is not cleared before. Plain code that reads
-//! element by element takes half as long again, and clearing as long as copying.
+//! Elements from bytes that begin anywhere: one copy, into memory that is not cleared before. Plain code that reads element by element took
+//! half as long again.
 
 use bytemuck::AnyBitPattern;
 
