@@ -132,7 +132,7 @@ pub fn multiply(left: &Left<'_>, strips: &[Strip], right: &PackedInt8, columns: 
     let edge_offsets: Vec<usize> = (0..left.offsets.len()).map(|step| step * STEP).collect();
     for strips in strips.chunks(STRIPS_BLOCK) {
         // The last rows may lie too close to the end of the data for whole tiles.
-        let reach = |strip: &Strip| unit.reach(left, strip);
+        let reach = |strip: &Strip| unit.reach(left, strip.start, strip.count);
         let inside = strips.iter().take_while(|strip| reach(strip) <= left.data.len()).count();
         copy_edge(left, &strips[inside..], &mut edge);
         let copied = Left { data: &edge, stride: left.offsets.len() * STEP, offsets: &edge_offsets };
@@ -146,7 +146,7 @@ pub fn multiply(left: &Left<'_>, strips: &[Strip], right: &PackedInt8, columns: 
                 for (index, (strip, sums)) in strips.iter().zip(&mut sums).enumerate() {
                     let (operand, row) = place(index);
                     let next = if index + 1 < strips.len() { Some(place(index + 1)) } else { None };
-                    unit.multiply((operand, row, strip.count), right.panel(column), steps.clone(), next, sums);
+                    unit.multiply((operand, row, strip), (right, column), steps.clone(), next, sums);
                     if steps.end == right.steps() {
                         let place = Place { from: column, at: column - columns.start, width, ldc: finish.ldc };
                         finish.tile(right.isa(), sums, strip, &place, right);
@@ -202,10 +202,10 @@ impl Unit {
         isa.require();
         #[cfg(target_arch = "x86_64")]
         {
-            if isa >= Isa::Amx && amx::available() {
+            if has_tiles(isa) {
                 return Unit::Tiles(super::bf16::amx::Configured::new());
             }
-            if isa >= Isa::Avx512 && std::arch::is_x86_feature_detected!("avx512vnni") {
+            if has_vnni(isa) {
                 return Unit::Vnni;
             }
             if isa >= Isa::Avx2 {
@@ -215,30 +215,31 @@ impl Unit {
         Unit::Scalar
     }
 
-    /// Bytes of the left operand's data up to the last that a strip's product reads.
-    fn reach(&self, left: &Left<'_>, strip: &Strip) -> usize {
+    /// Bytes of the left operand's data up to the last that a product of some rows reads.
+    fn reach(&self, left: &Left<'_>, start: usize, count: usize) -> usize {
         let rows = match self {
             #[cfg(target_arch = "x86_64")]
-            Unit::Tiles(_) => strip.count.next_multiple_of(TILE_LINES),
-            _ => strip.count,
+            Unit::Tiles(_) => count.next_multiple_of(TILE_LINES),
+            _ => count,
         };
         let Some(last) = left.offsets.iter().copied().max() else { return 0 };
-        last.saturating_add((strip.start + rows - 1).saturating_mul(left.stride)).saturating_add(STEP)
+        last.saturating_add((start + rows - 1).saturating_mul(left.stride)).saturating_add(STEP)
     }
 
     /// `sums += rows · panel` over some steps, or `sums =` if they are the first. `next` is fetched meanwhile.
     fn multiply(
         &self,
-        (left, start, count): (&Left<'_>, usize, usize),
-        panel: &[Line],
+        (left, start, strip): (&Left<'_>, usize, &Strip),
+        (right, column): (&PackedInt8, usize),
         steps: Range<usize>,
         next: Option<(&Left<'_>, usize)>,
         sums: &mut Sums,
     ) {
-        let rows = Rows { left, start, count, first: steps.start == 0 };
+        let panel = right.panel(column);
+        let wanted = (0..strip.count).filter(|&row| strip.to[row] != Strip::SKIP).fold(0, |rows, row| rows | 1 << row);
+        let rows = Rows { left, start, count: strip.count, wanted, first: steps.start == 0 };
         assert!(panel.len() >= steps.end * 2 * TILE_LINES && left.offsets.len() >= steps.end, "operands of {} steps", steps.end);
-        let strip = Strip { start, count, to: [0; STRIP] };
-        assert!(self.reach(left, &strip) <= left.data.len(), "a strip reaches beyond the data");
+        assert!(self.reach(left, start, strip.count) <= left.data.len(), "a strip reaches beyond the data");
         match self {
             #[cfg(target_arch = "x86_64")]
             Unit::Tiles(unit) => amx::multiply(unit, &rows, panel, steps, next, sums),
@@ -246,11 +247,27 @@ impl Unit {
             // SAFETY: the unit is made where the machine has the instructions; the assertions above are what it needs.
             Unit::Vnni => unsafe { avx512::multiply(&rows, panel, steps, sums) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Unit::Avx2 => unsafe { avx2::multiply(&rows, panel, steps, sums) },
+            // SAFETY: as above; the operand was packed for the same instruction set, and steps begin at multiples of a block's.
+            Unit::Avx2 => unsafe { avx2::multiply(&rows, panel, right.orders(column), steps, sums) },
             Unit::Scalar => scalar(&rows, panel, steps, sums),
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_tiles(isa: Isa) -> bool {
+    isa >= Isa::Amx && amx::available()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_vnni(isa: Isa) -> bool {
+    isa >= Isa::Avx512 && std::arch::is_x86_feature_detected!("avx512vnni")
+}
+
+/// Whether lines are sorted for the product with AVX2.
+#[cfg(target_arch = "x86_64")]
+fn sorts_lines(isa: Isa) -> bool {
+    isa >= Isa::Avx2 && !has_tiles(isa) && !has_vnni(isa)
 }
 
 /// Some rows of a left operand.
@@ -258,6 +275,8 @@ struct Rows<'a> {
     left: &'a Left<'a>,
     start: usize,
     count: usize,
+    /// A bit for each row that somebody wants: the sums of others need not be right.
+    wanted: u32,
     /// Whether the sums begin here.
     first: bool,
 }

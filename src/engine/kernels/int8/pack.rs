@@ -1,5 +1,7 @@
 //! The right operand in the order of tiles.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Order;
 use super::{FLIP, Line, PANEL, STEP, TILE_COLUMNS, TILE_LINES};
 use crate::engine::kernels::isa::Isa;
 
@@ -32,6 +34,9 @@ pub struct PackedInt8 {
     sums: Vec<i32>,
     /// The zero point of each column in terms of the packed codes; none where all are zero.
     zeros: Option<Vec<i32>>,
+    /// In which order the lines of each panel are, where they are sorted.
+    #[cfg(target_arch = "x86_64")]
+    orders: Vec<Order>,
 }
 
 impl PackedInt8 {
@@ -47,7 +52,16 @@ impl PackedInt8 {
             RightCodes::Unsigned(codes) => (lines(codes, k, n, transposed, |code| (code ^ FLIP) as i8), 128),
         };
         let zeros: Vec<i32> = (0..n).map(|j| zeros[if zeros.len() == 1 { 0 } else { j }] - shift).collect();
-        let mut packed = PackedInt8 { isa, k, n, lines, sums: vec![0; n], zeros: None };
+        let mut packed = PackedInt8 {
+            isa,
+            k,
+            n,
+            lines,
+            sums: vec![0; n],
+            zeros: None,
+            #[cfg(target_arch = "x86_64")]
+            orders: Vec::new(),
+        };
         for column in (0..n).step_by(PANEL) {
             let sums = panel_sums(packed.panel(column));
             for j in column..n.min(column + PANEL) {
@@ -55,6 +69,12 @@ impl PackedInt8 {
             }
         }
         packed.zeros = zeros.iter().any(|&zero| zero != 0).then_some(zeros);
+        #[cfg(target_arch = "x86_64")]
+        if super::sorts_lines(isa) && k > 0 {
+            let len = packed.panel_len();
+            // SAFETY: whoever sorts lines has the instructions.
+            packed.orders = packed.lines.chunks_exact_mut(len).flat_map(|panel| unsafe { Order::sort(panel) }).collect();
+        }
         packed
     }
 
@@ -85,7 +105,11 @@ impl PackedInt8 {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice()) + size_of_val(self.sums.as_slice()) + self.zeros.as_deref().map_or(0, size_of_val)
+        #[cfg(target_arch = "x86_64")]
+        let orders = size_of_val(self.orders.as_slice());
+        #[cfg(not(target_arch = "x86_64"))]
+        let orders = 0;
+        size_of_val(self.lines.as_slice()) + size_of_val(self.sums.as_slice()) + self.zeros.as_deref().map_or(0, size_of_val) + orders
     }
 
     /// Steps of `k`.
@@ -95,8 +119,19 @@ impl PackedInt8 {
 
     /// The panel that starts at `column`.
     pub(super) fn panel(&self, column: usize) -> &[Line] {
-        let len = self.steps() * 2 * TILE_LINES;
+        let len = self.panel_len();
         &self.lines[column / PANEL * len..][..len]
+    }
+
+    fn panel_len(&self) -> usize {
+        self.steps() * 2 * TILE_LINES
+    }
+
+    /// The orders of the panel that starts at `column`, where lines are sorted.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn orders(&self, column: usize) -> &[Order] {
+        let len = self.orders.len() / self.n.div_ceil(PANEL).max(1);
+        &self.orders[column / PANEL * len..][..len]
     }
 }
 

@@ -32,8 +32,16 @@ fn unsigned(random: &mut Random, len: usize) -> Vec<u8> {
     (0..len).map(|_| if random.below(4) == 0 { 255 } else { random.below(256) as u8 }).collect()
 }
 
+/// In the first half codes of which any two times 255 fit 16 bits, just so often; then all codes.
 fn signed(random: &mut Random, len: usize) -> Vec<i8> {
-    (0..len).map(|_| if random.below(4) == 0 { -128 } else { random.below(256) as u8 as i8 }).collect()
+    let code = |at: usize| match (at < len / 2, random.below(4)) {
+        (true, 0) => 64,
+        (true, 1) => -64,
+        (true, _) => (random.below(129) as i16 - 64) as i8,
+        (false, 0) => -128,
+        (false, _) => random.below(256) as u8 as i8,
+    };
+    (0..len).map(code).collect()
 }
 
 /// The definition, of operands of which the zero points are taken already.
