@@ -83,7 +83,7 @@ impl Member {
         if state.fair.grant() == Some(turn) {
             let started = Instant::now();
             state.progress = started;
-            return Permit { compute, turn, started, beside: state.fair.running() > 1 };
+            return Permit { compute, turn, started, running: state.fair.running() };
         }
         let bell = Arc::new(Condvar::new());
         state.sleepers.insert(turn, Arc::clone(&bell));
@@ -102,7 +102,7 @@ impl Member {
             wait = PATIENCE.saturating_sub(idle).max(PATIENCE / 4);
         }
         compute.contended.store(state.fair.is_contended(), Relaxed);
-        Permit { compute, turn, started: Instant::now(), beside: state.fair.running() > 1 }
+        Permit { compute, turn, started: Instant::now(), running: state.fair.running() }
     }
 }
 
@@ -118,13 +118,19 @@ pub(super) struct Permit<'a> {
     compute: &'a Compute,
     turn: Turn,
     started: Instant,
-    beside: bool,
+    /// Passes that ran when this one began, itself included.
+    running: usize,
 }
 
 impl Permit<'_> {
     /// Whether other passes ran when this one began.
     pub(super) fn has_company(&self) -> bool {
-        self.beside
+        self.running > 1
+    }
+
+    /// Whether there were passes for `threads` threads when this one began.
+    pub(super) fn occupies(&self, threads: usize) -> bool {
+        self.running >= threads
     }
 }
 
@@ -188,6 +194,7 @@ mod tests {
         let member = compute.join(1.0);
         let (a, b) = (member.enter(), member.enter());
         assert!(!compute.is_contended() && !a.has_company() && b.has_company());
+        assert!(!a.occupies(2) && b.occupies(2) && !b.occupies(3));
         drop(a);
         drop(b);
         drop(member.enter());

@@ -66,6 +66,8 @@ pub(super) struct Ticket {
 pub(super) struct Batch {
     pub(super) jobs: Vec<Job<Payload>>,
     pub(super) reason: Reason,
+    /// Whether requests wait for the next batch already.
+    pub(super) more: bool,
 }
 
 /// A pass that has ended without a failure.
@@ -295,12 +297,13 @@ impl Queue {
         let time = state.curves.get(jobs[0].class).and_then(|curve| curve.time(rows)).unwrap_or_default();
         state.busy[worker] = Some(now + time);
         // What is left may be a batch for another worker.
-        let more = state.idle > 0 && !state.batcher.is_empty();
+        let more = !state.batcher.is_empty();
+        let wake = more && state.idle > 0;
         drop(state);
-        if more {
+        if wake {
             self.wake.notify_one();
         }
-        Some(Batch { jobs, reason })
+        Some(Batch { jobs, reason, more })
     }
 
     /// A worker's batch has been answered; `done` tells of its pass, if that is worth remembering.
