@@ -112,11 +112,13 @@ fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// Runs every sample, with all passes and with none.
+    /// Runs every sample: with all passes, with none, and with weights that are not packed.
     fn run(&self) -> Result<(), String> {
         let all: Vec<String> = PASSES.iter().map(|pass| pass.name.to_owned()).collect();
-        for (disabled_passes, label) in [(vec![], ""), (all, " without passes")] {
-            let options = LoadOptions { disabled_passes, memory_limit: LIMIT, ..LoadOptions::default() };
+        for (disabled_passes, no_prepack, label) in
+            [(vec![], false, ""), (all, false, " without passes"), (vec![], true, " without packing")]
+        {
+            let options = LoadOptions { disabled_passes, no_prepack, memory_limit: LIMIT, ..LoadOptions::default() };
             let model = Model::load(&self.model, &options).map_err(|e| format!("load: {e}"))?;
             let mut session = Session::new(Arc::new(model), Arc::new(Threads::new(1).unwrap()));
             for (name, sample) in &self.about.samples {

@@ -252,6 +252,9 @@ settings! {
     /// the memory; convolutions stay as they are. `ndserve check` tells how far golden samples are then from what was recorded; a
     /// model that leaves its tolerance is not served.
     precision: Precision = "f32";
+    /// Leave weights in the order of their file. A model is ready sooner, by the time that ordering them for the kernels takes, and each
+    /// run is slower, for it orders them itself; answers are the same. Only at precision `f32`: a lower one is made with the order.
+    no_prepack: bool = "false";
     /// Optimiser passes to leave out, by name. For finding out which pass changed a result.
     disable_pass: Names = "";
 
@@ -321,6 +324,7 @@ impl Settings {
             precision: self.precision,
             memory_limit: self.memory_limit.0,
             run_limit: Some(self.run_limit.0),
+            no_prepack: self.no_prepack,
             disabled_passes: self.disable_pass.0.clone(),
             ..LoadOptions::default()
         }
@@ -360,6 +364,9 @@ impl Settings {
             ));
         }
         self.validate_access()?;
+        if self.no_prepack && self.precision != Precision::F32 {
+            return Err(format!("no-prepack: weights at precision {} are made when they are ordered for the kernels", self.precision));
+        }
         match self.disable_pass.0.iter().find(|name| !PASSES.iter().any(|pass| pass.name == *name)) {
             None => Ok(()),
             Some(unknown) => {

@@ -33,6 +33,8 @@ pub struct LoadOptions {
     pub run_limit: Option<Duration>,
     /// Passes to leave out, by name, to find out what a pass does.
     pub disabled_passes: Vec<String>,
+    /// Whether weights stay in the order of the file, and each run packs what its kernels want in another.
+    pub no_prepack: bool,
     /// Whether every step of a run allocates its results by itself, to find out what the plan does.
     pub unplanned: bool,
     /// The threads that read and pack weights.
@@ -47,6 +49,7 @@ impl Default for LoadOptions {
             memory_limit: 8 << 30,
             run_limit: Some(Duration::from_secs(60)),
             disabled_passes: Vec::new(),
+            no_prepack: false,
             unplanned: false,
             threads: Arc::new(Threads::single()),
         }
@@ -117,7 +120,7 @@ impl Model {
         optimize::run(&mut graph, options).map_err(|(pass, error)| invalid(&format!("after the pass `{pass}`"), error))?;
         // They are for writing graphs; what runs needs them no more.
         graph.nodes.iter_mut().for_each(|node| node.attributes = Arc::default());
-        optimize::prepack(&mut graph, options.isa, &options.threads);
+        optimize::prepack(&mut graph, options);
         graph.verify().map_err(|error| invalid("after prepacking", error))?;
         load::finish(&files, &options.threads)?;
 

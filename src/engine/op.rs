@@ -382,6 +382,12 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether [`Op::prepack`] binds the values that bodies capture, and orders no weights: that is also done where weights are left in the
+    /// order of their file.
+    fn binds_bodies(&self) -> bool {
+        false
+    }
+
     /// Floating-point operations of one run, for the share of the machine's limit that `bench` prints; 0 if it is not
     /// worth counting.
     fn flops(&self, inputs: &Facts<'_>) -> u64 {

@@ -58,6 +58,6 @@ fn open(mut graph: Graph, options: &LoadOptions) -> Result<Open, String> {
         graph.inputs.push(id);
     }
     optimize::run(&mut graph, options).map_err(|(pass, error)| format!("after the pass `{pass}`: {error}"))?;
-    optimize::prepack(&mut graph, options.isa, &options.threads);
+    optimize::prepack(&mut graph, options);
     Ok(Open { program: Program::new(graph, options), defaults })
 }

@@ -40,7 +40,7 @@ impl Subgraph {
 
     fn compile(mut graph: Graph, options: &LoadOptions) -> Result<Program, String> {
         optimize::run(&mut graph, options).map_err(|(pass, error)| format!("its body after the pass `{pass}`: {error}"))?;
-        optimize::prepack(&mut graph, options.isa, &options.threads);
+        optimize::prepack(&mut graph, options);
         Ok(Program::new(graph, options))
     }
 }

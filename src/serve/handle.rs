@@ -187,6 +187,11 @@ impl Handle {
         if self.settings.batching { self.queue.joining() } else { Joining::No }
     }
 
+    /// Whether the start left something to be found out.
+    pub(super) fn has_left(&self) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// What the start left to be found out, for whoever does it.
     pub(super) fn take_left(&self) -> Option<Left> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).take()

@@ -13,7 +13,7 @@ use super::repository::{Options, version_file};
 use super::sequence::{self, Padding};
 use super::settings::{ModelSettings, Warmup, WarmupData};
 use super::worker::panic_text;
-use crate::engine::{DType, Dim, LoadOptions, Model, Port, Session, Tensor, Threads, Value};
+use crate::engine::{DType, Dim, LoadOptions, Model, Port, Session, Shape, Tensor, Threads, Value};
 use crate::resources::thread_time;
 
 /// What is to be loaded.
@@ -142,22 +142,32 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     })
 }
 
-/// Runs the first row once. If it takes so long that what is to be found out with `inputs` would keep the version from serving for a time
-/// that somebody notices, returns the row and the curve so far.
+/// If a row takes so long that what is to be found out with `inputs` would keep the version from serving for a time that somebody notices,
+/// returns the row and the curve so far. Where the operations of a row do not tell, it is run once.
 fn if_slow(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -> Result<Option<(Vec<Tensor>, Curve)>, String> {
     const NOTICED: Duration = Duration::from_millis(50);
+    /// What takes a few threads that long, all rows together and each alone.
+    const NOTICED_OPERATIONS: u64 = 2_000_000_000;
     let signature = session.model().signature();
     let rows = signature.rows(inputs).unwrap_or(1);
     let row = if signature.batchable { one_row(inputs, 0) } else { inputs.to_vec() };
-    let rows_max = rows_max(session, settings);
+    let mut curve = Curve::new(rows_max(session, settings));
+    if operations(session.model(), &row) > NOTICED_OPERATIONS {
+        return Ok(Some((row, curve)));
+    }
     let time = least_time(session, &row, 1, Instant::now())?;
     // All rows together, and each alone.
     if time * u32::try_from(2 * rows).unwrap_or(u32::MAX) < NOTICED {
         return Ok(None);
     }
-    let mut curve = Curve::new(rows_max);
     curve.set(1, time);
     Ok(Some((row, curve)))
+}
+
+/// The operations of a pass, as far as its operators tell; 0 if they cannot be known before it.
+fn operations(model: &Model, inputs: &[Tensor]) -> u64 {
+    let shapes: Vec<Shape> = inputs.iter().map(|input| input.shape().into()).collect();
+    model.plan(&shapes).map_or(0, |plan| plan.flops().map(|(_, flops)| flops).sum())
 }
 
 /// Finds out what the start left, while the version serves.
@@ -475,6 +485,17 @@ mod tests {
         assert_eq!(row[0].shape()[0], 1);
         assert_eq!(curve.points().iter().filter(|point| point.time.is_some()).count(), 1);
         assert!(curve.time(1).unwrap() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_row_of_many_operations_is_not_run_before_the_version_serves() {
+        let probe = Probe { operations: 1_000_000_000_000, ..Probe::default() };
+        let model = model(&probe);
+        let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::single()));
+        let settings = ModelSettings::new(&Defaults::default());
+        let (row, curve) = if_slow(&mut session, &made_up(&model).unwrap(), &settings).unwrap().unwrap();
+        assert_eq!((row[0].shape()[0], curve.time(1)), (1, None));
+        assert!(probe.runs.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -103,6 +103,10 @@ impl Op for If {
         Some(Prepacked { op: Box::new(Self { then, otherwise }), consumed })
     }
 
+    fn binds_bodies(&self) -> bool {
+        true
+    }
+
     fn packed_bytes(&self) -> usize {
         self.then.weight_bytes() + self.otherwise.weight_bytes()
     }
@@ -195,6 +199,10 @@ impl Op for Loop {
     fn prepack(&self, constants: &[Option<&Tensor>], _: crate::engine::kernels::isa::Isa) -> Option<Prepacked> {
         let ([body], consumed) = bind([&self.body], constants)?;
         Some(Prepacked { op: Box::new(Self { body, carried: self.carried }), consumed })
+    }
+
+    fn binds_bodies(&self) -> bool {
+        true
     }
 
     fn packed_bytes(&self) -> usize {
@@ -317,6 +325,10 @@ impl Op for Scan {
         let ([body], consumed) = bind([&self.body], constants)?;
         let op = Self { body, states: self.states, inputs: self.inputs.clone(), outputs: self.outputs.clone(), batched: self.batched };
         Some(Prepacked { op: Box::new(op), consumed })
+    }
+
+    fn binds_bodies(&self) -> bool {
+        true
     }
 
     fn packed_bytes(&self) -> usize {
@@ -480,6 +492,10 @@ impl Op for SequenceMap {
     fn prepack(&self, constants: &[Option<&Tensor>], _: crate::engine::kernels::isa::Isa) -> Option<Prepacked> {
         let ([body], consumed) = bind([&self.body], constants)?;
         Some(Prepacked { op: Box::new(Self { body, inputs: self.inputs }), consumed })
+    }
+
+    fn binds_bodies(&self) -> bool {
+        true
     }
 
     fn packed_bytes(&self) -> usize {

@@ -23,16 +23,15 @@ mod reduce_precision;
 pub(crate) mod testing;
 mod why;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::elements::Spare;
-use super::graph::{Graph, Invalid, ValueId};
-use super::kernels::isa::Isa;
+use super::graph::{Graph, Invalid, Node, ValueId};
 use super::model::LoadOptions;
 use super::tensor::Tensor;
-use super::threads::Threads;
 
 pub(crate) use why::run as run_and_tell;
 pub use why::{Left, PassReport};
@@ -88,15 +87,21 @@ pub(crate) fn run(graph: &mut Graph, options: &LoadOptions) -> Result<(), (&'sta
 }
 
 /// Lets every operator build its constant operands in, several at once where there are threads for it, and drops each constant as soon as
-/// nobody reads it any more, so that no weight lies in memory twice for long.
-pub(crate) fn prepack(graph: &mut Graph, isa: Isa, threads: &Threads) {
+/// nobody reads it any more, so that no weight lies in memory twice for long. Without packing only those that bind what their bodies
+/// capture.
+pub(crate) fn prepack(graph: &mut Graph, options: &LoadOptions) {
+    let LoadOptions { isa, no_prepack, ref threads, .. } = *options;
     let uses: Vec<AtomicU32> = graph.uses().into_iter().map(AtomicU32::new).collect();
     let Graph { nodes, constants, .. } = graph;
     let shared: BTreeMap<ValueId, Mutex<Option<Tensor>>> =
         std::mem::take(constants).into_iter().map(|(id, tensor)| (id, Mutex::new(Some(tensor)))).collect();
     let slot = |id: ValueId| shared.get(&id).map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner));
     let spare = Spare::default();
-    threads.for_each(nodes.iter_mut(), |node| {
+    // The largest first: the threads end together, and what a weight is read to is large enough for all that follow.
+    let size = |id: &Option<ValueId>| id.and_then(|id| slot(id)?.as_ref().map(Tensor::bytes)).unwrap_or(0);
+    let mut order: Vec<&mut Node> = nodes.iter_mut().filter(|node| !no_prepack || node.op.binds_bodies()).collect();
+    order.sort_by_cached_key(|node| Reverse(node.inputs.iter().map(size).sum::<usize>()));
+    threads.for_each(order, |node| {
         let operand = |id: ValueId| slot(id)?.as_ref().map(|tensor| tensor.briefly(&spare));
         let operands: Vec<Option<Tensor>> = node.inputs.iter().map(|id| id.and_then(operand)).collect();
         let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();

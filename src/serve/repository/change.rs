@@ -282,7 +282,7 @@ impl Repository {
     /// Threads to load one version beside those that serve: they only get the CPU time that requests leave. The next version gets others.
     /// What a thread keeps of its part of the allocator goes back to the system when it ends; one that loaded version after version
     /// would hold the holes that each left.
-    fn loaders(&self) -> Result<Arc<Threads>, String> {
+    pub(super) fn loaders(&self) -> Result<Arc<Threads>, String> {
         let threads = Threads::background(self.options.threads.count());
         let threads = threads.map_err(|error| format!("the system cannot start threads: {error}"))?;
         threads.on_each(resources::lower_priority);

@@ -277,12 +277,28 @@ impl Repository {
     }
 
     /// Finds out what loading left of models that take long: whether their requests may share passes, and how time grows with rows. They
-    /// serve meanwhile.
+    /// serve meanwhile, and requests go before.
     pub fn settle(&self) {
-        for handle in self.ready().into_iter().take_while(|_| !self.is_draining()) {
-            settle(&handle, &self.options.threads);
+        let left: Vec<Arc<Handle>> = self.ready().into_iter().filter(|handle| handle.has_left()).collect();
+        if !left.is_empty()
+            && let Err(reason) = self.settle_in_background(&left)
+        {
+            tracing::warn!(reason, "requests of models that take long are not batched");
         }
         self.release_memory();
+    }
+
+    /// On threads of their own: a low priority is for good.
+    fn settle_in_background(&self, left: &[Arc<Handle>]) -> Result<(), String> {
+        let threads = self.loaders()?;
+        let find_out = || {
+            resources::lower_priority();
+            left.iter().take_while(|_| !self.is_draining()).for_each(|handle| settle(handle, &threads));
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("settle".to_owned()).spawn_scoped(scope, find_out);
+            thread.map(drop).map_err(|error| error.to_string())
+        })
     }
 
     /// Loads every version that was found, on as many threads as the engine may use. `progress` is told each version as it

@@ -317,6 +317,10 @@ impl Op for Search {
         Some(Prepacked { op: Box::new(Self { network, ..*self }), consumed })
     }
 
+    fn binds_bodies(&self) -> bool {
+        true
+    }
+
     fn packed_bytes(&self) -> usize {
         self.network.weight_bytes()
     }
