@@ -93,7 +93,7 @@ bench-kernels *ARGS:
 bench-json:
     cargo bench --locked --bench json
 
-# the engine beside ONNX Runtime and OpenVINO on exported models (installs both and PyTorch into .venv-peers)
+# the engine beside ONNX Runtime and OpenVINO on exported models: record, plot, README's table (installs both and PyTorch into .venv-peers)
 bench-peers *ARGS:
     scripts/peers/run.sh {{ARGS}}
 
