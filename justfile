@@ -97,6 +97,10 @@ bench-json:
 bench-peers *ARGS:
     scripts/peers/run.sh {{ARGS}}
 
+# requests per second beside a server by hand on ONNX Runtime (needs wrk; models as `just bench-peers` exports them)
+bench-peers-served *ARGS:
+    cargo build --release --locked --bin ndserve --example ort_baseline && "$(scripts/peers/env.sh)" scripts/peers/served.py {{ARGS}}
+
 # process start to first answer and memory, beside ONNX Runtime and OpenVINO (models as `just bench-peers` exports them)
 bench-start *ARGS:
     cargo build --release --locked && "$(scripts/peers/env.sh)" scripts/peers/start.py --binary target/release/ndserve {{ARGS}}
