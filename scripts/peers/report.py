@@ -40,7 +40,7 @@ def read(paths):
     key = lambda case: (case["model"], case["rows"], case["threads"])
     cases = {key(case): case for run in runs for case in run["cases"]}
     planned = {tuple(case) for run in runs for case in run["planned"]}
-    return {**runs[-1], "cases": [cases[k] for k in sorted(cases)], "missing": sorted(planned - set(cases)), "wrong": sorted({w for run in runs for w in run["wrong"]})}
+    return {**runs[-1], "cases": [cases[k] for k in sorted(cases)], "missing": sorted(planned - set(cases))}
 
 
 def ratio(case, precision, peers=None):
@@ -59,6 +59,11 @@ def ratios(cases, precision):
 
 def mean(values):
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def wrong(figures):
+    """The cases that ndserve did not run at f32, or answered otherwise."""
+    return [f"{case['model']} ({column(case['rows'], case['threads'])})" for case in figures["cases"] if case["wrong"]]
 
 
 def plural(count, word):
@@ -144,8 +149,8 @@ def findings(figures):
         farther = [case for case in both if case["difference"]["nd bf16"] > case["difference"]["ov bf16"]]
         places = ", ".join(f"{case['model']} ({column(case['rows'], case['threads'])})" for case in farther)
         lines.append(f"ndserve at bf16 farther from f32 than OpenVINO at bf16: {places or 'nowhere'}.")
-    if figures["wrong"]:
-        lines.append("**Off, or not run by ndserve**: " + ", ".join(figures["wrong"]) + ".")
+    if wrong(figures):
+        lines.append("**Off, or not run by ndserve**: " + ", ".join(wrong(figures)) + ".")
     failed = {}
     for case in cases:
         for engine, error in case["errors"].items():
@@ -266,7 +271,7 @@ def main():
     parser.add_argument("--readme", type=pathlib.Path)
     args = parser.parse_args()
     figures = read(args.figures)
-    whole = not figures["missing"] and not figures["wrong"]
+    whole = not figures["missing"] and not wrong(figures)
     target = args.record or ROOT / (f"benches/record/{figures['date']}-peers" if whole else "target/peers")
     readme = args.readme or (ROOT / "README.md" if whole and not args.record else None)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +289,7 @@ def main():
     if not whole:
         missing = collections.Counter(model for model, _, _ in figures["missing"])
         print("not measured: " + (", ".join(f"{model} ({plural(count, 'case')})" for model, count in missing.items()) or "nothing"), file=sys.stderr)
-        print("off, or not run: " + (", ".join(figures["wrong"]) or "nothing"), file=sys.stderr)
+        print("off, or not run: " + (", ".join(wrong(figures)) or "nothing"), file=sys.stderr)
 
 
 if __name__ == "__main__":
