@@ -28,8 +28,9 @@ from onnx import numpy_helper
 import report
 
 F32_LIMIT = 1e-4
-# One code of 8 bits more or less, where a number lies in the middle between two, of a model whose answers are codes.
-CODES_LIMIT = 2e-2
+# Of models of 8-bit codes, which differ by one where a number lies in the middle between two: any two of the three engines are up to
+# 2e-2 apart on AVX2. Twice that and a half.
+CODES_LIMIT = 5e-2
 # Rows that models are measured with; those that few rows keep no processor busy with more.
 ROWS = [1, 8]
 ROWS_OF = {"mlp": [1, 8, 32], "deepfm": [1, 8, 32], "xgb500": [1, 8, 32, 256], "lgb500": [1, 8, 32, 256]}
