@@ -93,9 +93,13 @@ bench-kernels *ARGS:
 bench-json:
     cargo bench --locked --bench json
 
-# the engine beside ONNX Runtime and OpenVINO on exported models (installs both and PyTorch into .venv-peers)
+# the engine beside ONNX Runtime and OpenVINO on exported models: record, plot, README's table (installs both and PyTorch into .venv-peers)
 bench-peers *ARGS:
     scripts/peers/run.sh {{ARGS}}
+
+# requests per second beside a server by hand on ONNX Runtime (needs wrk; models as `just bench-peers` exports them)
+bench-peers-served *ARGS:
+    cargo build --release --locked --bin ndserve --example ort_baseline && "$(scripts/peers/env.sh)" scripts/peers/served.py {{ARGS}}
 
 # process start to first answer and memory, beside ONNX Runtime and OpenVINO (models as `just bench-peers` exports them)
 bench-start *ARGS:

@@ -67,7 +67,7 @@ class Server:
             script.writelines(f"wrk.headers['{key}'] = '{value}'\n" for key, value in headers.items())
             script.flush()
             url = f"http://127.0.0.1:{self.port}{path}"
-            command = [*self.place(connections), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url]
+            command = [*self.place(connections), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "--latency", "-s", script.name, url]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         if "Non-2xx" in out or "Socket errors" in out:
             sys.exit(f"{self.name} at {connections} connections:\n{out}")

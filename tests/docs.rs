@@ -71,3 +71,28 @@ fn the_metrics_page_is_that_of_the_code() {
     text.extend(triton_metrics().map(row));
     check("metrics.md", &text);
 }
+
+/// The lines of README's table of peers that the record it links does not have, and the table's lines.
+fn not_in_the_record(readme: &str, record: impl Fn(&str) -> String) -> (Vec<String>, usize) {
+    let (_, rest) = readme.split_once("<!-- bench-peers -->").expect("README has the mark that the table begins behind");
+    let (block, _) = rest.split_once("<!-- /bench-peers -->").expect("README has the mark that the table ends at");
+    let lines: Vec<&str> = block.lines().filter(|line| line.starts_with('|')).collect();
+    if lines.is_empty() {
+        return (Vec::new(), 0);
+    }
+    let (link, _) = block.split_once("[all cases](").and_then(|(_, rest)| rest.split_once(')')).expect("the table links its record");
+    let text = record(link);
+    let missing = lines.iter().filter(|line| !text.lines().any(|other| other == **line)).map(|line| (*line).to_owned());
+    (missing.collect(), lines.len())
+}
+
+#[test]
+fn the_table_of_peers_is_that_of_the_record() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let (missing, _) = not_in_the_record(&read("README.md"), read);
+    assert!(missing.is_empty(), "README quotes what its record does not have (scripts/peers/report.py writes both): {missing:#?}");
+    let sample = "<!-- bench-peers -->\n([all cases](r.md))\n| mlp | 1.20 |\n| lenet | 0.90 |\n<!-- /bench-peers -->";
+    let (missing, lines) = not_in_the_record(sample, |path| format!("{path}\n| mlp | 1.20 |\n| lenet | 0.91 |\n"));
+    assert_eq!((missing, lines), (vec!["| lenet | 0.90 |".to_owned()], 2));
+}

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Times ndserve's engine beside ONNX Runtime and OpenVINO on the same models, inputs and cores, interleaved.
 
-    "$(scripts/peers/env.sh)" scripts/peers/side_by_side.py --ndserve target/release/ndserve --models target/peers --table out.md
+    "$(scripts/peers/env.sh)" scripts/peers/side_by_side.py --ndserve target/release/ndserve --models target/peers --json target/peers.json
 
 A round runs every engine once for a slice of time; an engine's figure is the median of its runs over all rounds, so that a
 drift of the machine meets all alike. Answers are compared with ONNX Runtime's at f32 in the same run: the greatest difference
-in parts of the greatest magnitude of its output. Ends with 1 if ndserve at f32 is farther than 1e-4 off anywhere.
+in parts of the greatest magnitude of its output. Ends with 1 if ndserve at f32 is farther than 1e-4 off anywhere, or does not run.
+The figures are written after each case; scripts/peers/report.py makes the record, the plot and README's table of them.
 """
 
 import argparse
@@ -24,7 +25,15 @@ import onnxruntime
 import openvino
 from onnx import numpy_helper
 
+import report
+
 F32_LIMIT = 1e-4
+# Of models of 8-bit codes, which differ by one where a number lies in the middle between two: any two of the three engines are up to
+# 2e-2 apart on AVX2. Twice that and a half.
+CODES_LIMIT = 5e-2
+# Rows that models are measured with; those that few rows keep no processor busy with more.
+ROWS = [1, 8]
+ROWS_OF = {"mlp": [1, 8, 32], "deepfm": [1, 8, 32], "xgb500": [1, 8, 32, 256], "lgb500": [1, 8, 32, 256]}
 
 
 def tensors(folder, prefix):
@@ -38,13 +47,16 @@ def tensors(folder, prefix):
 
 
 def difference(answers, wanted):
-    """The greatest difference of all floating-point outputs that both have."""
+    """The greatest difference of all floating-point outputs; infinite where one is missing, has another shape, or is no number."""
     worst = 0.0
     for name, want in wanted.items():
-        if name in answers and want.dtype == np.float32:
+        if want.dtype == np.float32:
+            if name not in answers or answers[name].shape != want.shape:
+                return float("inf")
             size = np.abs(want).max(initial=0.0)
             far = np.abs(answers[name].astype(np.float64) - want).max(initial=0.0)
-            worst = max(worst, float(far / size) if size > 0 else float(far))
+            far = float(far / size) if size > 0 else float(far)
+            worst = max(worst, far if np.isfinite(far) else float("inf"))
     return worst
 
 
@@ -94,7 +106,8 @@ class OpenVino(InProcess):
 
     def answers(self):
         self.run()
-        return {port.get_any_name(): self.request.get_tensor(port).data.copy() for port in self.compiled.outputs}
+        # A tensor that passes joined with another has the names of both.
+        return {name: self.request.get_tensor(port).data.copy() for port in self.compiled.outputs for name in port.get_names()}
 
 
 class Ndserve:
@@ -117,6 +130,12 @@ class Ndserve:
             return tensors(folder, "output")
 
 
+def reason(error):
+    """The last line of an error: OpenVINO's begin with places in its sources."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:160]
+
+
 def measure(args, name, folder, threads):
     """One case: medians, differences and errors by engine."""
     model = f"{args.models}/{name}/model.onnx"
@@ -128,7 +147,7 @@ def measure(args, name, folder, threads):
         "ov bf16": lambda: OpenVino(model, folder, threads, "bf16"),
     }
     engines, errors, far = {}, {}, {}
-    makers = {key: make for key, make in makers.items() if not args.engines or key in args.engines.split(",")}
+    makers = {key: make for key, make in makers.items() if key in args.engines}
     wanted = tensors(folder, "output")
     for key, make in makers.items():
         try:
@@ -136,7 +155,7 @@ def measure(args, name, folder, threads):
             far[key] = difference(engines[key].answers(), wanted)
         except Exception as error:
             engines.pop(key, None)
-            errors[key] = str(error).splitlines()[0][:160]
+            errors[key] = reason(error)
     runs = {key: [] for key in engines}
     for round_number in range(args.rounds):
         order = list(runs)
@@ -144,41 +163,38 @@ def measure(args, name, folder, threads):
             try:
                 runs[key] += engines[key].slice(args.seconds)
             except Exception as error:
-                errors[key] = str(error)[:160]
+                errors[key] = reason(error)
                 del runs[key]
     return {key: statistics.median(times) for key, times in runs.items()}, far, errors
 
 
-def ratio(medians, peer, own):
-    return medians[peer] / medians[own] if peer in medians and own in medians else float("nan")
+def plan(models, only=(), batches=(), threads=(1, 2)):
+    """Model, rows and threads of every case, of the whole comparison if nothing is named."""
+    # A folder without a model is one whose export failed: it is missed.
+    names = only or [name for name in sorted(os.listdir(models)) if os.path.isdir(f"{models}/{name}")]
+    return [(name, rows, count) for name in names for rows in batches or ROWS_OF.get(name, ROWS) for count in threads]
 
 
-def table(rows):
-    """The cases as text, with the geometric mean and the worst of each ratio."""
-    keys = ["nd f32", "nd bf16", "ort", "ov f32", "ov bf16"]
-    lines = ["| model | rows | threads | " + " | ".join(f"{key} ms" for key in keys) + " | best f32 / nd f32 | ov bf16 / nd bf16 | off: nd f32, nd bf16, ov bf16 |"]
-    lines.append("|---" + "|--:" * (len(keys) + 4) + "|---|")
-    columns = {"best f32 / nd f32": [], "ov bf16 / nd bf16": []}
-    for row in rows:
-        medians, far = row["median_ms"], row["difference"]
-        best = min((medians[key] for key in ("ort", "ov f32") if key in medians), default=float("nan"))
-        ratios = [best / medians["nd f32"] if "nd f32" in medians else float("nan"), ratio(medians, "ov bf16", "nd bf16")]
-        for values, value in zip(columns.values(), ratios):
-            values += [value] if value == value else []
-        cells = [f"{medians[key]:.3f}" if key in medians else "-" for key in keys] + [f"{value:.2f}" if value == value else "-" for value in ratios]
-        off = ", ".join(f"{far[key]:.0e}" if key in far else "-" for key in ("nd f32", "nd bf16", "ov bf16"))
-        lines.append(f"| {row['model']} | {row['rows']} | {row['threads']} | " + " | ".join(cells) + f" | {off} |")
-    for name, values in columns.items():
-        if values:
-            lines.append(f"\n{name}: geometric mean {np.exp(np.mean(np.log(values))):.2f}, worst {min(values):.2f}, of {len(values)} cases (above 1 ndserve is faster)")
-    return "\n".join(lines) + "\n"
+def machine():
+    info = open("/proc/cpuinfo").read()
+    field = lambda name: next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith(name)), "")
+    return field("model name") or "unknown", field("flags").split()
 
 
-def head(args):
-    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
-    own = subprocess.run([args.ndserve, "--version"], capture_output=True, text=True).stdout.strip()
-    versions = f"{own}; onnxruntime {onnxruntime.__version__}, openvino {openvino.__version__.split('-')[0]}"
-    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} × {cpu}. {versions}.\nMedians of interleaved slices: {args.rounds} rounds of {args.seconds} s. `just bench-peers`.\n\n"
+def figures(args, cpu):
+    """What the figures of this run are of."""
+    run = lambda *command: subprocess.run(command, capture_output=True, text=True, cwd=report.ROOT).stdout.strip()
+    versions = {
+        "ndserve": run(os.path.abspath(args.ndserve), "--version").removeprefix("ndserve "),
+        "onnxruntime": onnxruntime.__version__,
+        "openvino": openvino.__version__.split("-")[0],
+    }
+    about = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "cores": len(os.sched_getaffinity(0)), "commit": run("git", "describe", "--always", "--dirty")}
+    return {**about, "versions": versions, "rounds": args.rounds, "seconds": args.seconds, "planned": plan(args.models), "cases": []}
+
+
+def listed(text):
+    return [part for part in text.split(",") if part]
 
 
 def main():
@@ -186,35 +202,38 @@ def main():
     parser.add_argument("--ndserve", required=True)
     parser.add_argument("--models", required=True)
     parser.add_argument("--only", default="", help="models, by comma")
-    parser.add_argument("--batches", default="", help="rows, by comma")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--engines", default="", help="of `nd f32`, `nd bf16`, `ort`, `ov f32`, `ov bf16`, by comma")
+    parser.add_argument("--batches", default="", help="rows, by comma; else 1 and 8, and 32 and 256 where they are of use")
+    parser.add_argument("--threads", default="1,2", help="by comma")
+    parser.add_argument("--engines", default="", help="of `nd f32`, `nd bf16`, `ort`, `ov f32`, `ov bf16`, by comma; else all that the processor has instructions for")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--json", help="a file for the figures")
-    parser.add_argument("--table", help="a file for the table")
+    parser.add_argument("--json", default="target/peers.json", help="the file for the figures")
     args = parser.parse_args()
-    rows, wrong = [], []
-    for name in args.only.split(",") if args.only else sorted(os.listdir(args.models)):
-        for folder in sorted(glob.glob(f"{args.models}/{name}/b[0-9]*"), key=lambda f: int(os.path.basename(f)[1:])):
-            batch = os.path.basename(folder)[1:]
-            if args.batches and batch not in args.batches.split(","):
-                continue
-            for threads in map(int, args.threads.split(",")):
-                medians, far, errors = measure(args, name, folder, threads)
-                rows.append({"model": name, "rows": int(batch), "threads": threads, "median_ms": medians, "difference": far, "errors": errors})
-                print(table(rows[-1:]).splitlines()[2], flush=True)
-                for key, error in errors.items():
-                    print(f"    {key}: {error}", flush=True)
-                if far.get("nd f32", 0.0) > F32_LIMIT:
-                    wrong.append(f"{name} with {batch} rows")
-    if args.json:
-        json.dump(rows, open(args.json, "w"), indent=1)
-    if args.table:
-        open(args.table, "w").write(head(args) + table(rows))
-    print(table(rows).split("\n\n", 1)[-1])
-    if wrong:
-        sys.exit("ndserve at f32 is off: " + ", ".join(wrong))
+    cpu, flags = machine()
+    rounded = {"avx512_bf16", "amx_bf16"} & set(flags)
+    args.engines = listed(args.engines) or [engine for engine in report.ENGINES if rounded or not engine.endswith("bf16")]
+    found = figures(args, cpu)
+    # Not every model has inputs of the rows that are named.
+    cases = plan(args.models, listed(args.only), [int(rows) for rows in listed(args.batches)], [int(count) for count in listed(args.threads)])
+    cases = [(name, rows, threads) for name, rows, threads in cases if os.path.isdir(f"{args.models}/{name}/b{rows}")]
+    if not cases:
+        sys.exit("no case: no such models, or no inputs of such rows")
+    print("\n".join(report.table([])), flush=True)
+    for name, rows, threads in cases:
+        medians, far, errors = measure(args, name, f"{args.models}/{name}/b{rows}", threads)
+        limit = CODES_LIMIT if name in report.CODES else F32_LIMIT
+        wrong = "nd f32" in args.engines and not ("nd f32" in medians and far["nd f32"] <= limit)
+        case = {"model": name, "rows": rows, "threads": threads, "median_ms": medians, "difference": far, "errors": errors, "wrong": wrong}
+        found["cases"].append(case)
+        print(report.row(case), flush=True)
+        for key, error in errors.items():
+            print(f"    {key}: {error}", flush=True)
+        with open(args.json + ".part", "w") as file:
+            json.dump(found, file, indent=1)
+        os.replace(args.json + ".part", args.json)
+    print("\n".join(report.findings(found)))
+    if report.wrong(found):
+        sys.exit("ndserve at f32 is off, or does not run: " + ", ".join(report.wrong(found)))
 
 
 if __name__ == "__main__":
