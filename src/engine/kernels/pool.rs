@@ -5,6 +5,7 @@
 //! apart into even and odd columns first, so that what one tap meets lies side by side.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use super::isa::{Isa, instantiate};
 use super::rows::every_second;
@@ -135,52 +136,70 @@ fn merge(y: &mut [f32], x: &[f32]) {
     }
 }
 
-/// As [`max_pool`], with channels last: `x` is `[samples, rows.input, columns.input, channels]`, `y` `[samples, rows.output, columns.output,
-/// channels]`.
-pub fn max_pool_last(isa: Isa, rows: PoolAxis, columns: PoolAxis, channels: usize, x: &[f32], y: &mut [f32]) {
-    for axis in [rows, columns] {
+/// As [`max_pool`], with channels last: `x` is `[samples, rows.input, columns.input, channels]`, `y` some lines, counted through all samples, of
+/// `[samples, rows.output, columns.output, channels]`.
+pub fn max_pool_last(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[f32], lines: Range<usize>, y: &mut [f32]) {
+    for axis in axes {
         assert!(axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1, "a window has taps");
     }
-    let (from, to) = (rows.input * columns.input * channels, rows.output * columns.output * channels);
+    let [rows, columns] = axes;
+    let (image, line) = (rows.input * columns.input * channels, columns.output * channels);
     if y.is_empty() {
         return;
     }
-    assert!(to > 0 && y.len().is_multiple_of(to) && x.len() == y.len() / to * from, "images of the input against the output's");
-    if from == 0 {
+    assert!(line > 0 && y.len() == lines.len() * line, "lines of the output");
+    if image == 0 {
         return y.fill(f32::NEG_INFINITY);
     }
-    for (x, y) in x.chunks_exact(from).zip(y.chunks_exact_mut(to)) {
-        greatest_pixels(isa, [rows, columns], channels, x, y);
+    for (at, y) in lines.zip(y.chunks_exact_mut(line)) {
+        let (sample, row) = (at / rows.output, at % rows.output);
+        greatest_pixels(isa, axes, row, &x[sample * image..][..image], channels, y);
     }
 }
 
-fn greatest_pixels(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[f32], y: &mut [f32]) {
-    instantiate!(isa, greatest_pixels_body, (axes: [PoolAxis; 2], channels: usize, x: &[f32], y: &mut [f32]));
+fn greatest_pixels(isa: Isa, axes: [PoolAxis; 2], row: usize, x: &[f32], channels: usize, y: &mut [f32]) {
+    instantiate!(isa, greatest_pixels_body, (axes: [PoolAxis; 2], row: usize, x: &[f32], channels: usize, y: &mut [f32]));
 }
 
+/// Channels whose greatest are kept in registers while a window passes by.
+const BLOCK: usize = 32;
+
 #[inline(always)]
-fn greatest_pixels_body<const FMA: bool>([rows, columns]: [PoolAxis; 2], channels: usize, x: &[f32], y: &mut [f32]) {
-    for (at, y) in y.chunks_exact_mut(channels).enumerate() {
-        let (row, column) = (at / columns.output, at % columns.output);
-        let mut first = true;
-        for i in 0..rows.kernel {
-            let i = (row * rows.stride + i * rows.dilation).wrapping_sub(rows.pad);
-            for j in 0..columns.kernel {
-                let j = (column * columns.stride + j * columns.dilation).wrapping_sub(columns.pad);
-                if i >= rows.input || j >= columns.input {
-                    continue;
+fn greatest_pixels_body<const FMA: bool>([rows, columns]: [PoolAxis; 2], row: usize, x: &[f32], channels: usize, y: &mut [f32]) {
+    // Taps of a window that lie in the image are one range along each axis.
+    let taps = |axis: PoolAxis, at: usize| {
+        let first = axis.pad.saturating_sub(at * axis.stride).div_ceil(axis.dilation);
+        let end = (axis.input + axis.pad).saturating_sub(at * axis.stride).div_ceil(axis.dilation);
+        first..end.min(axis.kernel)
+    };
+    let down = taps(rows, row);
+    for (column, y) in y.chunks_exact_mut(channels).enumerate() {
+        let across = taps(columns, column);
+        let pixel = |i: usize, j: usize| {
+            let (i, j) = (row * rows.stride + i * rows.dilation - rows.pad, column * columns.stride + j * columns.dilation - columns.pad);
+            &x[(i * columns.input + j) * channels..][..channels]
+        };
+        let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
+        let done = blocks.len() * BLOCK;
+        for (block, y) in blocks.iter_mut().enumerate() {
+            let mut greatest = [f32::NEG_INFINITY; BLOCK];
+            for i in down.clone() {
+                for j in across.clone() {
+                    let x: &[f32; BLOCK] = pixel(i, j)[block * BLOCK..].first_chunk().expect("a block of channels");
+                    for c in 0..BLOCK {
+                        greatest[c] = greater(x[c], greatest[c]);
+                    }
                 }
-                let x = &x[(i * columns.input + j) * channels..][..channels];
-                if first {
-                    y.copy_from_slice(x);
-                } else {
-                    merge(y, x);
-                }
-                first = false;
             }
+            *y = greatest;
         }
-        if first {
-            y.fill(f32::NEG_INFINITY);
+        if !rest.is_empty() {
+            rest.fill(f32::NEG_INFINITY);
+            for i in down.clone() {
+                for j in across.clone() {
+                    merge(rest, &pixel(i, j)[done..]);
+                }
+            }
         }
     }
 }

@@ -34,10 +34,23 @@ impl Op for MaxPoolLast {
             let a = &axes[i];
             PoolAxis { input: a.input, output: a.output, kernel: a.kernel, stride: a.stride, dilation: a.dilation, pad: a.pad_begin }
         };
-        max_pool_last(ctx.isa, axis(0), axis(1), channels, x.slice()?, y.slice()?);
+        let (axes, x, y) = ([axis(0), axis(1)], x.slice::<f32>()?, y.slice::<f32>()?);
+        let line = axes[1].output * channels;
+        if y.is_empty() {
+            return Ok(());
+        }
+        let parts = ctx.threads.parts((y.len() * axes[0].kernel * axes[1].kernel) as u64 * OPERATIONS_PER_TAP);
+        let count = (y.len() / line).div_ceil(parts);
+        ctx.threads.for_each(y.chunks_mut(count * line).enumerate(), |(part, y)| {
+            let lines = part * count..part * count + y.len() / line;
+            max_pool_last(ctx.isa, axes, channels, x, lines, y);
+        });
         Ok(())
     }
 }
+
+/// A tap of pooling, in floating-point operations: a number is loaded and compared with what two of a product cost.
+const OPERATIONS_PER_TAP: u64 = 4;
 
 /// GlobalAveragePool, `[n, h, w, channels]` to `[n, 1, 1, channels]`.
 #[derive(Debug)]
