@@ -12,7 +12,7 @@ use ndserve::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
 use ndserve::engine::kernels::isa::Isa;
 use ndserve::engine::kernels::vector::{self, Binary, Operand};
-use ndserve::engine::kernels::weights::Precision;
+use ndserve::engine::kernels::weights::{Precision, Weights};
 
 fn main() {
     // `cargo bench` passes `--bench`.
@@ -22,7 +22,7 @@ fn main() {
     let isa = isa.map_or_else(Isa::best, |name| name.parse().expect("an instruction set"));
     let peak = measured_peak(isa);
     println!("{isa}: peak {peak:.1} GFLOP/s");
-    println!("{:<34} {:>10} {:>10} {:>7}", "kernel", "µs", "GFLOP/s", "peak");
+    println!("{:<44} {:>10} {:>10} {:>7}", "kernel", "µs", "GFLOP/s", "peak");
     for (m, k, n) in [
         (1024, 1024, 1024),
         (128, 768, 3072),
@@ -49,6 +49,12 @@ fn main() {
             report(&name, packed_product(isa, m, k, n), Some((2 * m * k * n, peak)));
         }
     }
+    for (m, k, n) in [(1, 768, 3072), (1, 3072, 768), (1, 768, 50_257), (2, 768, 3072), (4, 768, 3072), (8, 768, 3072), (128, 768, 3072)] {
+        let name = format!("weights {m}x{k}x{n}");
+        if name.contains(&part) {
+            compare_precisions(isa, &name, (m, k, n), peak);
+        }
+    }
     for (m, k, n, transposed) in [(128, 64, 128, true), (128, 128, 64, false), (512, 512, 512, false), (1, 64, 128, true)] {
         let name = format!("gemm {m}x{k}x{n}{}", if transposed { " b transposed" } else { "" });
         if name.contains(&part) {
@@ -69,11 +75,11 @@ fn main() {
 
 fn report(name: &str, seconds: f64, work: Option<(usize, f64)>) {
     let Some((flops, peak)) = work else {
-        println!("{name:<34} {:>10.2}", seconds * 1e6);
+        println!("{name:<44} {:>10.2}", seconds * 1e6);
         return;
     };
     let speed = flops as f64 / seconds / 1e9;
-    println!("{name:<34} {:>10.2} {speed:>10.1} {:>6.1}%", seconds * 1e6, 100.0 * speed / peak);
+    println!("{name:<44} {:>10.2} {speed:>10.1} {:>6.1}%", seconds * 1e6, 100.0 * speed / peak);
 }
 
 /// Seconds per call in the fastest of 15 samples of at least 4 ms each, after those that find the number of calls.
@@ -98,6 +104,24 @@ fn packed_product(isa: Isa, m: usize, k: usize, n: usize) -> f64 {
     let (a, mut c) = (values(m * k), vec![0.0; m * n]);
     let b = PackedB::pack(isa, &values(k * n), k, n, false);
     fastest(|| gemm_packed_b(black_box(&a), k, m, &b, black_box(&mut c), n, &Epilogue::default()))
+}
+
+/// A product at each precision, in turns, with the bytes of weights that a call reads in a second.
+fn compare_precisions(isa: Isa, name: &str, (m, k, n): (usize, usize, usize), peak: f64) {
+    const ROUNDS: usize = 7;
+    let (a, b) = (values(m * k), values(k * n));
+    let packed = Precision::ALL.map(|precision| Weights::pack(precision, isa, &b, k, n, false));
+    let mut seconds = Precision::ALL.map(|_| f64::INFINITY);
+    let mut c = vec![0.0; m * n];
+    for _ in 0..ROUNDS {
+        for (weights, best) in packed.iter().zip(&mut seconds) {
+            *best = best.min(fastest(|| weights.multiply(black_box(&a), m, black_box(&mut c), &Epilogue::default())));
+        }
+    }
+    for ((precision, weights), seconds) in Precision::ALL.into_iter().zip(&packed).zip(seconds) {
+        let read = format!("{name} {precision}: {:.1} GB/s", weights.bytes() as f64 / seconds / 1e9);
+        report(&read, seconds, Some((2 * m * k * n, peak)));
+    }
 }
 
 fn product(isa: Isa, m: usize, k: usize, n: usize, b_transposed: bool) -> f64 {

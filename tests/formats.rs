@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ndserve::engine::{Isa, LoadOptions, Model, PASSES, Session, Tensor, Threads, Value, find_model_file, onnx};
+use ndserve::engine::{Isa, LoadOptions, Model, PASSES, Precision, Session, Tensor, Threads, Value, find_model_file, onnx};
 
 /// What is computed may differ from what is recorded by this, absolute or relative.
 const TOLERANCE: f32 = 1e-4;
@@ -104,6 +104,40 @@ fn a_row_has_the_same_bits_alone_and_in_a_batch() {
                 let part: Vec<Value> = together.iter().map(|v| Value::Tensor(v.tensor().unwrap().rows(row..row + 1))).collect();
                 assert_eq!(session.run(&alone).unwrap(), part, "{} row {row}", sample.name);
             }
+        }
+    }
+}
+
+#[test]
+fn rounded_weights_keep_what_is_recorded_near_and_rows_to_the_bit() {
+    /// The norm of the differences over that of what is recorded. The models are random and small: with short sums errors cancel little.
+    const BOUNDS: [(Precision, f32); 2] = [(Precision::Int8Weights, 0.03), (Precision::Int4Weights, 0.6)];
+    // Those of layers have matrices that are smaller than a panel.
+    for folder in models().into_iter().filter(|folder| !folder.file_name().unwrap().to_str().unwrap().starts_with("layers")) {
+        let file = find_model_file(&folder).unwrap();
+        let full = load(&folder, Isa::best(), vec![]).summary().weight_bytes;
+        for (precision, bound) in BOUNDS {
+            let options = LoadOptions { precision, memory_limit: LIMIT, ..LoadOptions::default() };
+            let model = Arc::new(Model::load(&file, &options).unwrap());
+            assert!(model.summary().weight_bytes < full, "{} at {precision}: no weight is smaller", folder.display());
+            let [mut one, mut two] = [1, 2].map(|threads| session(&model, threads));
+            let (mut off, mut size) = (0.0, 0.0);
+            for sample in samples(&folder) {
+                let together = one.run(&sample.inputs).unwrap();
+                assert_eq!(two.run(&sample.inputs).unwrap(), together, "{} at {precision} on two threads", sample.name);
+                for (found, want) in together.iter().zip(&sample.outputs) {
+                    let (found, want) = (found.tensor().unwrap().slice::<f32>().unwrap(), want.slice::<f32>().unwrap());
+                    off += found.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+                    size += want.iter().map(|v| v.powi(2)).sum::<f32>();
+                }
+                for row in 0..model.signature().rows(&sample.inputs).unwrap() {
+                    let alone: Vec<Tensor> = sample.inputs.iter().map(|t| t.rows(row..row + 1)).collect();
+                    let part: Vec<Value> = together.iter().map(|v| Value::Tensor(v.tensor().unwrap().rows(row..row + 1))).collect();
+                    assert_eq!(one.run(&alone).unwrap(), part, "{} row {row} at {precision}", sample.name);
+                }
+            }
+            let off = (off / size).sqrt();
+            assert!(off > 0.0 && off <= bound, "{} at {precision}: {off}", folder.display());
         }
     }
 }

@@ -249,7 +249,9 @@ settings! {
     /// Arithmetic of products with constant weights. `bf16` rounds their operands to 8 bits of mantissa: half the memory of
     /// the weights, and several times the speed where the machine multiplies bf16 (instruction set `amx`). `int8` rounds those of
     /// matrix products to 8-bit integers, each row of activations and each column of weights with a scale of its own: a quarter of
-    /// the memory; convolutions stay as they are. `ndserve check` tells how far golden samples are then from what was recorded; a
+    /// the memory; convolutions stay as they are. `int8-weights` and `int4-weights` round the weights of matrix products alone, 64 of a
+    /// column with one scale: a quarter and a seventh of the memory, and of what a run with few rows reads, as in decoding; activations
+    /// and sums stay f32. `ndserve check` tells how far golden samples are then from what was recorded; a
     /// model that leaves its tolerance is not served.
     precision: Precision = "f32";
     /// Leave weights in the order of their file. A model is ready sooner, by the time that ordering them for the kernels takes, and each

@@ -256,7 +256,7 @@ pub enum IsaChoice {
 }
 
 impl Value for Precision {
-    const NAME: &'static str = "f32|bf16|int8";
+    const NAME: &'static str = "f32|bf16|int8|int8-weights|int4-weights";
 
     fn parse(text: &str) -> Result<Self, String> {
         Self::from_str(text).map_err(|error| error.to_string())

@@ -345,7 +345,9 @@ fn bench_prints_what_the_comparison_script_reads() {
     }
     let table = folder.run(&bench).ok().out;
     assert!(table.contains("median") && table.contains("\nRelu "), "{table}");
-    assert!(folder.run(&[&bench[..], &["--precision", "bf16"]].concat()).ok().out.contains(" · bf16 · "));
+    for precision in ["bf16", "int8", "int8-weights", "int4-weights"] {
+        assert!(folder.run(&[&bench[..], &["--precision", precision]].concat()).ok().out.contains(&format!(" · {precision} · ")));
+    }
     folder.run(&[&bench[..], &["--precision", "f16"]].concat()).fails(2, &["precision `f16` is not supported"]);
     folder.run(&["bench", "--model", "model.onnx", "--batch", "4", "--seconds", "0"]).ok();
 }

@@ -327,3 +327,24 @@ fn what_was_deployed_to_a_server_is_explained_by_gradients_and_trees() {
     assert_eq!(server.end().code, Some(0));
     assert_eq!(fs::read_dir(folder.path("tmp")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_model_with_rounded_weights_passes_only_within_the_tolerance_that_it_declares() {
+    let folder = Folder::new();
+    copy(&models().join("diabetes"), &folder.path("repo/diabetes"));
+    let check = |precision| folder.run(&["check", "repo", "--precision", precision, "--json"]);
+    for precision in ["int8-weights", "int4-weights"] {
+        let ran = check(precision);
+        assert!(ran.code == Some(1) && ran.out.contains("the golden samples are not reproduced"), "{ran:?}");
+    }
+    let settings = fs::read_to_string(folder.path("repo/diabetes/model.toml")).unwrap();
+    folder.write("repo/diabetes/model.toml", format!("golden_relative_tolerance = 0.05\n{settings}"));
+    let [full, eight, four] = ["f32", "int8-weights", "int4-weights"].map(|precision| {
+        let out = check(precision).ok().out;
+        let reports: Value = serde_json::from_str(&out).unwrap();
+        let report = &reports[0];
+        (report["golden_difference"].as_f64().unwrap_or(0.0), report["weight_bytes"].as_u64().unwrap_or_else(|| panic!("{out}")))
+    });
+    assert!(full.0 < 1e-5 && full.0 < eight.0 && eight.0 < 0.002 && eight.0 < four.0 && four.0 < 0.02, "{full:?}, {eight:?}, {four:?}");
+    assert!(eight.1 > four.1, "{full:?}, {eight:?}, {four:?}");
+}

@@ -12,7 +12,7 @@ pub fn purge_with_threads() {
 /// Asks the system for huge pages behind memory that was not written to yet, and is kept: to touch it costs a fault for each 2 MiB instead
 /// of each 4 KiB, and to read it fewer walks of the page tables. What is small stays as it is. The system may not do so, which only
 /// costs time.
-pub fn prefer_huge_pages(memory: &mut [f32]) {
+pub fn prefer_huge_pages<T>(memory: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         use rustix::mm::{Advice, madvise};

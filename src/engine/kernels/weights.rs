@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use super::bf16::{PackedBf16, gemm_bf16_columns};
+use super::codes::{CodeBits, PackedCodes};
 use super::epilogue::Epilogue;
 use super::gemm::{PackedB, gemm_packed_b_columns};
 use super::int8::{self, DynamicInt8};
@@ -21,11 +22,16 @@ pub enum Precision {
     /// Both operands of matrix products rounded to 8-bit integers with a scale for each row of activations and each column of
     /// weights, sums exact; convolutions as they are.
     Int8,
+    /// Weights of matrix products rounded to 8-bit integers, with a scale for each group of neighbours in a column; activations and sums
+    /// in f32; convolutions as they are.
+    Int8Weights,
+    /// The same with 4-bit integers.
+    Int4Weights,
 }
 
 impl Precision {
     /// Every precision.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+    pub const ALL: [Precision; 5] = [Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int8Weights, Precision::Int4Weights];
 }
 
 impl fmt::Display for Precision {
@@ -34,17 +40,19 @@ impl fmt::Display for Precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
             Precision::Int8 => "int8",
+            Precision::Int8Weights => "int8-weights",
+            Precision::Int4Weights => "int4-weights",
         })
     }
 }
 
-/// A name that is none of `f32`, `bf16`, `int8`.
+/// A name that is none of `f32`, `bf16`, `int8`, `int8-weights`, `int4-weights`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPrecision(String);
 
 impl fmt::Display for UnknownPrecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "precision `{}` is not supported; supported are f32, bf16 and int8", self.0)
+        write!(f, "precision `{}` is not supported; supported are f32, bf16, int8, int8-weights and int4-weights", self.0)
     }
 }
 
@@ -65,18 +73,26 @@ pub enum Weights {
     F32(PackedB),
     /// Rounded.
     Bf16(PackedBf16),
-    /// As 8-bit codes.
+    /// As 8-bit codes, which are multiplied with those of activations.
     Int8(DynamicInt8),
+    /// As codes, which become numbers where they are multiplied.
+    Codes(PackedCodes),
 }
 
 impl Weights {
-    /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
-    /// instruction set is available.
+    /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. A matrix that has no codes, for it holds NaN or infinity,
+    /// stays as it is at `int8-weights` and `int4-weights`. Panics unless `b.len() == k * n` and the instruction set is available.
     pub fn pack(precision: Precision, isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> Weights {
+        let codes = |bits| match PackedCodes::pack(isa, bits, b, k, n, transposed) {
+            Some(codes) => Weights::Codes(codes),
+            None => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
+        };
         match precision {
             Precision::F32 => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
             Precision::Bf16 => Weights::Bf16(PackedBf16::pack(isa, b, k, n, transposed)),
             Precision::Int8 => Weights::Int8(DynamicInt8::pack(isa, b, k, n, transposed)),
+            Precision::Int8Weights => codes(CodeBits::Eight),
+            Precision::Int4Weights => codes(CodeBits::Four),
         }
     }
 
@@ -86,6 +102,7 @@ impl Weights {
             Weights::F32(b) => b.k(),
             Weights::Bf16(b) => b.k(),
             Weights::Int8(b) => b.k(),
+            Weights::Codes(b) => b.k(),
         }
     }
 
@@ -95,6 +112,7 @@ impl Weights {
             Weights::F32(b) => b.n(),
             Weights::Bf16(b) => b.n(),
             Weights::Int8(b) => b.n(),
+            Weights::Codes(b) => b.n(),
         }
     }
 
@@ -104,6 +122,7 @@ impl Weights {
             Weights::F32(b) => b.bytes(),
             Weights::Bf16(b) => b.bytes(),
             Weights::Int8(b) => b.bytes(),
+            Weights::Codes(b) => b.bytes(),
         }
     }
 
@@ -113,6 +132,7 @@ impl Weights {
             Weights::F32(b) => b.panel_width(),
             Weights::Bf16(b) => b.panel_width(),
             Weights::Int8(_) => int8::PANEL,
+            Weights::Codes(b) => b.panel_width(),
         }
     }
 
@@ -128,6 +148,7 @@ impl Weights {
             Weights::F32(b) => gemm_packed_b_columns(a, b.k(), m, b, columns, c, ldc, epilogue),
             Weights::Bf16(b) => gemm_bf16_columns(a, b.k(), m, b, columns, c, ldc, epilogue),
             Weights::Int8(b) => b.multiply_columns(a, b.k(), m, columns, c, ldc, epilogue),
+            Weights::Codes(b) => b.multiply_columns(a, b.k(), m, columns, c, ldc, epilogue),
         }
     }
 }

@@ -153,19 +153,10 @@ fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize
 #[inline(never)]
 fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut [f32]) {
     let mut values = PACKED.take();
-    let k = block.b.k;
-    // Blocks of equal size: a short last one would pay the tile's overhead for little work.
-    let count = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1);
-    let row_count = m.div_ceil(m.div_ceil(M_BLOCK)).next_multiple_of(block.b.shape.rows);
-    let step_count = (A_BLOCK / row_count / count).max(1) * count;
-    for row in (0..m).step_by(row_count) {
-        // One pass even if k is 0: the epilogue still applies to the empty sum.
-        for step in (0..k.max(1)).step_by(step_count) {
-            let packed = PackedRows { rows: row..m.min(row + row_count), steps: step..k.min(step + step_count), count };
-            packed.pack(&block.a, block.b.shape.rows, &mut values);
-            for column in columns.clone().step_by(block.b.shape.width) {
-                block.run_panel(&packed, &values, column..columns.end, c);
-            }
+    for packed in PackedRows::blocks_of(m, block.b.k, block.b.shape.rows, 1) {
+        packed.pack(&block.a, block.b.shape.rows, &mut values);
+        for column in columns.clone().step_by(block.b.shape.width) {
+            block.run_panel(&packed, &values, column..columns.end, c);
         }
     }
     PACKED.set(values);
@@ -173,15 +164,37 @@ fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut 
 
 /// Rows of `a` for some steps of `k`: a tile's rows behind each other, in them blocks of `count` steps, in them the rows,
 /// [`BLOCKED_STRIDE`] apart.
-struct PackedRows {
+pub(crate) struct PackedRows {
     rows: Range<usize>,
     steps: Range<usize>,
     count: usize,
 }
 
 impl PackedRows {
+    /// The pieces in which `m` rows of length `k` are packed, one after the other: of all steps of the first rows, then of the next. Blocks
+    /// are multiples of `group` steps, which divides [`K_BLOCK`], but for the last.
+    pub(crate) fn blocks_of(m: usize, k: usize, height: usize, group: usize) -> impl Iterator<Item = PackedRows> {
+        // Blocks of equal size: a short last one would pay the tile's overhead for little work.
+        let count = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1).next_multiple_of(group);
+        let row_count = m.div_ceil(m.div_ceil(M_BLOCK)).next_multiple_of(height);
+        let step_count = (A_BLOCK / row_count / count).max(1) * count;
+        (0..m).step_by(row_count).flat_map(move |row| {
+            // One pass even if k is 0: the epilogue still applies to the empty sum.
+            (0..k.max(1)).step_by(step_count).map(move |step| PackedRows {
+                rows: row..m.min(row + row_count),
+                steps: step..k.min(step + step_count),
+                count,
+            })
+        })
+    }
+
+    /// Which rows.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
     /// The blocks, in order.
-    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
         (self.steps.start..self.steps.end.max(self.steps.start + 1))
             .step_by(self.count)
             .map(|step| step..self.steps.end.min(step + self.count))
@@ -189,6 +202,11 @@ impl PackedRows {
 
     fn block_count(&self) -> usize {
         self.steps.len().div_ceil(self.count).max(1)
+    }
+
+    /// Packs rows of `a`, `lda` apart, for tiles of `height` rows.
+    pub(crate) fn pack_rows(&self, a: &[f32], lda: usize, height: usize, values: &mut Vec<f32>) {
+        self.pack(&Left::rows(a, lda), height, values);
     }
 
     fn pack(&self, a: &Left<'_>, height: usize, values: &mut Vec<f32>) {
@@ -204,7 +222,7 @@ impl PackedRows {
     }
 
     /// Where the rows of the tile from `row` on begin, `height` of them, in block `index`.
-    fn start(&self, row: usize, height: usize, index: usize) -> usize {
+    pub(crate) fn start(&self, row: usize, height: usize, index: usize) -> usize {
         ((row - self.rows.start) * self.block_count() + index * height) * BLOCKED_STRIDE
     }
 }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod bf16;
+mod codes;
 mod conv;
 mod conv_last;
 mod gemm;

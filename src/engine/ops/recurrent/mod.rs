@@ -115,10 +115,10 @@ struct WeightSizes {
 }
 
 impl Recurrent {
-    /// The same with the operands of its products rounded to bf16, if that is the precision: states are too small for rows of
-    /// 8-bit integers.
+    /// The same with what its products round at a precision; at `int8` that is nothing, for states are too small for rows of 8-bit
+    /// integers.
     pub(crate) fn at(self, precision: Precision) -> Self {
-        Self { precision: if precision == Precision::Bf16 { precision } else { Precision::F32 }, ..self }
+        Self { precision: if precision == Precision::Int8 { Precision::F32 } else { precision }, ..self }
     }
 
     /// Checks the shapes of the weights.
