@@ -187,21 +187,19 @@ impl Handle {
         if self.settings.batching { self.queue.joining() } else { Joining::No }
     }
 
-    /// Whether the start left something to be found out.
-    pub(super) fn has_left(&self) -> bool {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    /// What the start left to be found out, until somebody has.
+    pub(super) fn left(&self) -> Option<Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the start left to be found out, for whoever does it.
-    pub(super) fn take_left(&self) -> Option<Left> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Takes what was found out: whether the answer to a row is independent of those beside it, and the time over rows.
+    /// Takes what was found out, from whoever is first: whether the answer to a row is independent of those beside it, and the time over
+    /// rows.
     pub(super) fn settled(&self, independent: bool, curve: Option<Curve>) {
+        if self.left.lock().unwrap_or_else(PoisonError::into_inner).take().is_none() {
+            return;
+        }
         let joining = if independent { Joining::Yes } else { Joining::No };
         if let Some(curve) = curve.clone() {
-            // Told once: whoever measures has taken what was left.
             let _ = self.settled.set(curve);
         }
         self.queue.set_joining(joining, self.class.zip(curve));

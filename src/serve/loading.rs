@@ -35,7 +35,7 @@ pub(super) struct Task<'a> {
 }
 
 /// What is to be found out about a version that serves already: whether its requests may share passes, and how time grows with rows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Left {
     /// Some rows.
     inputs: Vec<Tensor>,
@@ -172,7 +172,7 @@ fn operations(model: &Model, inputs: &[Tensor]) -> u64 {
 
 /// Finds out what the start left, while the version serves.
 pub(super) fn settle(handle: &Handle, threads: &Arc<Threads>) {
-    let Some(left) = handle.take_left() else { return };
+    let Some(left) = handle.left() else { return };
     let (model, settings, names) = (handle.model(), handle.settings(), (handle.name(), handle.version()));
     let find_out = || -> Result<(bool, Curve), String> {
         let mut session = Session::new(Arc::clone(model), Arc::clone(threads));
@@ -518,6 +518,8 @@ mod tests {
             let runs = probe.runs.lock().unwrap().len();
             settle(&handle, &threads);
             assert_eq!(probe.runs.lock().unwrap().len(), runs, "once");
+            handle.settled(found != Joining::Yes, None);
+            assert_eq!(handle.joining(), found, "whoever is second is not heard");
         }
     }
 

@@ -214,14 +214,16 @@ impl Runner {
             let Some(Batch { jobs, reason, more }) = queue.take(worker) else { continue };
             let (class, rows) = (jobs[0].class, jobs.iter().map(|job| job.rows).sum());
             let alone = jobs[0].payload.is_alone();
-            let may_choose = permit.has_company() && !alone && self.threads.count() > 1;
+            let beside = permit.has_company() && !alone && self.threads.count() > 1;
             // Where each thread has a pass and the next requests wait, whoever splits takes from the others what it gains.
-            let crowded = may_choose && more && permit.occupies(self.threads.count());
-            let may_choose = may_choose && !crowded;
-            let way = match (crowded, may_choose) {
-                (true, _) => Way::Whole,
-                (_, true) => splitting.choose(class, rows),
-                (_, false) => Way::Split,
+            let crowded = beside && more && permit.occupies(self.threads.count());
+            let may_choose = beside && !crowded;
+            let way = if crowded {
+                Way::Whole
+            } else if may_choose {
+                splitting.choose(class, rows)
+            } else {
+                Way::Split
             };
             self.session.use_threads(Arc::clone(if way == Way::Whole { &single } else { &self.threads }));
             let time = self.run_batch(jobs, reason);

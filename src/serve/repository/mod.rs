@@ -17,7 +17,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -279,7 +279,7 @@ impl Repository {
     /// Finds out what loading left of models that take long: whether their requests may share passes, and how time grows with rows. They
     /// serve meanwhile, and requests go before.
     pub fn settle(&self) {
-        let left: Vec<Arc<Handle>> = self.ready().into_iter().filter(|handle| handle.has_left()).collect();
+        let left: Vec<Arc<Handle>> = self.ready().into_iter().filter(|handle| handle.left().is_some()).collect();
         if !left.is_empty()
             && let Err(reason) = self.settle_in_background(&left)
         {
@@ -288,16 +288,26 @@ impl Repository {
         self.release_memory();
     }
 
-    /// On threads of their own: a low priority is for good.
+    /// On threads of their own, for a low priority is for good. Where requests leave them no time, the engine's threads do it after all.
     fn settle_in_background(&self, left: &[Arc<Handle>]) -> Result<(), String> {
-        let threads = self.loaders()?;
-        let find_out = || {
-            resources::lower_priority();
-            left.iter().take_while(|_| !self.is_draining()).for_each(|handle| settle(handle, &threads));
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let find_out = |threads: &Arc<Threads>| {
+            left.iter().take_while(|_| !self.is_draining()).for_each(|handle| settle(handle, threads));
         };
+        let threads = self.loaders()?;
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("settle".to_owned()).spawn_scoped(scope, find_out);
-            thread.map(drop).map_err(|error| error.to_string())
+            let (done, ended) = mpsc::sync_channel::<()>(0);
+            let work = || {
+                let _done = done;
+                resources::lower_priority();
+                find_out(&threads);
+            };
+            let thread = std::thread::Builder::new().name("settle".to_owned()).spawn_scoped(scope, work);
+            thread.map_err(|error| format!("the system cannot start a thread: {error}"))?;
+            if ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                find_out(&self.options.threads);
+            }
+            Ok(())
         })
     }
 
