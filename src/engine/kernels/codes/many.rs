@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{CodeBits, GROUP, PANEL, PackedCodes, Panel, code};
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm::PackedRows;
-use crate::engine::kernels::gemm::tile::{self, K_BLOCK, Rows, Tile};
+use crate::engine::kernels::gemm::tile::{self, Rows, Tile};
 use crate::engine::kernels::isa::Isa;
 
 /// Elements of a line of the cache.
@@ -32,15 +32,15 @@ pub(super) fn multiply(
     (c, ldc): (&mut [f32], usize),
     epilogue: &Epilogue<'_>,
 ) {
-    const { assert!(K_BLOCK.is_multiple_of(GROUP), "blocks are whole groups") };
     let (isa, k) = (b.isa, b.k);
     let shape = tile::shape(isa);
+    assert!(shape.steps.is_multiple_of(GROUP), "blocks are whole groups");
     BUFFERS.with_borrow_mut(|Buffers { left, right }| {
-        right.resize(K_BLOCK * PANEL + LINE, 0.0);
+        right.resize((shape.steps * PANEL + LINE).max(right.len()), 0.0);
         let aligned = right.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let right = &mut right[aligned..];
-        for packed in PackedRows::blocks_of(m, k, shape.rows, GROUP) {
-            packed.pack_rows(a, lda, shape.rows, left);
+        for packed in PackedRows::blocks_of(m, k, shape, GROUP) {
+            packed.pack_rows(a, lda, left);
             for (column, index, steps) in panels(&columns, &packed) {
                 let panel = b.panel(column, steps.clone());
                 for part in (0..PANEL.min(columns.end - column)).step_by(shape.width) {

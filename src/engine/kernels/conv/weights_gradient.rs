@@ -3,7 +3,7 @@
 //!
 //! The pixels are brought into an order in which the channels of one are neighbours. A panel of the right operand is then
 //! a copy of some channels of one pixel in each row, whatever the padding, the strides and the dilations are. It is gathered once for
-//! `K_BLOCK` positions and read by the tiles of all output channels from the first-level cache.
+//! `Shape::steps` positions and read by the tiles of all output channels from the first-level cache.
 //!
 //! Sums run over the positions of all samples, in chunks: each is one chain of multiply-adds, whose results are added up. The
 //! chunks depend on the shape alone, so how channels are given to threads changes no bit.
@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::ConvShape;
-use crate::engine::kernels::gemm::tile::{self, BLOCKED_STRIDE, K_BLOCK, Rows, Tile, WIDTH_MAX};
+use crate::engine::kernels::gemm::tile::{self, Rows, Tile, WIDTH_MAX};
 use crate::engine::kernels::isa::{Isa, instantiate};
 
 /// Elements of the output's gradient in a chunk: 1 MiB of a second-level cache, which passes by each panel.
@@ -184,13 +184,13 @@ impl Job<'_> {
     fn run(&self, chunk: &Chunk, first: bool, memory: &mut Memory, sums: &mut [f32]) {
         let positions = chunk.len();
         // Blocks of equal size, and tiles.
-        let block = positions.div_ceil(positions.div_ceil(K_BLOCK));
         let (rows, shape) = (self.part.outputs.len(), tile::shape(self.isa));
+        let block = positions.div_ceil(positions.div_ceil(shape.steps));
         let height = rows.div_ceil(rows.div_ceil(shape.rows));
         self.arrange(chunk, memory);
         self.pack(chunk, (positions, block, height), &mut memory.left);
         let Memory { pixels, places, left, panel, product, copies } = memory;
-        panel.resize(panel.len().max(K_BLOCK * WIDTH_MAX + COPY), 0.0);
+        panel.resize(panel.len().max(shape.steps * WIDTH_MAX + COPY), 0.0);
         product.resize(product.len().max(rows * WIDTH_MAX), 0.0);
         for column in (0..self.columns).step_by(shape.width) {
             let count = shape.width.min(self.columns - column);
@@ -200,7 +200,7 @@ impl Job<'_> {
                 for row in (0..rows).step_by(height) {
                     let tall = height.min(rows - row);
                     let mut tile = Tile {
-                        a: &left[(row * positions.div_ceil(block) + index * tall) * BLOCKED_STRIDE..],
+                        a: &left[(row * positions.div_ceil(block) + index * tall) * shape.stride()..],
                         a_rows: Rows::Blocked,
                         b: panel,
                         b_stride: shape.width,
@@ -290,10 +290,11 @@ impl Job<'_> {
     /// positions.
     fn pack(&self, chunk: &Chunk, (positions, block, height): (usize, usize, usize), left: &mut Vec<f32>) {
         let (shape, rows, blocks) = (self.shape, self.part.outputs.len(), positions.div_ceil(block));
-        left.resize(left.len().max(rows * blocks * BLOCKED_STRIDE), 0.0);
+        let stride = tile::shape(self.isa).stride();
+        left.resize(left.len().max(rows * blocks * stride), 0.0);
         let plane = shape.pixels();
         for row in 0..rows {
-            let (tile, tall) = (row / height * height, height.min(rows - row / height * height));
+            let (first, tall) = (row / height * height, height.min(rows - row / height * height));
             let channel = self.part.group * (shape.c_out / shape.groups) + self.part.outputs.start + row;
             let mut at = 0;
             for segment in chunk.segments() {
@@ -302,7 +303,7 @@ impl Job<'_> {
                 while !from.is_empty() {
                     let (index, step) = (at / block, at % block);
                     let (piece, rest) = from.split_at(from.len().min(block - step));
-                    left[(tile * blocks + index * tall + row - tile) * BLOCKED_STRIDE + step..][..piece.len()].copy_from_slice(piece);
+                    left[(first * blocks + index * tall + row - first) * stride + step..][..piece.len()].copy_from_slice(piece);
                     at += piece.len();
                     from = rest;
                 }

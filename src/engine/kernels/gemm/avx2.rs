@@ -6,8 +6,9 @@
 
 use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps};
 
-use super::tile::{BLOCKED_STRIDE, Rows, Tile};
+use super::tile::{Rows, Tile, shape};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::isa::Isa;
 
 /// Elements per register.
 pub(in crate::engine::kernels) const LANES: usize = 8;
@@ -54,7 +55,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
     unsafe {
         match tile.a_rows {
             Rows::Packed => accumulate::<R, V, true>(tile, 0, &mut acc),
-            Rows::Blocked => accumulate::<R, V, false>(tile, BLOCKED_STRIDE, &mut acc),
+            Rows::Blocked => accumulate::<R, V, false>(tile, const { shape(Isa::Avx2).stride() }, &mut acc),
             Rows::Strided(lda) => accumulate::<R, V, false>(tile, lda, &mut acc),
         }
     }

@@ -8,8 +8,9 @@ use std::arch::x86_64::{
     _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use super::tile::{BLOCKED_STRIDE, Rows, Tile};
+use super::tile::{Rows, Tile, shape};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::isa::Isa;
 
 /// Elements per register.
 const LANES: usize = 16;
@@ -119,7 +120,7 @@ unsafe fn accumulate<const R: usize, const V: usize, const LAYOUT: u8>(
             for i in 0..R {
                 let distance = match LAYOUT {
                     PACKED => i,
-                    BLOCKED => i * BLOCKED_STRIDE,
+                    BLOCKED => i * const { shape(Isa::Avx512).stride() },
                     _ => i * lda,
                 };
                 let value = _mm512_set1_ps(*a.add(distance));

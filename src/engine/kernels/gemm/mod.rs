@@ -26,7 +26,7 @@ use super::epilogue::Epilogue;
 use super::isa::Isa;
 use pack::Left;
 pub(crate) use pack::Panels;
-use tile::{BLOCKED_STRIDE, K_BLOCK, Rows, Tile};
+use tile::{Rows, Shape, Tile};
 
 /// Elements of `a` that are packed at once: 768 KiB of a second-level cache, which all panels pass by.
 const A_BLOCK: usize = 192 * 1024;
@@ -153,8 +153,8 @@ fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize
 #[inline(never)]
 fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut [f32]) {
     let mut values = PACKED.take();
-    for packed in PackedRows::blocks_of(m, block.b.k, block.b.shape.rows, 1) {
-        packed.pack(&block.a, block.b.shape.rows, &mut values);
+    for packed in PackedRows::blocks_of(m, block.b.k, block.b.shape, 1) {
+        packed.pack(&block.a, &mut values);
         for column in columns.clone().step_by(block.b.shape.width) {
             block.run_panel(&packed, &values, column..columns.end, c);
         }
@@ -163,8 +163,9 @@ fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut 
 }
 
 /// Rows of `a` for some steps of `k`: a tile's rows behind each other, in them blocks of `count` steps, in them the rows,
-/// [`BLOCKED_STRIDE`] apart.
+/// [`Shape::stride`] apart.
 pub(crate) struct PackedRows {
+    shape: Shape,
     rows: Range<usize>,
     steps: Range<usize>,
     count: usize,
@@ -172,15 +173,16 @@ pub(crate) struct PackedRows {
 
 impl PackedRows {
     /// The pieces in which `m` rows of length `k` are packed, one after the other: of all steps of the first rows, then of the next. Blocks
-    /// are multiples of `group` steps, which divides [`K_BLOCK`], but for the last.
-    pub(crate) fn blocks_of(m: usize, k: usize, height: usize, group: usize) -> impl Iterator<Item = PackedRows> {
+    /// are multiples of `group` steps, which divides [`Shape::steps`], but for the last.
+    pub(crate) fn blocks_of(m: usize, k: usize, shape: Shape, group: usize) -> impl Iterator<Item = PackedRows> {
         // Blocks of equal size: a short last one would pay the tile's overhead for little work.
-        let count = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1).next_multiple_of(group);
-        let row_count = m.div_ceil(m.div_ceil(M_BLOCK)).next_multiple_of(height);
+        let count = k.div_ceil(k.div_ceil(shape.steps).max(1)).max(1).next_multiple_of(group);
+        let row_count = m.div_ceil(m.div_ceil(M_BLOCK)).next_multiple_of(shape.rows);
         let step_count = (A_BLOCK / row_count / count).max(1) * count;
         (0..m).step_by(row_count).flat_map(move |row| {
             // One pass even if k is 0: the epilogue still applies to the empty sum.
             (0..k.max(1)).step_by(step_count).map(move |step| PackedRows {
+                shape,
                 rows: row..m.min(row + row_count),
                 steps: step..k.min(step + step_count),
                 count,
@@ -204,14 +206,15 @@ impl PackedRows {
         self.steps.len().div_ceil(self.count).max(1)
     }
 
-    /// Packs rows of `a`, `lda` apart, for tiles of `height` rows.
-    pub(crate) fn pack_rows(&self, a: &[f32], lda: usize, height: usize, values: &mut Vec<f32>) {
-        self.pack(&Left::rows(a, lda), height, values);
+    /// Packs rows of `a`, `lda` apart.
+    pub(crate) fn pack_rows(&self, a: &[f32], lda: usize, values: &mut Vec<f32>) {
+        self.pack(&Left::rows(a, lda), values);
     }
 
-    fn pack(&self, a: &Left<'_>, height: usize, values: &mut Vec<f32>) {
-        values.resize(values.len().max(self.rows.len() * self.block_count() * BLOCKED_STRIDE), 0.0);
-        let mut rows = values.chunks_exact_mut(BLOCKED_STRIDE);
+    fn pack(&self, a: &Left<'_>, values: &mut Vec<f32>) {
+        let (height, stride) = (self.shape.rows, self.shape.stride());
+        values.resize(values.len().max(self.rows.len() * self.block_count() * stride), 0.0);
+        let mut rows = values.chunks_exact_mut(stride);
         for row in self.rows.clone().step_by(height) {
             for steps in self.blocks() {
                 for (row, to) in (row..self.rows.end.min(row + height)).zip(&mut rows) {
@@ -223,7 +226,7 @@ impl PackedRows {
 
     /// Where the rows of the tile from `row` on begin, `height` of them, in block `index`.
     pub(crate) fn start(&self, row: usize, height: usize, index: usize) -> usize {
-        ((row - self.rows.start) * self.block_count() + index * height) * BLOCKED_STRIDE
+        ((row - self.rows.start) * self.block_count() + index * height) * self.shape.stride()
     }
 }
 

@@ -13,19 +13,11 @@ use crate::engine::kernels::vector::math;
 pub(crate) enum Rows {
     /// `a[k][rows]`: for each step of `k` the values of all rows, contiguous.
     Packed,
-    /// `a[rows][..]` with [`BLOCKED_STRIDE`] from row to row.
+    /// `a[rows][..]` with [`Shape::stride`] from row to row.
     Blocked,
     /// `a[rows][..]` with this distance from row to row.
     Strided(usize),
 }
-
-/// Steps of `k` per block of a product. Of a panel (256 × 32 × 4 = 32 KiB) and a tile's rows (12 KiB) all stays in a first-level
-/// cache of 48 KiB while the rows pass by, and of 32 KiB the part in use.
-pub(crate) const K_BLOCK: usize = 256;
-
-/// From row to row in a block: known to the compiler, so that no register holds it, and odd in lines of the cache, so that rows
-/// spread over its sets.
-pub(crate) const BLOCKED_STRIDE: usize = K_BLOCK + 16;
 
 /// One tile to compute.
 #[derive(Debug)]
@@ -63,6 +55,16 @@ pub(crate) struct Shape {
     pub rows: usize,
     /// Columns of a full panel; a last panel with at most half as many columns left is stored at half width.
     pub width: usize,
+    /// Steps of `k` per block of a product, a multiple of 64.
+    pub steps: usize,
+}
+
+impl Shape {
+    /// From row to row in a block: known to the compiler, so that no register holds it, and odd in lines of the cache, so that rows
+    /// spread over its sets.
+    pub(crate) const fn stride(self) -> usize {
+        self.steps + 16
+    }
 }
 
 /// The greatest [`Shape::rows`] and [`Shape::width`] of all instruction sets, for buffers on the stack.
@@ -74,11 +76,13 @@ pub(crate) const WIDTH_MAX: usize = 32;
 pub(crate) const fn shape(isa: Isa) -> Shape {
     match isa {
         // 16 registers of 4: 8 accumulators, 2 of b, the rest for products.
-        Isa::Scalar => Shape { rows: 4, width: 8 },
-        // 16 registers of 8: 12 accumulators, 2 of b, one broadcast of a.
-        Isa::Avx2 => Shape { rows: 6, width: 16 },
-        // 32 registers of 16: 24 accumulators, 2 of b; a is broadcast from memory.
-        Isa::Avx512 | Isa::Amx => Shape { rows: 12, width: 32 },
+        Isa::Scalar => Shape { rows: 4, width: 8, steps: 256 },
+        // 16 registers of 8: 12 accumulators, 2 of b, one broadcast of a. A step takes 6 cycles and a line of b, which the second-level cache
+        // delivers in time; sums that are stored and loaded between blocks cost more.
+        Isa::Avx2 => Shape { rows: 6, width: 16, steps: 768 },
+        // 32 registers of 16: 24 accumulators, 2 of b; a is broadcast from memory. Of a panel (256 × 32 × 4 = 32 KiB) and a tile's rows
+        // (12 KiB) all stays in a first-level cache of 48 KiB while the rows pass by.
+        Isa::Avx512 | Isa::Amx => Shape { rows: 12, width: 32, steps: 256 },
     }
 }
 
@@ -94,7 +98,7 @@ impl Tile<'_> {
             assert!(self.b.len() >= (self.k - 1) * self.b_stride + self.width);
             match self.a_rows {
                 Rows::Packed => assert!(self.a.len() >= self.k * self.rows),
-                Rows::Blocked => assert!(self.a.len() >= (self.rows - 1) * BLOCKED_STRIDE + self.k),
+                Rows::Blocked => assert!(self.a.len() >= (self.rows - 1) * shape.stride() + self.k),
                 Rows::Strided(lda) => assert!(self.a.len() >= (self.rows - 1) * lda + self.k),
             }
         }
@@ -176,7 +180,7 @@ fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>
             }
         }
         rows @ (Rows::Blocked | Rows::Strided(_)) => {
-            let lda = if let Rows::Strided(lda) = rows { lda } else { BLOCKED_STRIDE };
+            let lda = if let Rows::Strided(lda) = rows { lda } else { const { shape(Isa::Scalar).stride() } };
             let a: [&[f32]; R] = std::array::from_fn(|i| &tile.a[i * lda..][..tile.k]);
             for (step, b) in b_rows.enumerate() {
                 accumulate::<FMA, R, W>(&mut acc, std::array::from_fn(|i| a[i][step]), b);

@@ -10,10 +10,17 @@ use super::tile::{self, Tile};
 use super::{ConvShape, Image, Job};
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm::PackedB;
+use crate::engine::kernels::isa::Isa;
 
-/// Steps of a panel that are used for all pixels of a strip before the next: 192 × 32 × 4 = 24 KiB, beside what a tile meets of the image
-/// in a first-level cache of 32.
-const STEPS: usize = 192;
+/// Steps of a panel that are used for all pixels of a strip before the next. With AVX-512 192 × 32 × 4 = 24 KiB, beside what a tile meets of
+/// the image in a first-level cache of 32. With AVX2 a step takes a line of the panel every six cycles, which the second-level cache delivers
+/// in time, and sums that are stored and loaded between parts cost more.
+fn steps_at_once(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx2 => 768,
+        Isa::Scalar | Isa::Avx512 | Isa::Amx => 192,
+    }
+}
 
 pub(super) fn run(job: &Job<'_>, groups: &[PackedB], x: Image<'_>, y: &mut [f32], scratch: &mut Vec<f32>) {
     let reading = Reading::new(job.shape, &x);
@@ -89,15 +96,15 @@ impl<'a> Plan<'a> {
     fn new(job: &'a Job<'a>, reading: &Reading) -> Plan<'a> {
         let shape = job.shape;
         let (runs, len) = runs(shape, reading.pitch * shape.c_in, shape.dilation_w > 1);
-        let mut parts = Vec::new();
-        if len > STEPS {
+        let (mut parts, most) = (Vec::new(), steps_at_once(job.isa));
+        if len > most {
             // Of equal size: a short last one would pay for loading and storing sums with little work.
-            let step = len.div_ceil(len.div_ceil(STEPS));
+            let step = len.div_ceil(len.div_ceil(most));
             for run in 0..runs.len() {
                 parts.extend((0..len).step_by(step).map(|from| Part { runs: run..run + 1, elements: from..len.min(from + step) }));
             }
         } else {
-            let step = STEPS / len.max(1);
+            let step = most / len.max(1);
             parts.extend((0..runs.len()).step_by(step).map(|run| Part { runs: run..runs.len().min(run + step), elements: 0..len }));
         }
         if parts.is_empty() {
