@@ -220,6 +220,14 @@ def machine():
     return f"{datetime.date.today()}, {model[1] if model else platform.processor()}, {os.cpu_count()} cores shared by server and load, commit {commit}, {rustc}"
 
 
+def append(record, lines):
+    """Adds lines to a file, if one is named."""
+    if record:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with record.open("a") as file:
+            file.write("\n".join(lines) + "\n\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=str(ROOT / "target/release/ndserve"))
@@ -238,10 +246,7 @@ def main():
             for line in part():
                 print(line, flush=True)
                 lines.append(line)
-    if args.record:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        with args.record.open("a") as file:
-            file.write("\n".join(lines) + "\n\n")
+    append(args.record, lines)
 
 
 if __name__ == "__main__":

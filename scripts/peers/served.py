@@ -31,7 +31,7 @@ from start import TYPES, tensors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from bench_serve import Server, interleaved, machine  # noqa: E402
+from bench_serve import Server, append, interleaved, machine  # noqa: E402
 
 F32_LIMIT = 1e-4
 BINARY = "Inference-Header-Content-Length"
@@ -173,10 +173,7 @@ def main():
         for line in measure(args, name):
             print(line, flush=True)
             lines.append(line)
-    if args.record:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        with args.record.open("a") as file:
-            file.write("\n".join(lines) + "\n\n")
+    append(args.record, lines)
     if args.wrong:
         sys.exit("answers are apart: " + ", ".join(args.wrong))
 

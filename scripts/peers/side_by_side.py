@@ -28,8 +28,8 @@ from onnx import numpy_helper
 import report
 
 F32_LIMIT = 1e-4
-# Of models of 8-bit codes, which differ by one where a number lies in the middle between two: any two of the three engines are up to
-# 2e-2 apart on AVX2. Twice that and a half.
+# Of models of 8-bit codes, which differ by one where a number lies in the middle between two, and where the peers' products saturate as they do
+# with AVX2: any two of the three engines were up to 2.4e-2 apart there. Twice that.
 CODES_LIMIT = 5e-2
 # Rows that models are measured with; those that few rows keep no processor busy with more.
 ROWS = [1, 8]

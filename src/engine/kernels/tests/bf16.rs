@@ -1,6 +1,6 @@
 //! Products of operands rounded to bf16.
 
-use super::{Random, bits};
+use super::{ACTIVATIONS, Random, bits};
 use crate::engine::kernels::bf16::{PackedBf16, gemm_bf16_columns};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::gemm::{PackedB, gemm_packed_b};
@@ -97,20 +97,8 @@ fn every_activation_is_applied_as_behind_a_product_of_f32() {
     // Powers of two and small whole numbers: no rounding anywhere before the activation.
     let a: Vec<f32> = (0..m * k).map(|_| random.below(5) as f32 - 2.0).collect();
     let b: Vec<f32> = (0..k * n).map(|_| (random.below(5) as f32 - 2.0) / 8.0).collect();
-    let activations = [
-        Activation::None,
-        Activation::Relu,
-        Activation::LeakyRelu { alpha: 0.1 },
-        Activation::Clip { min: -0.5, max: 1.5 },
-        Activation::Sigmoid,
-        Activation::Tanh,
-        Activation::Silu,
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::HardSwish,
-    ];
     for isa in Isa::available() {
-        for activation in activations {
+        for activation in ACTIVATIONS {
             let epilogue = Epilogue { activation, ..Epilogue::default() };
             let (mut got, mut want) = (vec![0.0; m * n], vec![0.0; m * n]);
             gemm_bf16_columns(&a, k, m, &PackedBf16::pack(isa, &b, k, n, false), 0..n, &mut got, n, &epilogue);

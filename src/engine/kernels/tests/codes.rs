@@ -1,15 +1,15 @@
 //! Products with weights kept as codes.
 
-use super::{Random, bits};
+use super::{ACTIVATIONS, Random, bits};
 use crate::engine::kernels::codes::{CodeBits, GROUP, PackedCodes};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::gemm::{PackedB, gemm_packed_b};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::weights::{Precision, Weights};
 
-/// Around the edges of words (4 and 8 steps), groups (64) and blocks (256), of tiles (4 to 12 rows), panels (32), from few rows (4) to many,
+/// Around the edges of words (4 and 8 steps), groups (64) and blocks (256, and 768 with AVX2), of tiles (4 to 12 rows), panels (32), from few rows (4) to many,
 /// and to more rows or steps than are packed at once.
-const SIZES: [(usize, usize, usize); 19] = [
+const SIZES: [(usize, usize, usize); 21] = [
     (1, 1, 1),
     (3, 0, 4),
     (6, 0, 4),
@@ -29,6 +29,8 @@ const SIZES: [(usize, usize, usize); 19] = [
     (129, 40, 64),
     (196, 1030, 8),
     (390, 70, 33),
+    (7, 769, 33),
+    (6, 1537, 40),
 ];
 
 const BITS: [CodeBits; 2] = [CodeBits::Four, CodeBits::Eight];
@@ -130,24 +132,12 @@ fn products_are_those_of_the_codes_times_their_scales() {
 #[test]
 fn bits_are_those_of_f32_with_the_same_numbers() {
     let mut random = Random::new(73);
-    let activations = [
-        Activation::None,
-        Activation::Relu,
-        Activation::LeakyRelu { alpha: 0.1 },
-        Activation::Clip { min: -0.5, max: 1.5 },
-        Activation::Sigmoid,
-        Activation::Tanh,
-        Activation::Silu,
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::HardSwish,
-    ];
     for isa in Isa::available() {
         for (code_bits, (m, k, n)) in BITS.into_iter().flat_map(|bits| SIZES.map(|size| (bits, size))) {
             let (a, b, bias, held) = (random.values(m * k), random.values(k * n), random.values(n), random.values(m * n));
             let packed = pack(isa, code_bits, &b, k, n);
             let plain = PackedB::pack(isa, &values(&packed), k, n, false);
-            let activation = activations[random.below(activations.len())];
+            let activation = ACTIVATIONS[random.below(ACTIVATIONS.len())];
             for (bias, adds) in [(Bias::None, false), (Bias::PerColumn(&bias), false), (Bias::PerColumn(&bias), true), (Bias::None, true)] {
                 for activation in [Activation::None, activation] {
                     let epilogue = Epilogue { bias, adds, activation, ..Epilogue::default() };

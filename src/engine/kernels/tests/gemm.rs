@@ -6,7 +6,7 @@ use crate::engine::kernels::gemm::{PackedB, gemm, gemm_generic, gemm_packed_b, g
 use crate::engine::kernels::isa::Isa;
 
 /// Sizes around the edges of tiles, panels and blocks of every instruction set.
-const SIZES: [(usize, usize, usize); 17] = [
+const SIZES: [(usize, usize, usize); 19] = [
     (0, 3, 4),
     (3, 0, 4),
     (3, 4, 0),
@@ -24,6 +24,9 @@ const SIZES: [(usize, usize, usize); 17] = [
     (37, 300, 600),
     (6, 8, 49),
     (390, 520, 33),
+    // Around the edge of a block of steps with AVX2, and beyond two.
+    (13, 769, 33),
+    (7, 1537, 17),
 ];
 
 fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {

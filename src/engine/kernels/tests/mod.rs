@@ -12,6 +12,22 @@ mod integer;
 mod pool;
 mod vector;
 
+use super::epilogue::Activation;
+
+/// What follows a product.
+pub(super) const ACTIVATIONS: [Activation; 10] = [
+    Activation::None,
+    Activation::Relu,
+    Activation::LeakyRelu { alpha: 0.1 },
+    Activation::Clip { min: -0.5, max: 1.5 },
+    Activation::Sigmoid,
+    Activation::Tanh,
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::HardSwish,
+];
+
 /// A small deterministic generator (SplitMix64), so that a failure repeats.
 pub(super) struct Random(u64);
 
