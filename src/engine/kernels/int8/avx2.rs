@@ -1,45 +1,53 @@
 //! The product with AVX2.
 //!
 //! An instruction multiplies 32 codes at once and adds neighbours to 16 bits, which saturates: two products of 255 and 127 do not fit.
-//! Weights that size are rare, so each line of the right operand is looked at when it is packed ([`Order`]): lines whose pairs fit
-//! whatever they meet are multiplied this way, the others widened to 16 bits, at half the codes an instruction. The sums are exact in
-//! both. Five rows by sixteen columns of sums stay in registers. Rows that nobody wants (those in the padding of a convolution) are not
-//! multiplied.
+//! What a line of the right operand can reach is known when it is packed, so lines are sorted then ([`Order`]): first come those of
+//! which two fit together and are added in 16 bits, then those that fit alone, then those that fit once each code has another neighbour,
+//! and last the rest, which is multiplied in 16 bits, at half the codes an instruction. The sums are exact in all. Four rows by sixteen
+//! columns of sums stay in registers. Rows that nobody wants (those in the padding of a convolution) are not multiplied.
 
 use std::arch::x86_64::{
-    __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cmpgt_epi16, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16,
-    _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi8, _mm256_max_epi16, _mm256_min_epi8,
-    _mm256_or_si256, _mm256_permute4x64_epi64, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
-    _mm256_setzero_si256, _mm256_storeu_si256, _mm256_testz_si256,
+    __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_adds_epu8, _mm256_cvtepi8_epi16,
+    _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi8, _mm256_max_epu8, _mm256_min_epi8,
+    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_storeu_si256, _mm256_subs_epu8, _mm256_testz_si256,
 };
 use std::ops::Range;
 
-use super::{Line, Rows, STEP, Sums, TILE_COLUMNS, TILE_LINES};
+use super::{Line, Rows, Sums, TILE_COLUMNS, TILE_LINES};
 
 /// Rows whose sums are in registers.
-const ROWS: usize = 5;
+const ROWS: usize = 4;
 
 /// Columns in a register.
 const COLUMNS: usize = TILE_COLUMNS / 2;
 
-/// Steps at once: their 16 KiB of a panel share a first-level cache of 32 KiB with 8 KiB of rows.
-const STEPS: usize = 8;
+/// Steps at once: the 16 KiB of one tile's columns share a first-level cache of 32 KiB with 4 KiB of rows.
+const STEPS: usize = 16;
 
 /// Lines of one tile's columns in so many steps.
 const LINES: usize = STEPS * TILE_LINES;
 
-/// The lines of 16 columns in the steps from a multiple of [`STEPS`] on: those whose pairs fit come first.
+/// How many lines behind a line are tried for a pair.
+const WINDOW: usize = 16;
+
+/// Where the four codes of a column come from when a line is turned: each has other neighbours.
+const TURNS: [[u8; 4]; 3] = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]];
+
+/// The lines of 16 columns in the steps from a multiple of [`STEPS`] on, sorted.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     /// Which four numbers of a row each line meets, counted through the steps.
     fours: [u8; LINES],
-    /// How many of the lines fit.
-    narrow: u8,
+    /// How each line is turned, and so must be what it meets.
+    turns: [u8; LINES],
+    /// How many lines are in pairs, single, turned, wide; lines of zeros are in none.
+    counts: [u16; 4],
 }
 
 impl Order {
     /// Sorts the lines of a panel: those of each [`STEPS`] steps become first the left tiles' and then the right ones', each in the order
-    /// that is returned for it.
+    /// that is returned for it, and turned as that says.
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn sort(panel: &mut [Line]) -> Vec<Order> {
         let mut orders = Vec::with_capacity(panel.len().div_ceil(LINES));
@@ -47,47 +55,94 @@ impl Order {
             let given = block.to_vec();
             for (half, to) in block.chunks_exact_mut(given.len() / 2).enumerate() {
                 let line = |four: u8| &given[(usize::from(four) / TILE_LINES * 2 + half) * TILE_LINES + usize::from(four) % TILE_LINES];
-                let (mut order, mut narrow, mut wide) = ([0; LINES], 0, [0; LINES]);
-                for four in 0..to.len() as u8 {
-                    let at = usize::from(four) - narrow;
-                    if fits(line(four)) {
-                        order[narrow] = four;
-                        narrow += 1;
-                    } else {
-                        wide[at] = four;
-                    }
+                let order = Order::of(to.len(), line);
+                for ((to, &four), &turn) in to.iter_mut().zip(&order.fours).zip(&order.turns) {
+                    *to = turned(line(four), turn);
                 }
-                order[narrow..to.len()].copy_from_slice(&wide[..to.len() - narrow]);
-                for (to, &four) in to.iter_mut().zip(&order) {
-                    *to = *line(four);
-                }
-                orders.push(Order { fours: order, narrow: narrow as u8 });
+                orders.push(order);
             }
         }
         orders
     }
+
+    /// The order of so many lines.
+    #[target_feature(enable = "avx2,fma")]
+    fn of<'a>(count: usize, line: impl Fn(u8) -> &'a Line) -> Order {
+        let mut reaches = [[_mm256_setzero_si256(); 2]; LINES];
+        let (mut narrow, mut turned_lines, mut wide) = (Vec::with_capacity(count), Vec::new(), Vec::new());
+        for four in (0..count).map(|four| four as u8) {
+            if line(four).0 == [0; 64] {
+                continue;
+            }
+            reaches[usize::from(four)] = reach(line(four));
+            if fits(reaches[usize::from(four)]) {
+                narrow.push(four);
+                continue;
+            }
+            match (1..TURNS.len() as u8).find(|&turn| fits(reach(&turned(line(four), turn)))) {
+                Some(turn) => turned_lines.push((four, turn)),
+                None => wide.push(four),
+            }
+        }
+        let (mut pairs, mut single) = (Vec::with_capacity(count), Vec::new());
+        let mut at = 0;
+        while at < narrow.len() {
+            let first = reaches[usize::from(narrow[at])];
+            let mate = (at + 1..narrow.len().min(at + 1 + WINDOW)).find(|&next| {
+                let second = reaches[usize::from(narrow[next])];
+                fits([_mm256_adds_epu8(first[0], second[0]), _mm256_adds_epu8(first[1], second[1])])
+            });
+            match mate {
+                Some(mate) => {
+                    pairs.extend([narrow[at], narrow[mate]]);
+                    // What was passed over stays in front of the others.
+                    narrow.copy_within(at + 1..mate, at + 2);
+                    at += 2;
+                }
+                None => {
+                    single.push(narrow[at]);
+                    at += 1;
+                }
+            }
+        }
+        let counts = [pairs.len(), single.len(), turned_lines.len(), wide.len()].map(|count| count as u16);
+        let (mut fours, mut turns) = ([0; LINES], [0; LINES]);
+        let straight = |four: &u8| (*four, 0);
+        let sorted = pairs.iter().chain(&single).map(straight).chain(turned_lines).chain(wide.iter().map(straight));
+        for ((four, turn), found) in fours.iter_mut().zip(&mut turns).zip(sorted) {
+            (*four, *turn) = found;
+        }
+        Order { fours, turns, counts }
+    }
 }
 
-/// Whether no sum of two products of a line's neighbours with unsigned codes leaves 16 bits: weights of one sign are at most 128 together.
+/// A line whose columns have their codes in another order.
+fn turned(line: &Line, turn: u8) -> Line {
+    let mut to = *line;
+    for (to, from) in to.0.as_chunks_mut::<4>().0.iter_mut().zip(line.0.as_chunks::<4>().0) {
+        *to = TURNS[usize::from(turn)].map(|at| from[usize::from(at)]);
+    }
+    to
+}
+
+/// How much the weights of each two neighbours are together, those above zero and those below; at most 255.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn fits(line: &Line) -> bool {
-    let (zero, ones, mut beyond) = (_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_setzero_si256());
-    for codes in line.0.as_chunks::<32>().0 {
-        // SAFETY: an array of 32 bytes.
-        let codes = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
+fn reach(line: &Line) -> [__m256i; 2] {
+    let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
+    halves(line).map(|codes| {
         let above = _mm256_maddubs_epi16(_mm256_max_epi8(codes, zero), ones);
         let below = _mm256_maddubs_epi16(_mm256_abs_epi8(_mm256_min_epi8(codes, zero)), ones);
-        beyond = _mm256_or_si256(beyond, _mm256_cmpgt_epi16(_mm256_max_epi16(above, below), _mm256_set1_epi16(128)));
-    }
-    _mm256_testz_si256(beyond, beyond) == 1
+        _mm256_packus_epi16(above, below)
+    })
 }
 
-/// Rows of some steps, side by side; as numbers of 16 bits where a line wants them.
-#[repr(C, align(32))]
-struct Block {
-    codes: [[u8; STEPS * STEP]; ROWS],
-    wide: [[i16; STEPS * STEP]; ROWS],
+/// Whether so much weight times any unsigned codes fits 16 bits: 128 times 255 does.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn fits(reach: [__m256i; 2]) -> bool {
+    let beyond = _mm256_subs_epu8(_mm256_max_epu8(reach[0], reach[1]), _mm256_set1_epi8(128_u8 as i8));
+    _mm256_testz_si256(beyond, beyond) == 1
 }
 
 /// # Safety
@@ -103,58 +158,37 @@ pub(super) unsafe fn multiply(rows: &Rows<'_>, panel: &[Line], orders: &[Order],
         }
         return;
     }
-    let mut block = Block { codes: [[0; STEPS * STEP]; ROWS], wide: [[0; STEPS * STEP]; ROWS] };
     for begin in steps.clone().step_by(STEPS) {
         let (some, first) = (begin..steps.end.min(begin + STEPS), rows.first && begin == steps.start);
-        let halves = &panel[begin * 2 * TILE_LINES..some.end * 2 * TILE_LINES];
-        let halves = halves.split_at(halves.len() / 2);
-        let halves = [(halves.0, &orders[begin / STEPS * 2]), (halves.1, &orders[begin / STEPS * 2 + 1])];
-        let wide = halves.iter().any(|(lines, order)| usize::from(order.narrow) < lines.len());
-        let mut left = rows.wanted;
-        while left != 0 {
-            let mut group = [0; ROWS];
-            let mut count = 0;
-            while count < ROWS && left != 0 {
-                group[count] = left.trailing_zeros() as usize;
-                left &= left - 1;
-                count += 1;
+        let lines = &panel[begin * 2 * TILE_LINES..some.end * 2 * TILE_LINES];
+        let count = lines.len() / 2;
+        let offsets = &rows.left.offsets[some];
+        for half in 0..2 {
+            let (lines, order) = (&lines[half * count..][..count], &orders[begin / STEPS * 2 + half]);
+            let mut at = [0; LINES];
+            for (at, &four) in at.iter_mut().zip(&order.fours[..count]) {
+                *at = offsets[usize::from(four) / TILE_LINES] + usize::from(four) % TILE_LINES * 4;
             }
-            let group = &group[..count];
-            // SAFETY: the caller's promise, for some of the steps and rows.
-            unsafe {
-                gather(rows, group, some.clone(), wide, &mut block);
-                match count {
-                    1 => some_rows::<1>(&block, group, &halves, first, sums),
-                    2 => some_rows::<2>(&block, group, &halves, first, sums),
-                    3 => some_rows::<3>(&block, group, &halves, first, sums),
-                    4 => some_rows::<4>(&block, group, &halves, first, sums),
-                    _ => some_rows::<5>(&block, group, &halves, first, sums),
+            let part = Part { lines, at: &at[..count], order, half, first };
+            let mut left = rows.wanted;
+            while left != 0 {
+                let mut group = [0; ROWS];
+                let mut from = [std::ptr::null(); ROWS];
+                let mut count = 0;
+                while count < ROWS && left != 0 {
+                    let row = left.trailing_zeros() as usize;
+                    left &= left - 1;
+                    group[count] = row;
+                    from[count] = rows.left.data.as_ptr().wrapping_add((rows.start + row) * rows.left.stride);
+                    count += 1;
                 }
-            }
-        }
-    }
-}
-
-/// Copies some steps of some rows.
-///
-/// # Safety
-///
-/// As [`multiply`]; there are at most [`STEPS`] steps and [`ROWS`] rows.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn gather(rows: &Rows<'_>, group: &[usize], steps: Range<usize>, wide: bool, block: &mut Block) {
-    for ((&row, codes), numbers) in group.iter().zip(&mut block.codes).zip(&mut block.wide) {
-        let steps = rows.left.offsets[steps.clone()].iter();
-        for ((&offset, codes), numbers) in steps.zip(codes.as_chunks_mut::<STEP>().0).zip(numbers.as_chunks_mut::<STEP>().0) {
-            let from = rows.left.data.as_ptr().wrapping_add(offset + (rows.start + row) * rows.left.stride);
-            // SAFETY: a step of a row has 64 bytes, which lie in the data as the caller promises.
-            *codes = unsafe { from.cast::<[u8; STEP]>().read() };
-            if wide {
-                for (codes, numbers) in codes.as_chunks::<16>().0.iter().zip(numbers.as_chunks_mut::<16>().0) {
-                    // SAFETY: both are arrays of 16.
-                    unsafe {
-                        let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.as_ptr().cast()));
-                        _mm256_storeu_si256(numbers.as_mut_ptr().cast(), codes);
+                // SAFETY: the caller's promise, for some of the steps and rows.
+                unsafe {
+                    match count {
+                        1 => part.multiply::<1>(&from, &group, sums),
+                        2 => part.multiply::<2>(&from, &group, sums),
+                        3 => part.multiply::<3>(&from, &group, sums),
+                        _ => part.multiply::<4>(&from, &group, sums),
                     }
                 }
             }
@@ -162,57 +196,94 @@ unsafe fn gather(rows: &Rows<'_>, group: &[usize], steps: Range<usize>, wide: bo
     }
 }
 
-/// The sums of the first `R` rows of a block, which are the rows `group` of the strip, with all columns of the panel.
-///
-/// # Safety
-///
-/// The machine has the instructions.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn some_rows<const R: usize>(block: &Block, group: &[usize], halves: &[(&[Line], &Order); 2], first: bool, sums: &mut Sums) {
-    for (half, (lines, order)) in halves.iter().enumerate() {
-        let (narrow, wide) = lines.split_at(usize::from(order.narrow));
-        let (narrow_fours, wide_fours) = order.fours.split_at(usize::from(order.narrow));
+/// The lines of 16 columns in some steps.
+struct Part<'a> {
+    lines: &'a [Line],
+    /// Where the four codes that each line meets begin in a row.
+    at: &'a [usize],
+    order: &'a Order,
+    half: usize,
+    first: bool,
+}
+
+impl Part<'_> {
+    /// Adds the sums of `R` rows, which begin at `from` and are rows `group` of the strip.
+    ///
+    /// # Safety
+    ///
+    /// The machine has the instructions; every row has four codes wherever a line meets them.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn multiply<const R: usize>(&self, from: &[*const u8; ROWS], group: &[usize; ROWS], sums: &mut Sums) {
+        let [pairs, single, turned, wide] = self.order.counts.map(usize::from);
+        let (pair_lines, lines) = self.lines.split_at(pairs);
+        let (pairs_at, at) = self.at.split_at(pairs);
+        let (single_lines, lines) = lines.split_at(single);
+        let (single_at, at) = at.split_at(single);
+        let (turned_lines, lines) = lines.split_at(turned);
+        let (turned_at, at) = at.split_at(turned);
+        let turns = &self.order.turns[pairs + single..];
+        // SAFETY: the caller's promise.
+        let four = |row: &*const u8, at: usize| _mm256_set1_epi32(unsafe { row.add(at).cast::<i32>().read_unaligned() });
         let ones = _mm256_set1_epi16(1);
         let mut acc = [[_mm256_setzero_si256(); 2]; R];
-        for (line, &four) in narrow.iter().zip(narrow_fours) {
-            // SAFETY: a line has 64 bytes.
-            let b: [__m256i; 2] = std::array::from_fn(|v| unsafe { _mm256_loadu_si256(line.0.as_ptr().add(32 * v).cast()) });
-            for (acc, row) in acc.iter_mut().zip(&block.codes) {
-                // SAFETY: the numbers in an order are less than a row's fours.
-                let a = _mm256_set1_epi32(unsafe { row.as_ptr().add(4 * usize::from(four)).cast::<i32>().read_unaligned() });
+        for (lines, at) in pair_lines.as_chunks::<2>().0.iter().zip(pairs_at.as_chunks::<2>().0) {
+            let b = [halves(&lines[0]), halves(&lines[1])];
+            for (acc, row) in acc.iter_mut().zip(from) {
+                let a = [four(row, at[0]), four(row, at[1])];
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    let sum = _mm256_add_epi16(_mm256_maddubs_epi16(a[0], b[0][v]), _mm256_maddubs_epi16(a[1], b[1][v]));
+                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(sum, ones));
+                }
+            }
+        }
+        for (line, &at) in single_lines.iter().zip(single_at) {
+            let b = halves(line);
+            for (acc, row) in acc.iter_mut().zip(from) {
+                let a = four(row, at);
+                for (acc, b) in acc.iter_mut().zip(b) {
+                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+                }
+            }
+        }
+        for ((line, &at), &turn) in turned_lines.iter().zip(turned_at).zip(turns) {
+            let b = halves(line);
+            // SAFETY: a mask has 32 bytes.
+            let mask = unsafe { _mm256_loadu_si256(MASKS[usize::from(turn)].as_ptr().cast()) };
+            for (acc, row) in acc.iter_mut().zip(from) {
+                let a = _mm256_shuffle_epi8(four(row, at), mask);
                 for (acc, b) in acc.iter_mut().zip(b) {
                     *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
                 }
             }
         }
         for (acc, &row) in acc.iter().zip(group) {
-            for (acc, to) in acc.iter().zip(sums.0[row / TILE_LINES * 2 + half][row % TILE_LINES].as_chunks_mut::<COLUMNS>().0) {
+            for (acc, to) in acc.iter().zip(sums.0[row / TILE_LINES * 2 + self.half][row % TILE_LINES].as_chunks_mut::<COLUMNS>().0) {
                 let to = to.as_mut_ptr().cast::<__m256i>();
                 // SAFETY: eight sums have 32 bytes.
-                unsafe { _mm256_storeu_si256(to, if first { *acc } else { _mm256_add_epi32(*acc, _mm256_loadu_si256(to)) }) };
+                unsafe { _mm256_storeu_si256(to, if self.first { *acc } else { _mm256_add_epi32(*acc, _mm256_loadu_si256(to)) }) };
             }
         }
-        if wide.is_empty() {
-            continue;
+        if wide == 0 {
+            return;
         }
+        // Four codes as numbers of 16 bits, twice in each half of a register.
+        let widen = _mm256_set1_epi64x(i64::from_le_bytes([0, 0xFF, 1, 0xFF, 2, 0xFF, 3, 0xFF]));
         for columns in [0, COLUMNS] {
             // Four columns in each, two sums for each column.
             let mut acc = [[_mm256_setzero_si256(); 2]; R];
-            for (line, &four) in wide.iter().zip(wide_fours) {
-                let from = line.0[4 * columns..].as_ptr();
-                // SAFETY: as above, of which these are one half.
-                let b: [__m256i; 2] = std::array::from_fn(|v| unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(16 * v).cast())) });
-                for (acc, row) in acc.iter_mut().zip(&block.wide) {
-                    // SAFETY: as above.
-                    let a = _mm256_set1_epi64x(unsafe { row.as_ptr().add(4 * usize::from(four)).cast::<i64>().read_unaligned() });
+            for (line, &at) in lines[..wide].iter().zip(at) {
+                let codes = line.0[4 * columns..].as_ptr();
+                // SAFETY: half a line has 32 bytes.
+                let b: [__m256i; 2] = std::array::from_fn(|v| unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.add(16 * v).cast())) });
+                for (acc, row) in acc.iter_mut().zip(from) {
+                    let a = _mm256_shuffle_epi8(four(row, at), widen);
                     for (acc, b) in acc.iter_mut().zip(b) {
                         *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(a, b));
                     }
                 }
             }
             for (acc, &row) in acc.iter().zip(group) {
-                let to = sums.0[row / TILE_LINES * 2 + half][row % TILE_LINES][columns..][..COLUMNS].as_mut_ptr().cast::<__m256i>();
+                let to = sums.0[row / TILE_LINES * 2 + self.half][row % TILE_LINES][columns..][..COLUMNS].as_mut_ptr().cast::<__m256i>();
                 // Columns 0 1, 4 5, 2 3, 6 7.
                 let found = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[0], acc[1]));
                 // SAFETY: eight sums have 32 bytes.
@@ -221,3 +292,22 @@ unsafe fn some_rows<const R: usize>(block: &Block, group: &[usize], halves: &[(&
         }
     }
 }
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn halves(line: &Line) -> [__m256i; 2] {
+    // SAFETY: a line has 64 bytes.
+    std::array::from_fn(|v| unsafe { _mm256_loadu_si256(line.0.as_ptr().add(32 * v).cast()) })
+}
+
+/// For each turn the byte that comes to each place of a register of four codes eight times.
+static MASKS: [[u8; 32]; TURNS.len()] = {
+    let mut masks = [[0; 32]; TURNS.len()];
+    let mut at = 0;
+    while at < 32 * TURNS.len() {
+        let (turn, place) = (at / 32, at % 32);
+        masks[turn][place] = (place % 16 / 4 * 4) as u8 + TURNS[turn][place % 4];
+        at += 1;
+    }
+    masks
+};

@@ -32,14 +32,16 @@ fn unsigned(random: &mut Random, len: usize) -> Vec<u8> {
     (0..len).map(|_| if random.below(4) == 0 { 255 } else { random.below(256) as u8 }).collect()
 }
 
-/// In the first half codes of which any two times 255 fit 16 bits, just so often; then all codes.
+/// Codes from small to great along `k`, so that any four, any two, or only some neighbours times 255 fit 16 bits, and exactly so where
+/// they are at their bounds; some are zero throughout.
 fn signed(random: &mut Random, len: usize) -> Vec<i8> {
-    let code = |at: usize| match (at < len / 2, random.below(4)) {
-        (true, 0) => 64,
-        (true, 1) => -64,
-        (true, _) => (random.below(129) as i16 - 64) as i8,
-        (false, 0) => -128,
-        (false, _) => random.below(256) as u8 as i8,
+    let code = |at: usize| {
+        let most = [32, 64, 0, 80, 128][at * 5 / len.max(1)];
+        match random.below(4) {
+            0 => most.min(127) as i8,
+            1 => -most as i8,
+            _ => (random.below(2 * most as usize + 1) as i16 - most).min(127) as i8,
+        }
     };
     (0..len).map(code).collect()
 }
