@@ -151,12 +151,8 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, acc: &m
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(in crate::engine::kernels) fn load<const V: usize>(values: &[f32]) -> [__m256; V] {
-    let mut padded = [0.0f32; VECTORS_MAX * LANES];
-    let whole = values.len() == V * LANES;
-    if !whole {
-        padded[..values.len()].copy_from_slice(values);
-    }
-    let source = if whole { values } else { &padded };
+    let mut padded = [0.0; VECTORS_MAX * LANES];
+    let source = if values.len() == V * LANES { values } else { pad(values, &mut padded) };
     let mut loaded = [_mm256_setzero_ps(); V];
     for (register, lanes) in loaded.iter_mut().zip(source.as_chunks::<LANES>().0) {
         // SAFETY: `lanes` is an array of 8 elements.
@@ -169,7 +165,7 @@ pub(in crate::engine::kernels) fn load<const V: usize>(values: &[f32]) -> [__m25
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(in crate::engine::kernels) fn store<const V: usize>(registers: [__m256; V], row: &mut [f32]) {
-    let mut padded = [0.0f32; VECTORS_MAX * LANES];
+    let mut padded = [0.0; VECTORS_MAX * LANES];
     let whole = row.len() == V * LANES;
     let target = if whole { &mut *row } else { &mut padded };
     for (register, lanes) in registers.iter().zip(target.as_chunks_mut::<LANES>().0) {
@@ -177,6 +173,20 @@ pub(in crate::engine::kernels) fn store<const V: usize>(registers: [__m256; V], 
         unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), *register) };
     }
     if !whole {
-        row.copy_from_slice(&padded[..row.len()]);
+        cut(&padded, row);
     }
+}
+
+/// Copies `values` to the front of `padded`. A call, as is [`cut`]: where such a copy is inlined, the compiler makes one of it and of the
+/// whole registers' way, and every row of every tile goes through memory and a copy of a length that is not known.
+#[inline(never)]
+fn pad<'a>(values: &[f32], padded: &'a mut [f32; VECTORS_MAX * LANES]) -> &'a [f32] {
+    padded[..values.len()].copy_from_slice(values);
+    padded
+}
+
+/// Copies the front of `padded` to `row`.
+#[inline(never)]
+fn cut(padded: &[f32; VECTORS_MAX * LANES], row: &mut [f32]) {
+    row.copy_from_slice(&padded[..row.len()]);
 }

@@ -3,7 +3,7 @@
 use super::{Random, bits};
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
-use crate::engine::kernels::vector::{self, Binary, Operand};
+use crate::engine::kernels::vector::{self, Binary, Operand, math};
 
 type Function = fn(Isa, &[f32], &mut [f32]);
 type InPlace = fn(Isa, &mut [f32]);
@@ -83,9 +83,21 @@ fn errors_stay_within_the_documented_bounds() {
 }
 
 #[test]
+fn what_is_not_above_zero_has_the_same_exponential_either_way() {
+    let steps = (0..400_000).map(|i| i as f32 * -3e-4);
+    for x in steps.chain([-0.0, -1e-45, -1e30, f32::NEG_INFINITY, f32::NAN]) {
+        for (exp, negative) in
+            [(math::exp::<true>(x), math::exp_negative::<true>(x)), (math::exp::<false>(x), math::exp_negative::<false>(x))]
+        {
+            assert!(exp.to_bits() == negative.to_bits() || exp.is_nan() && negative.is_nan(), "{x}: {exp}, {negative}");
+        }
+    }
+}
+
+#[test]
 fn special_values() {
     let inf = f32::INFINITY;
-    let cases: [(Function, f32, f32); 15] = [
+    let cases: [(Function, f32, f32); 16] = [
         (vector::exp, 1000.0, inf),
         (vector::exp, -1000.0, 0.0),
         (vector::exp, -inf, 0.0),
@@ -100,6 +112,7 @@ fn special_values() {
         (vector::silu, -inf, f32::NAN),
         (vector::gelu, f32::MIN, 0.0),
         (vector::gelu, -inf, f32::NAN),
+        (vector::gelu_tanh, f32::MIN, 0.0),
         (vector::gelu_tanh, -inf, f32::NAN),
     ];
     for isa in Isa::available() {

@@ -55,7 +55,23 @@ pub(crate) fn relu(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Beyond these the result is 0 or infinity; limiting keeps `n` within what the two scale factors can represent.
-    let x = clamp(x, -105.0, 90.0);
+    let (p, n) = reduced::<FMA>(clamp(x, -105.0, 90.0));
+    // 2^n in two factors: the first product is exact, so a subnormal result is rounded once.
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// [`exp`] of an `x` that is not above 0, to the bit, in fewer steps: only one end can leave what is normal.
+#[inline(always)]
+pub(crate) fn exp_negative<const FMA: bool>(x: f32) -> f32 {
+    let (p, n) = reduced::<FMA>(if x < -105.0 { -105.0 } else { x });
+    // As above, of which one factor is the same for all.
+    p * power_of_two(n.wrapping_add(64)) * power_of_two(-64)
+}
+
+/// `exp(r)` and `n` of [`exp`].
+#[inline(always)]
+fn reduced<const FMA: bool>(x: f32) -> (f32, i32) {
     // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
@@ -67,10 +83,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let r = fma::<FMA>(n, -LN2_LOW, r);
     let p = polynomial::<FMA, _>(&POLY_EXP, r);
     let p = fma::<FMA>(p * r, r, r) + 1.0;
-    // 2^n in two factors: the first product is exact, so a subnormal result is rounded once.
-    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-    let half = n >> 1;
-    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    (p, (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32))
 }
 
 /// `2^n` for `-126 <= n <= 127`.
@@ -82,7 +95,7 @@ fn power_of_two(n: i32) -> f32 {
 /// `1 / (1 + exp(-x))`, from `exp(-|x|)`, which cannot overflow.
 #[inline(always)]
 pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
-    let e = exp::<FMA>(-x.abs());
+    let e = exp_negative::<FMA>(-x.abs());
     let numerator = if x < 0.0 { e } else { 1.0 };
     numerator / (1.0 + e)
 }
@@ -107,29 +120,20 @@ pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
     // From 4 on erf rounds to 1; limiting keeps the polynomial inside the range it was fitted for.
     let t = clamp(x.abs(), 0.0, 4.0);
     let s = polynomial::<FMA, _>(&POLY_ERFC, t);
-    let far = (1.0 - exp::<FMA>(fma::<FMA>(s, t, -t))).copysign(x);
+    let far = (1.0 - exp_negative::<FMA>(fma::<FMA>(s, t, -t))).copysign(x);
     if x.abs() < 0.93 { near } else { far }
 }
 
-/// Where a product of `x` and something that vanishes below is to be taken: a finite `x` no lower than needed for that, so that
-/// what has not quite vanished is not magnified, and NaN for minus infinity, since infinity times zero is.
-#[inline(always)]
-fn lower_tail(x: f32) -> f32 {
-    let bounded = if x < -200.0 { -200.0 } else { x };
-    if x == f32::NEG_INFINITY { f32::NAN } else { bounded }
-}
-
-/// `x * sigmoid(x)`; NaN at minus infinity, as that product is.
+/// `x * sigmoid(x)`; NaN at minus infinity, as that product is. Where `x` is so low that it would magnify what is left of the other factor,
+/// that is 0 by rounding; so it is in the two functions below.
 #[inline(always)]
 pub(crate) fn silu<const FMA: bool>(x: f32) -> f32 {
-    let x = lower_tail(x);
     x * sigmoid::<FMA>(x)
 }
 
 /// `x * (1 + erf(x / sqrt(2))) / 2`; NaN at minus infinity, as that product is.
 #[inline(always)]
 pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
-    let x = lower_tail(x);
     0.5 * x * (1.0 + erf::<FMA>(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
@@ -137,7 +141,6 @@ pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
 /// minus infinity, as that product is.
 #[inline(always)]
 pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
-    let x = lower_tail(x);
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWICE_SQRT_2_OVER_PI * fma::<FMA>(0.044_715 * x * x, x, x);
     x * sigmoid::<FMA>(u)
