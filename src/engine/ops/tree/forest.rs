@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::super::number::Number;
+use super::complete::Complete;
 use crate::engine::op::OpError;
 
 /// The comparison of a node: the branch for `true` is taken if `feature <mode> value`.
@@ -84,24 +85,30 @@ impl Value for f64 {
     }
 }
 
-/// An interior node: 16 bytes if values are f32.
+/// What a node asks: 8 bytes if values are f32.
 #[derive(Clone, Copy, Debug)]
-struct Node<V> {
-    value: V,
+pub(super) struct Test<V> {
+    pub(super) value: V,
     /// The feature in the low bits, above them [`MISSING`] and the mode.
-    test: u32,
-    /// Where it leads if the test fails, and if it holds.
-    next: [u32; 2],
+    pub(super) test: u32,
 }
+
+/// An interior node, and where it leads if the test fails, and if it holds: 16 bytes if values are f32.
+type Node<V> = (Test<V>, [u32; 2]);
 
 /// Set in a reference to a leaf; the others are positions of nodes.
 const LEAF: u32 = 1 << 31;
-const MISSING: u32 = 1 << 28;
-const FEATURE: u32 = MISSING - 1;
+pub(super) const MISSING: u32 = 1 << 28;
+pub(super) const FEATURE: u32 = MISSING - 1;
 const MODE_SHIFT: u32 = 29;
 
+/// The leaf that a reference leads to, if it is one.
+pub(super) fn leaf_of(at: u32) -> Option<u32> {
+    (at & LEAF != 0).then_some(at & !LEAF)
+}
+
 /// Walks side by side: one waits some twenty cycles from step to step, in which the others take theirs.
-const SIDE: usize = 8;
+pub(super) const SIDE: usize = 8;
 
 /// Trees ready to be walked.
 ///
@@ -121,6 +128,10 @@ pub(super) struct Forest<V> {
     sets: Vec<Vec<V>>,
     /// The mode of all nodes, if it is one, and whether none has [`MISSING`].
     uniform: Option<(Mode, bool)>,
+    /// The same trees filled up, if all have one mode of the usual two and that does not take much; and what each leaf of those votes with,
+    /// if all vote once and for this target.
+    complete: Option<Complete<V>>,
+    lone_votes: Option<(u32, Vec<V>)>,
     /// Features that a row must have at least.
     features: usize,
 }
@@ -181,22 +192,36 @@ impl<V: Value> Forest<V> {
             let feature = feature.ok_or_else(|| OpError::Attribute(format!("a node tests feature {}", node.feature)))?;
             let value = if node.mode == Mode::Member { V::hide(node.value as u32) } else { V::from_f64(node.value) };
             let test = feature | if node.missing { MISSING } else { 0 } | (node.mode as u32) << MODE_SHIFT;
-            Ok(Node { value, test, next: [reference(node.no), reference(node.yes)] })
+            Ok((Test { value, test }, [reference(node.no), reference(node.yes)]))
         };
         let nodes: Vec<Node<V>> = order.iter().map(node).collect::<Result<_, _>>()?;
-        let mode = |n: &Node<V>| n.test >> MODE_SHIFT;
+        let mode = |n: &Node<V>| n.0.test >> MODE_SHIFT;
         let one_mode = nodes.windows(2).all(|pair| mode(&pair[0]) == mode(&pair[1]));
-        let uniform = nodes.first().filter(|_| one_mode).map(|n| (Mode::ALL[mode(n) as usize], nodes.iter().all(|n| n.test & MISSING == 0)));
+        let uniform = nodes.first().filter(|_| one_mode).map(|n| (Mode::ALL[mode(n) as usize], nodes.iter().all(|(test, _)| test.test & MISSING == 0)));
         let set = |values: &Vec<f64>| {
             let mut values: Vec<V> = values.iter().map(|&v| V::from_f64(v)).collect();
             values.sort_by(|a, b| a.partial_cmp(b).expect("NaN ends a set"));
             values
         };
         let one_vote = draft.leaves.iter().enumerate().all(|(i, votes)| *votes == (i..i + 1));
+        let roots: Vec<u32> = draft.roots.iter().map(|&(_, root)| reference(root)).collect();
+        let complete = match uniform {
+            Some((Mode::Leq | Mode::Lt, _)) => Complete::new(&roots, &nodes),
+            _ => None,
+        };
+        let one_target = draft.votes.first().map(|vote| vote.0).filter(|&target| draft.votes.iter().all(|vote| vote.0 == target));
+        let lone_votes = match (&complete, one_target) {
+            (Some(complete), Some(target)) if one_vote => {
+                Some((target, complete.leaves().iter().map(|&leaf| V::from_f64(draft.votes[leaf as usize].1)).collect()))
+            }
+            _ => None,
+        };
         Ok(Self {
             one_vote,
-            features: nodes.iter().map(|n| (n.test & FEATURE) as usize + 1).max().unwrap_or(0),
-            roots: draft.roots.iter().map(|&(_, root)| reference(root)).collect(),
+            complete,
+            lone_votes,
+            features: nodes.iter().map(|(test, _)| (test.test & FEATURE) as usize + 1).max().unwrap_or(0),
+            roots,
             leaves: draft.leaves.iter().map(|votes| (votes.start as u32, votes.end as u32)).collect(),
             votes: draft.votes.iter().map(|&(target, weight)| (target, V::from_f64(weight))).collect(),
             sets: draft.sets.iter().map(set).collect(),
@@ -208,11 +233,6 @@ impl<V: Value> Forest<V> {
     /// The roots of the trees.
     pub(super) fn roots(&self) -> &[u32] {
         &self.roots
-    }
-
-    /// The leaf that a reference leads to, if it is one.
-    pub(super) fn leaf(at: u32) -> Option<u32> {
-        (at & LEAF != 0).then_some(at & !LEAF)
     }
 
     /// The votes of a leaf.
@@ -231,11 +251,11 @@ impl<V: Value> Forest<V> {
         let whole = |&root: &u32| {
             let mut left = vec![root];
             while let Some(at) = left.pop() {
-                match Self::leaf(at) {
+                match leaf_of(at) {
                     Some(leaf) if !votes(leaf) => return false,
                     Some(_) => {}
                     None if std::mem::replace(&mut met[at as usize], true) => {}
-                    None => left.extend(self.nodes[at as usize].next),
+                    None => left.extend(self.nodes[at as usize].1),
                 }
             }
             true
@@ -245,8 +265,8 @@ impl<V: Value> Forest<V> {
 
     /// The feature that a node tests, and where a value of it leads.
     pub(super) fn branches<C: Number + From<V>>(&self, at: u32) -> (u32, impl Fn(C) -> u32 + '_) {
-        let node = &self.nodes[at as usize];
-        (node.test & FEATURE, move |x| node.next[usize::from(self.branch(x, node))])
+        let (test, next) = &self.nodes[at as usize];
+        (test.test & FEATURE, move |x| next[usize::from(self.branch(x, test))])
     }
 
     /// Features that a row must have at least.
@@ -261,28 +281,31 @@ impl<V: Value> Forest<V> {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(self.nodes.as_slice()) + size_of_val(self.leaves.as_slice()) + size_of_val(self.votes.as_slice())
+        let complete = self.complete.as_ref().map_or(0, Complete::bytes);
+        let lone_votes = self.lone_votes.as_ref().map_or(0, |(_, votes)| size_of_val(votes.as_slice()));
+        let nodes = size_of_val(self.nodes.as_slice()) + complete;
+        nodes + size_of_val(self.leaves.as_slice()) + size_of_val(self.votes.as_slice()) + lone_votes
     }
 
-    fn in_set<C: Number + From<V>>(&self, x: C, node: &Node<V>) -> bool {
-        let set = &self.sets[node.value.reveal() as usize];
+    fn in_set<C: Number + From<V>>(&self, x: C, test: &Test<V>) -> bool {
+        let set = &self.sets[test.value.reveal() as usize];
         let position = set.partition_point(|&v| C::from(v) < x);
         set.get(position).is_some_and(|&v| C::from(v) == x)
     }
 
     /// Which branch `x` takes.
-    fn branch<C: Number + From<V>>(&self, x: C, node: &Node<V>) -> bool {
-        let value = C::from(node.value);
-        let holds = match Mode::ALL[(node.test >> MODE_SHIFT) as usize] {
+    fn branch<C: Number + From<V>>(&self, x: C, test: &Test<V>) -> bool {
+        let value = C::from(test.value);
+        let holds = match Mode::ALL[(test.test >> MODE_SHIFT) as usize] {
             Mode::Leq => x <= value,
             Mode::Lt => x < value,
             Mode::Gte => x >= value,
             Mode::Gt => x > value,
             Mode::Eq => x == value,
             Mode::Neq => x != value,
-            Mode::Member => self.in_set(x, node),
+            Mode::Member => self.in_set(x, test),
         };
-        holds || (node.test & MISSING != 0 && x.nan())
+        holds || (test.test & MISSING != 0 && x.nan())
     }
 
     /// The leaves at which walks from `roots` arrive, each along its row.
@@ -290,13 +313,13 @@ impl<V: Value> Forest<V> {
     /// All take their steps together, without a branch that could be foreseen wrongly: what a walk waits for, the others fill.
     /// One that has arrived stays where it is.
     #[inline(always)]
-    fn walk<C: Number + From<V>>(&self, roots: [u32; SIDE], rows: [&[C]; SIDE], branch: impl Fn(C, &Node<V>) -> bool) -> [u32; SIDE] {
+    fn walk<C: Number + From<V>>(&self, roots: [u32; SIDE], rows: [&[C]; SIDE], branch: impl Fn(C, &Test<V>) -> bool) -> [u32; SIDE] {
         let mut at = roots;
         while at.iter().fold(LEAF, |all, at| all & at) == 0 {
             for (at, row) in at.iter_mut().zip(rows) {
                 let arrived = (*at >> LEAF.trailing_zeros()).wrapping_neg();
-                let node = &self.nodes[(*at & !arrived) as usize];
-                let next = node.next[usize::from(branch(row[(node.test & FEATURE) as usize], node))];
+                let (test, next) = &self.nodes[(*at & !arrived) as usize];
+                let next = next[usize::from(branch(row[(test.test & FEATURE) as usize], test))];
                 *at = *at & arrived | next & !arrived;
             }
         }
@@ -312,16 +335,46 @@ impl<V: Value> Forest<V> {
         aggregate: Aggregate,
         (scores, seen, targets): (&mut [C], &mut [bool], usize),
     ) {
-        match self.uniform {
-            Some((Mode::Leq, true)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| x <= C::from(n.value)),
-            Some((Mode::Lt, true)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| x < C::from(n.value)),
-            Some((Mode::Leq, false)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| {
-                (x <= C::from(n.value)) | ((n.test & MISSING != 0) & x.nan())
+        let (rows, to) = ((rows, columns), (&mut *scores, &mut *seen, targets));
+        match (self.uniform, &self.complete) {
+            (Some((Mode::Leq, _)), Some(complete)) => self.filled_up(complete, rows, aggregate, to, |x, value| x <= value),
+            (Some((Mode::Lt, _)), Some(complete)) => self.filled_up(complete, rows, aggregate, to, |x, value| x < value),
+            (Some((Mode::Leq, true)), None) => self.all(rows, aggregate, to, |x, n| x <= C::from(n.value)),
+            (Some((Mode::Lt, true)), None) => self.all(rows, aggregate, to, |x, n| x < C::from(n.value)),
+            (Some((Mode::Leq, false)), None) => {
+                self.all(rows, aggregate, to, |x, n| (x <= C::from(n.value)) | ((n.test & MISSING != 0) & x.nan()));
+            }
+            (Some((Mode::Lt, false)), None) => {
+                self.all(rows, aggregate, to, |x, n| (x < C::from(n.value)) | ((n.test & MISSING != 0) & x.nan()));
+            }
+            _ => self.all(rows, aggregate, to, |x, n| self.branch(x, n)),
+        }
+        if aggregate == Aggregate::Average {
+            let trees = C::from_f64(self.roots.len() as f64);
+            scores.iter_mut().for_each(|s| *s = s.div(trees));
+        }
+    }
+
+    fn filled_up<C: Number + From<V>>(
+        &self,
+        complete: &Complete<V>,
+        rows: (&[C], usize),
+        aggregate: Aggregate,
+        (scores, seen, targets): (&mut [C], &mut [bool], usize),
+        holds: impl Fn(C, C) -> bool,
+    ) {
+        match (&self.lone_votes, aggregate) {
+            (Some((target, weights)), Aggregate::Sum | Aggregate::Average) => {
+                let target = *target as usize;
+                complete.all(rows, weights, holds, |i, weight| {
+                    let score = &mut scores[i * targets + target];
+                    *score = score.add(C::from(weight));
+                });
+                seen.iter_mut().skip(target).step_by(targets).for_each(|seen| *seen = true);
+            }
+            _ => complete.all(rows, complete.leaves(), holds, |i, leaf| {
+                self.vote(leaf, aggregate, &mut scores[i * targets..][..targets], &mut seen[i * targets..][..targets]);
             }),
-            Some((Mode::Lt, false)) => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| {
-                (x < C::from(n.value)) | ((n.test & MISSING != 0) & x.nan())
-            }),
-            _ => self.all((rows, columns), aggregate, (scores, seen, targets), |x, n| self.branch(x, n)),
         }
     }
 
@@ -351,7 +404,7 @@ impl<V: Value> Forest<V> {
         (rows, columns): (&[C], usize),
         aggregate: Aggregate,
         (scores, seen, targets): (&mut [C], &mut [bool], usize),
-        branch: impl Fn(C, &Node<V>) -> bool,
+        branch: impl Fn(C, &Test<V>) -> bool,
     ) {
         let count = scores.len() / targets;
         let row = |i: usize| &rows[i * columns..(i + 1) * columns];
@@ -369,10 +422,6 @@ impl<V: Value> Forest<V> {
                 let leaves = self.walk(std::array::from_fn(|tree| roots[tree.min(roots.len() - 1)]), [row(i); SIDE], &branch);
                 leaves.into_iter().take(roots.len()).for_each(|leaf| vote(i, leaf));
             }
-        }
-        if aggregate == Aggregate::Average {
-            let trees = C::from_f64(self.roots.len() as f64);
-            scores.iter_mut().for_each(|s| *s = s.div(trees));
         }
     }
 }

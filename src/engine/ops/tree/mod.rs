@@ -5,6 +5,7 @@
 
 mod attributes;
 mod classifier;
+mod complete;
 mod forest;
 mod shapley;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::super::ml_scores::{FEATURES, rows_and_columns, split_rows};
 use super::super::number::Number;
 use super::super::{ANY, OWN};
 use super::Trees;
-use super::forest::{Forest, Value};
+use super::forest::{Forest, Value, leaf_of};
 use crate::engine::dtype::{DType, with_number};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape};
 use crate::engine::tensor::Kind;
@@ -113,7 +113,7 @@ impl<V: Value> Forest<V> {
                     walk.path.clear();
                     return None;
                 }
-                if let Some(leaf_at) = Self::leaf(at) {
+                if let Some(leaf_at) = leaf_of(at) {
                     share(&walk.path, leaf(leaf_at), found);
                     continue;
                 }
@@ -140,7 +140,7 @@ impl<V: Value> Forest<V> {
         let reached = |&root: &u32| {
             let mut at = root;
             loop {
-                if let Some(leaf_at) = Self::leaf(at) {
+                if let Some(leaf_at) = leaf_of(at) {
                     return leaf(leaf_at);
                 }
                 let (feature, next) = self.branches(at);

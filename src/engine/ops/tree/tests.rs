@@ -335,6 +335,23 @@ impl Listed {
         listed
     }
 
+    /// One tree of so many levels of tests, each of which leads to a leaf or to the next.
+    fn chain(levels: usize) -> Self {
+        let numbers = noise(2 * levels + 1, 6);
+        let mut listed = Self::default();
+        for (node, &number) in (0_i64..).zip(&numbers) {
+            let inner = node % 2 == 0 && node < 2 * levels as i64;
+            listed.ids.push((0, node));
+            listed.features.push(node / 2 % 3);
+            listed.modes.push(if inner { "BRANCH_LEQ" } else { "LEAF" });
+            listed.values.push(if inner { number } else { 0.0 });
+            listed.children.push(if inner { (node + 1, node + 2) } else { (0, 0) });
+            listed.missing.push(0);
+            listed.weights.push(number);
+        }
+        listed
+    }
+
     fn case(&self) -> Case {
         let ids = |f: fn(&(i64, i64)) -> i64, of: &[(i64, i64)]| of.iter().map(f).collect::<Vec<_>>();
         let leaves: Vec<usize> = (0..self.ids.len()).filter(|&i| self.modes[i] == "LEAF").collect();
@@ -378,16 +395,27 @@ impl Listed {
 
 #[test]
 fn walks_side_by_side_arrive_where_each_alone_does() {
-    const FEATURES: usize = 5;
     for (modes, missing) in [(&["BRANCH_LT"][..], false), (&["BRANCH_LT"], true), (&["BRANCH_LEQ"], false), (&["BRANCH_LEQ"], true), (&["BRANCH_LT", "BRANCH_GTE"], true)] {
-        // As many trees, and as many rows, as leave some beside the groups that walk together.
-        for (trees, rows) in [(1, 1), (7, 3), (8, 8), (21, 9), (21, 100)] {
-            let listed = Listed::new(trees, FEATURES, modes, missing);
-            let mut x = noise(rows * FEATURES, rows as u32);
+        // As many trees, and as many rows, as leave some beside the groups that walk together; of the single tree of one level all but
+        // the root would be filled in, and not all trees test so few features that they are filled up.
+        for (trees, rows, features) in [(1, 1, 5), (2, 3, 5), (7, 3, 5), (8, 8, 5), (21, 9, 5), (21, 100, 5), (21, 9, 700), (5, 9, 300)] {
+            let listed = Listed::new(trees, features, modes, missing);
+            let mut x = noise(rows * features, rows as u32);
             x.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
-            let want: Vec<f32> = x.chunks(FEATURES).map(|row| listed.score(row)).collect();
-            assert_eq!(listed.case().one(&[&tensor(&[rows, FEATURES], &x)]), tensor(&[rows, 1], &want), "{modes:?} {trees} {rows}");
+            let want: Vec<f32> = x.chunks(features).map(|row| listed.score(row)).collect();
+            assert_eq!(listed.case().one(&[&tensor(&[rows, features], &x)]), tensor(&[rows, 1], &want), "{modes:?} {trees} {rows} {features}");
         }
+    }
+}
+
+/// With 4 levels the tree is filled up, with 40 it is not.
+#[test]
+fn walks_of_unequal_length_arrive() {
+    for levels in [1, 4, 13, 40] {
+        let listed = Listed::chain(levels);
+        let x = noise(30 * 3, 8);
+        let want: Vec<f32> = x.chunks(3).map(|row| listed.score(row)).collect();
+        assert_eq!(listed.case().one(&[&tensor(&[30, 3], &x)]), tensor(&[30, 1], &want), "{levels}");
     }
 }
 
