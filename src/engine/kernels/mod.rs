@@ -19,6 +19,7 @@ pub mod allocator;
 pub mod attention;
 pub mod bf16;
 pub mod bytes;
+pub mod cache;
 pub mod codes;
 pub mod conv;
 pub mod epilogue;

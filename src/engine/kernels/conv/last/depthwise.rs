@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::avx2;
 use super::strip::Reading;
 use super::{Image, Job};
+use crate::engine::kernels::cache::caches;
 use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::epilogue::{Activation, Bias, activate};
 use crate::engine::kernels::isa::{Isa, instantiate};
@@ -75,9 +76,10 @@ impl<'a> Work<'a> {
     fn lines(&self, lines: Range<usize>, y: &mut [f32], taps: &mut Taps) {
         let shape = self.shape;
         let line = (shape.kernel_h + 1) * self.source.size.1;
-        let channels = match self.source.data.len() {
-            ..=IMAGE => (LINES / line.max(1)).next_multiple_of(LANES).max(LANES),
-            _ => shape.c_out,
+        let channels = if self.source.data.len() <= image_in_cache() {
+            (lines_together() / line.max(1)).next_multiple_of(LANES).max(LANES)
+        } else {
+            shape.c_out
         };
         for first in (0..shape.c_out).step_by(channels) {
             let channels = first..shape.c_out.min(first + channels);
@@ -120,12 +122,16 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Elements of the lines of some channels that are used together: 32 KiB, for a first-level cache of 48.
-const LINES: usize = 1 << 13;
+/// Elements of the lines of some channels that are used together: two thirds of the first-level cache.
+fn lines_together() -> usize {
+    caches().first / 3 * 2 / size_of::<f32>()
+}
 
-/// Elements of an image from which on its lines are read whole, 1 MiB: it comes from the third-level cache, for which the order in memory
-/// counts more (96 channels of 112 × 112, stride 2: 280 µs whole, 420 in parts; 960 of 7 × 7: 38 µs whole, 27 in parts).
-const IMAGE: usize = 1 << 18;
+/// Elements of an image above which its lines are read whole, half of the second-level cache: it comes from the third then, for which the
+/// order in memory counts more (2 MiB; 96 channels of 112 × 112, stride 2: 280 µs whole, 420 in parts; 960 of 7 × 7: 38 µs whole, 27 in parts).
+fn image_in_cache() -> usize {
+    caches().second / 2 / size_of::<f32>()
+}
 
 /// Numbers of pixels that are computed side by side: chains of multiply-adds enough to keep the units busy.
 const SIDES: [usize; 4] = [8, 4, 2, 1];
