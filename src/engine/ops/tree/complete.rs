@@ -99,13 +99,12 @@ impl<V: Value> Complete<V> {
         let (trees, tables) = (self.tests.as_chunks::<N>().0, table.as_chunks::<N>().0);
         let plain = |x: C, test: &Test<V>| holds(x, C::from(test.value));
         let or_missing = |x: C, test: &Test<V>| plain(x, test) | ((test.test & MISSING != 0) & x.nan());
-        let mut block = vec![[C::ZERO; WIDTH]; SIDE];
+        let mut block = [[C::ZERO; WIDTH]; SIDE];
         for (index, rows) in rows.chunks(SIDE * columns).enumerate() {
             for (to, row) in block.iter_mut().zip(rows.chunks_exact(columns)) {
                 let some = columns.min(WIDTH);
                 to[..some].copy_from_slice(&row[..some]);
             }
-            let block: &[[C; WIDTH]; SIDE] = block.first_chunk().expect("as many rows as were made");
             let (first, count) = (index * SIDE, rows.len() / columns);
             let missing = self.missing && rows.iter().any(|x| x.nan());
             if count == SIDE {
