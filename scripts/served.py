@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Rows per second of a model over HTTP with binary tensors, beside the engine alone at its best batch.
 
-    scripts/served.py --binary target/release/ndserve --model models/digits [--model FOLDER|FILE …] [--clients 32] [--rounds 3] [--seconds 4]
+    scripts/served.py --binary target/release/ndserve --model models/digits [--model FOLDER|FILE …] [--clients 32] [--rows 1] [--rounds 3] [--seconds 4]
 
 A round measures the engine (`ndserve bench` with 1, 2, 4, 8, 16 and 32 rows, all threads; the best counts) and then the server under `clients`
-connections, one row a request; the figures are medians over the rounds. Inputs are random numbers between 0 and 1, or ones for integers.
+connections, `--rows` a request; the figures are medians over the rounds. Inputs are random numbers between 0 and 1, or ones for integers.
 Dimensions that are not fixed but the first are `--length`. Needs wrk and numpy (`scripts/peers/env.sh`); server and load share the processors.
 """
 import argparse, http.client, json, pathlib, random, re, shutil, statistics, struct, subprocess, sys, tempfile, time
@@ -13,6 +13,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--binary", required=True)
 parser.add_argument("--model", action="append", required=True, type=pathlib.Path)
 parser.add_argument("--clients", type=int, default=32)
+parser.add_argument("--rows", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=4)
 parser.add_argument("--length", type=int, default=128)
@@ -30,12 +31,12 @@ def ask(port, method, path, body=b""):
 
 
 def request(port, name):
-    """One row by the model's metadata: the JSON part's length, and the body."""
+    """Rows by the model's metadata: the JSON part's length, and the body."""
     status, text = ask(port, "GET", f"/v2/models/{name}")
     assert status == 200, text
     inputs, data = [], b""
     for tensor in json.loads(text)["inputs"]:
-        shape = [1] + [size if size > 0 else args.length for size in tensor["shape"][1:]]
+        shape = [args.rows] + [size if size > 0 else args.length for size in tensor["shape"][1:]]
         count = 1
         for size in shape:
             count *= size
@@ -78,16 +79,17 @@ def npz(rows, folder, tensors):
 
 
 def served(port, name, script):
+    """Rows per second under load."""
     url = f"http://127.0.0.1:{port}/v2/models/{name}/infer"
     command = ["wrk", "-t1", f"-c{args.clients}", f"-d{args.seconds:.0f}s", "--timeout", "60s", "-s", script, url]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in out or "Socket errors" in out:
         sys.exit(f"a request failed:\n{out}")
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
+    return args.rows * float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
 
 
 inputs_of = {}
-print("| model | engine alone, rows/s (batch) | over HTTP, requests/s | ratio |\n|---|--:|--:|--:|")
+print("| model | engine alone, rows/s (batch) | over HTTP, rows/s | ratio |\n|---|--:|--:|--:|")
 for path in args.model:
     name = path.stem if path.is_file() and path.name != "model.onnx" else (path.parent if path.is_file() else path).name
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +123,6 @@ for path in args.model:
             server.terminate()
             server.wait(60)
     rows = statistics.median(rate for rate, _ in alone)
-    requests = statistics.median(over)
+    answered = statistics.median(over)
     batch = statistics.mode(batch for _, batch in alone)
-    print(f"| {name} | {rows:,.0f} ({batch}) | {requests:,.0f} | {requests / rows:.2f} |", flush=True)
+    print(f"| {name} | {rows:,.0f} ({batch}) | {answered:,.0f} | {answered / rows:.2f} |", flush=True)

@@ -1,4 +1,4 @@
-//! How large the caches of a processor are: what is worked on together is cut to them. The cuts change no result.
+//! How large the caches of a processor are. What follows from it, how much is worked on together, changes no result.
 
 use std::fs;
 use std::sync::OnceLock;

@@ -22,18 +22,14 @@ use std::ops::Range;
 pub use generic::{Number, gemm_generic};
 pub use pack::{PackedA, PackedB, RowPanel};
 
-use super::cache::caches;
 use super::epilogue::Epilogue;
 use super::isa::Isa;
 use pack::Left;
 pub(crate) use pack::Panels;
 use tile::{Rows, Shape, Tile};
 
-/// Elements of `a` that are packed at once, for all panels to pass by: three quarters of the second-level cache, but more than 768 KiB
-/// were not worth more.
-fn a_block() -> usize {
-    (caches().second / 4 * 3).min(768 << 10) / size_of::<f32>()
-}
+/// Elements of `a` that are packed at once: 768 KiB of a second-level cache, which all panels pass by.
+const A_BLOCK: usize = 192 * 1024;
 
 /// Rows of `a` that are packed at once: enough for the fetching of a panel to take no time.
 const M_BLOCK: usize = 384;
@@ -182,7 +178,7 @@ impl PackedRows {
         // Blocks of equal size: a short last one would pay the tile's overhead for little work.
         let count = k.div_ceil(k.div_ceil(shape.steps).max(1)).max(1).next_multiple_of(group);
         let row_count = m.div_ceil(m.div_ceil(M_BLOCK)).next_multiple_of(shape.rows);
-        let step_count = (a_block() / row_count / count).max(1) * count;
+        let step_count = (A_BLOCK / row_count / count).max(1) * count;
         (0..m).step_by(row_count).flat_map(move |row| {
             // One pass even if k is 0: the epilogue still applies to the empty sum.
             (0..k.max(1)).step_by(step_count).map(move |step| PackedRows {

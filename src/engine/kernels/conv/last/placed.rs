@@ -13,13 +13,10 @@ use super::{ConvShape, Image, Job};
 use crate::engine::kernels::bf16::{
     Line, Multiplier, PANEL, PackedBf16, ROWS_BLOCK, Rows, STEP, STRIP, Sums, SumsBlock, TILE_LINES, finish, round_pixels,
 };
-use crate::engine::kernels::cache::caches;
 use crate::engine::kernels::epilogue::Epilogue;
 
-/// Lines of a strip of the image, an eighth of the second-level cache, in which it stays, beside weights, while all panels pass by.
-fn strip_lines() -> usize {
-    caches().second / 8 / size_of::<Line>()
-}
+/// Lines of a strip of the image, 256 KiB: it stays in the second-level cache, beside weights, while all panels pass by.
+const STRIP_LINES: usize = 1 << 12;
 
 thread_local! {
     /// The rounded image of the convolution at hand, kept for the next.
@@ -78,7 +75,7 @@ impl Planes {
         // Remainders that no tap has are left out.
         let count = (if rows == 0 { 1 } else { shape.stride_h }, if columns == 0 { 1 } else { shape.stride_w });
         let (pitch, more) = (shape.w_out + columns / shape.stride_w, rows / shape.stride_h);
-        let lines = strip_lines() / (count.0 * count.1 * pitch * pixel);
+        let lines = STRIP_LINES / (count.0 * count.1 * pitch * pixel);
         // As many as fill blocks of rows, where that is a matter of a few.
         let lines = lines.saturating_sub(more).max(ROWS_BLOCK.div_ceil(pitch));
         let strips = shape.h_out.div_ceil(lines);

@@ -3,13 +3,10 @@
 use std::ops::Range;
 
 use super::{ConvShape, Image};
-use crate::engine::kernels::cache::caches;
 
-/// Elements of a strip, a quarter of the second-level cache, in which it stays while one panel of weights after the other passes by; of
-/// the small images behind deep layers it is all or half, so that their weights are read once or twice.
-fn strip() -> usize {
-    caches().second / 4 / size_of::<f32>()
-}
+/// Elements of a strip, 512 KiB: it stays in the second-level cache while one panel of weights after the other passes by, and with the
+/// small images behind deep layers it is all of them, so that their weights are read once.
+const STRIP: usize = 1 << 17;
 
 /// How the lines of a convolution are read.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +35,7 @@ impl Reading {
         };
         let line = (pitch * shape.c_in).max(1);
         let (first, step) = if dense { (1, 1) } else { (reach(shape, 1).0, shape.stride_h) };
-        let lines = (strip() / line).saturating_sub(first) / step + 1;
+        let lines = (STRIP / line).saturating_sub(first) / step + 1;
         Reading { copies, dense, pitch, lines: lines.min(shape.h_out) }
     }
 
