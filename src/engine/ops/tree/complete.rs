@@ -7,10 +7,10 @@ use super::forest::{FEATURE, MISSING, SIDE, Test, Value, leaf_of};
 /// Features of a row that is walked along: rows are copied to arrays of that length, so that no step asks whether it has the feature.
 const WIDTH: usize = 256;
 
-/// Places of a tree, by powers of 4: for as many levels as the logarithm says.
+/// Places that a tree may have: for as many levels of tests as the logarithm says.
 const SIZES: [usize; 3] = [16, 64, 256];
 
-/// How many times as many places as there are nodes may be taken.
+/// How many places a node may take, those that are filled in among them.
 const SPARSE: usize = 6;
 
 /// Node `i` of a tree has those below it at `2 i` and, where its test holds, `2 i + 1`; the root is 1.
