@@ -14,7 +14,7 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::{Line, Rows, Sums, TILE_COLUMNS, TILE_LINES};
+use super::{Line, Rows, STEPS_BLOCK, Sums, TILE_COLUMNS, TILE_LINES};
 
 /// Rows whose sums are in registers.
 const ROWS: usize = 4;
@@ -22,8 +22,8 @@ const ROWS: usize = 4;
 /// Columns in a register.
 const COLUMNS: usize = TILE_COLUMNS / 2;
 
-/// Steps at once: the 16 KiB of one tile's columns share a first-level cache of 32 KiB with 4 KiB of rows.
-const STEPS: usize = 16;
+/// Steps at once, all that come at once: the 16 KiB of one tile's columns share a first-level cache of 32 KiB with 4 KiB of rows.
+const STEPS: usize = STEPS_BLOCK;
 
 /// Lines of one tile's columns in so many steps.
 const LINES: usize = STEPS * TILE_LINES;

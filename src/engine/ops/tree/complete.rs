@@ -2,7 +2,7 @@
 //! does, so that a step is three loads, a comparison and a sum.
 
 use super::super::number::Number;
-use super::forest::{FEATURE, MISSING, SIDE, Test, Value, leaf_of};
+use super::forest::{SIDE, Test, Value, leaf_of};
 
 /// Features of a row that is walked along: rows are copied to arrays of that length, so that no step asks whether it has the feature.
 const WIDTH: usize = 256;
@@ -24,7 +24,7 @@ pub(super) struct Complete<V> {
     tests: Vec<Test<V>>,
     /// The leaves of all trees, where those of each have as many places.
     leaves: Vec<u32>,
-    /// Whether some test has [`MISSING`].
+    /// Whether some test [takes what is missing](Test::takes_missing).
     missing: bool,
 }
 
@@ -39,10 +39,10 @@ impl<V: Value> Complete<V> {
         }
         let levels = depths.iter().copied().max().unwrap_or(0);
         let size = SIZES.into_iter().find(|&size| levels <= size.ilog2())?;
-        if roots.len() * size > SPARSE * nodes.len() || nodes.iter().any(|(test, _)| (test.test & FEATURE) as usize >= WIDTH) {
+        if roots.len() * size > SPARSE * nodes.len() || nodes.iter().any(|(test, _)| test.feature() >= WIDTH) {
             return None;
         }
-        let filling = Test { value: V::ZERO, test: 0 };
+        let filling = Test::of(V::ZERO, 0);
         let (mut tests, mut leaves) = (vec![filling; roots.len() * size], vec![0; roots.len() * size]);
         for ((&root, tests), leaves) in roots.iter().zip(tests.chunks_exact_mut(size)).zip(leaves.chunks_exact_mut(size)) {
             let mut left = vec![(1, root)];
@@ -59,7 +59,7 @@ impl<V: Value> Complete<V> {
                 }
             }
         }
-        let missing = nodes.iter().any(|(test, _)| test.test & MISSING != 0);
+        let missing = nodes.iter().any(|(test, _)| test.takes_missing());
         Some(Self { levels, size, tests, leaves, missing })
     }
 
@@ -98,7 +98,7 @@ impl<V: Value> Complete<V> {
     ) {
         let (trees, tables) = (self.tests.as_chunks::<N>().0, table.as_chunks::<N>().0);
         let plain = |x: C, test: &Test<V>| holds(x, C::from(test.value));
-        let or_missing = |x: C, test: &Test<V>| plain(x, test) | ((test.test & MISSING != 0) & x.nan());
+        let or_missing = |x: C, test: &Test<V>| plain(x, test) | (test.takes_missing() & x.nan());
         let mut block = [[C::ZERO; WIDTH]; SIDE];
         for (index, rows) in rows.chunks(SIDE * columns).enumerate() {
             for (to, row) in block.iter_mut().zip(rows.chunks_exact(columns)) {
@@ -138,7 +138,7 @@ impl<V: Value> Complete<V> {
         for _ in 0..self.levels {
             for i in 0..SIDE {
                 let test = &trees[i][at[i] % N];
-                at[i] = 2 * at[i] + usize::from(branch(rows[i][test.test as usize % WIDTH], test));
+                at[i] = 2 * at[i] + usize::from(branch(rows[i][test.feature() % WIDTH], test));
             }
         }
         at.map(|at| at - (1 << self.levels))

@@ -90,7 +90,23 @@ impl Value for f64 {
 pub(super) struct Test<V> {
     pub(super) value: V,
     /// The feature in the low bits, above them [`MISSING`] and the mode.
-    pub(super) test: u32,
+    test: u32,
+}
+
+impl<V> Test<V> {
+    /// One that asks for a feature alone.
+    pub(super) fn of(value: V, feature: u32) -> Self {
+        Self { value, test: feature & FEATURE }
+    }
+
+    pub(super) fn feature(&self) -> usize {
+        (self.test & FEATURE) as usize
+    }
+
+    /// Whether NaN takes the branch for `true` whatever the comparison says.
+    pub(super) fn takes_missing(&self) -> bool {
+        self.test & MISSING != 0
+    }
 }
 
 /// An interior node, and where it leads if the test fails, and if it holds: 16 bytes if values are f32.
@@ -98,8 +114,8 @@ type Node<V> = (Test<V>, [u32; 2]);
 
 /// Set in a reference to a leaf; the others are positions of nodes.
 const LEAF: u32 = 1 << 31;
-pub(super) const MISSING: u32 = 1 << 28;
-pub(super) const FEATURE: u32 = MISSING - 1;
+const MISSING: u32 = 1 << 28;
+const FEATURE: u32 = MISSING - 1;
 const MODE_SHIFT: u32 = 29;
 
 /// The leaf that a reference leads to, if it is one.
@@ -197,7 +213,7 @@ impl<V: Value> Forest<V> {
         let nodes: Vec<Node<V>> = order.iter().map(node).collect::<Result<_, _>>()?;
         let mode = |n: &Node<V>| n.0.test >> MODE_SHIFT;
         let one_mode = nodes.windows(2).all(|pair| mode(&pair[0]) == mode(&pair[1]));
-        let uniform = nodes.first().filter(|_| one_mode).map(|n| (Mode::ALL[mode(n) as usize], nodes.iter().all(|(test, _)| test.test & MISSING == 0)));
+        let uniform = nodes.first().filter(|_| one_mode).map(|n| (Mode::ALL[mode(n) as usize], nodes.iter().all(|(test, _)| !test.takes_missing())));
         let set = |values: &Vec<f64>| {
             let mut values: Vec<V> = values.iter().map(|&v| V::from_f64(v)).collect();
             values.sort_by(|a, b| a.partial_cmp(b).expect("NaN ends a set"));
@@ -220,7 +236,7 @@ impl<V: Value> Forest<V> {
             one_vote,
             complete,
             lone_votes,
-            features: nodes.iter().map(|(test, _)| (test.test & FEATURE) as usize + 1).max().unwrap_or(0),
+            features: nodes.iter().map(|(test, _)| test.feature() + 1).max().unwrap_or(0),
             roots,
             leaves: draft.leaves.iter().map(|votes| (votes.start as u32, votes.end as u32)).collect(),
             votes: draft.votes.iter().map(|&(target, weight)| (target, V::from_f64(weight))).collect(),
@@ -266,7 +282,7 @@ impl<V: Value> Forest<V> {
     /// The feature that a node tests, and where a value of it leads.
     pub(super) fn branches<C: Number + From<V>>(&self, at: u32) -> (u32, impl Fn(C) -> u32 + '_) {
         let (test, next) = &self.nodes[at as usize];
-        (test.test & FEATURE, move |x| next[usize::from(self.branch(x, test))])
+        (test.feature() as u32, move |x| next[usize::from(self.branch(x, test))])
     }
 
     /// Features that a row must have at least.
@@ -283,8 +299,8 @@ impl<V: Value> Forest<V> {
     pub(super) fn bytes(&self) -> usize {
         let complete = self.complete.as_ref().map_or(0, Complete::bytes);
         let lone_votes = self.lone_votes.as_ref().map_or(0, |(_, votes)| size_of_val(votes.as_slice()));
-        let nodes = size_of_val(self.nodes.as_slice()) + complete;
-        nodes + size_of_val(self.leaves.as_slice()) + size_of_val(self.votes.as_slice()) + lone_votes
+        let trees = size_of_val(self.nodes.as_slice()) + size_of_val(self.leaves.as_slice()) + size_of_val(self.votes.as_slice());
+        trees + complete + lone_votes
     }
 
     fn in_set<C: Number + From<V>>(&self, x: C, test: &Test<V>) -> bool {
@@ -305,7 +321,7 @@ impl<V: Value> Forest<V> {
             Mode::Neq => x != value,
             Mode::Member => self.in_set(x, test),
         };
-        holds || (test.test & MISSING != 0 && x.nan())
+        holds || (test.takes_missing() && x.nan())
     }
 
     /// The leaves at which walks from `roots` arrive, each along its row.
@@ -319,7 +335,7 @@ impl<V: Value> Forest<V> {
             for (at, row) in at.iter_mut().zip(rows) {
                 let arrived = (*at >> LEAF.trailing_zeros()).wrapping_neg();
                 let (test, next) = &self.nodes[(*at & !arrived) as usize];
-                let next = next[usize::from(branch(row[(test.test & FEATURE) as usize], test))];
+                let next = next[usize::from(branch(row[test.feature()], test))];
                 *at = *at & arrived | next & !arrived;
             }
         }
@@ -342,10 +358,10 @@ impl<V: Value> Forest<V> {
             (Some((Mode::Leq, true)), None) => self.all(rows, aggregate, to, |x, n| x <= C::from(n.value)),
             (Some((Mode::Lt, true)), None) => self.all(rows, aggregate, to, |x, n| x < C::from(n.value)),
             (Some((Mode::Leq, false)), None) => {
-                self.all(rows, aggregate, to, |x, n| (x <= C::from(n.value)) | ((n.test & MISSING != 0) & x.nan()));
+                self.all(rows, aggregate, to, |x, n| (x <= C::from(n.value)) | (n.takes_missing() & x.nan()));
             }
             (Some((Mode::Lt, false)), None) => {
-                self.all(rows, aggregate, to, |x, n| (x < C::from(n.value)) | ((n.test & MISSING != 0) & x.nan()));
+                self.all(rows, aggregate, to, |x, n| (x < C::from(n.value)) | (n.takes_missing() & x.nan()));
             }
             _ => self.all(rows, aggregate, to, |x, n| self.branch(x, n)),
         }

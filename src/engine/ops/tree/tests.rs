@@ -316,10 +316,15 @@ struct Listed {
 impl Listed {
     /// Complete trees of 0 to 4 levels of tests, with numbers that look random.
     fn new(trees: i64, features: usize, modes: &[&'static str], missing: bool) -> Self {
+        Self::of_levels((0..trees).map(|tree| tree % 5), features, modes, missing)
+    }
+
+    /// Complete trees, each of so many levels of tests.
+    fn of_levels(levels: impl Iterator<Item = i64>, features: usize, modes: &[&'static str], missing: bool) -> Self {
         let mut numbers = noise(1 << 14, 5).into_iter();
         let mut listed = Self::default();
-        for tree in 0..trees {
-            let inner = (1_i64 << (tree % 5)) - 1;
+        for (tree, levels) in (0_i64..).zip(levels) {
+            let inner = (1_i64 << levels) - 1;
             for node in 0..2 * inner + 1 {
                 let number = numbers.next().expect("enough numbers");
                 let at = ((number + 2.0) * (1 << 22) as f32) as usize;
@@ -396,14 +401,28 @@ impl Listed {
 #[test]
 fn walks_side_by_side_arrive_where_each_alone_does() {
     for (modes, missing) in [(&["BRANCH_LT"][..], false), (&["BRANCH_LT"], true), (&["BRANCH_LEQ"], false), (&["BRANCH_LEQ"], true), (&["BRANCH_LT", "BRANCH_GTE"], true)] {
-        // As many trees, and as many rows, as leave some beside the groups that walk together; of the single tree of one level all but
-        // the root would be filled in, and not all trees test so few features that they are filled up.
+        // As many trees, and as many rows, as leave some beside the groups that walk together; the first two are too small to be filled up,
+        // the last two test too many features.
         for (trees, rows, features) in [(1, 1, 5), (2, 3, 5), (7, 3, 5), (8, 8, 5), (21, 9, 5), (21, 100, 5), (21, 9, 700), (5, 9, 300)] {
             let listed = Listed::new(trees, features, modes, missing);
             let mut x = noise(rows * features, rows as u32);
             x.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
             let want: Vec<f32> = x.chunks(features).map(|row| listed.score(row)).collect();
             assert_eq!(listed.case().one(&[&tensor(&[rows, features], &x)]), tensor(&[rows, 1], &want), "{modes:?} {trees} {rows} {features}");
+        }
+    }
+}
+
+/// Trees that are filled up have places for 4, 6 or 8 levels, and deeper ones are not.
+#[test]
+fn trees_of_every_depth_are_walked_to_their_leaves() {
+    for most in 4..=9 {
+        for missing in [false, true] {
+            let listed = Listed::of_levels([most, most - 1, most].into_iter(), 5, &["BRANCH_LEQ"], missing);
+            let mut x = noise(11 * 5, 9);
+            x[3] = f32::NAN;
+            let want: Vec<f32> = x.chunks(5).map(|row| listed.score(row)).collect();
+            assert_eq!(listed.case().one(&[&tensor(&[11, 5], &x)]), tensor(&[11, 1], &want), "{most} {missing}");
         }
     }
 }
