@@ -21,8 +21,11 @@ const EXPLORE_EVERY: u32 = 64;
 pub struct Point {
     /// Rows of the pass.
     pub rows: usize,
-    /// Its time, if one was run.
+    /// Its time, if it is known: one was measured alone, or two were run for requests.
     pub time: Option<Duration>,
+    /// The only pass that was run for requests so far. It does not count alone: if the system held it up, requests would be refused
+    /// for a deadline that they meet.
+    first: Option<Duration>,
 }
 
 impl Point {
@@ -45,7 +48,7 @@ impl Curve {
     /// A curve up to `rows_max` of which nothing is known.
     pub fn new(rows_max: usize) -> Self {
         let powers = std::iter::successors(Some(1_usize), |rows| rows.checked_mul(2)).take_while(|&rows| rows < rows_max);
-        let points = powers.chain([rows_max.max(1)]).map(|rows| Point { rows, time: None }).collect();
+        let points = powers.chain([rows_max.max(1)]).map(|rows| Point { rows, time: None, first: None }).collect();
         Self { points, best_rows: rows_max.max(1), passes: 0 }
     }
 
@@ -101,8 +104,15 @@ impl Curve {
         let Some(above) = self.points.iter().position(|point| point.rows >= rows.max(1)) else { return };
         match (self.points[above].time, self.time(rows)) {
             (Some(_), Some(expected)) if !expected.is_zero() => self.correct(above, rows, time.as_secs_f64() / expected.as_secs_f64()),
-            // The first of its size says all there is; scaled, because it may be of fewer rows.
-            _ => self.points[above].time = Some(time.mul_f64(self.points[above].rows as f64 / rows.max(1) as f64)),
+            _ => {
+                let point = &mut self.points[above];
+                // Scaled, because it may be of fewer rows.
+                let time = time.mul_f64(point.rows as f64 / rows.max(1) as f64);
+                match point.first {
+                    None => point.first = Some(time),
+                    Some(first) => point.time = Some(time.min(first)),
+                }
+            }
         }
         self.best_rows = best_rows(&self.points);
     }
@@ -294,8 +304,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_size_is_learnt_from_its_first_pass() {
+    fn an_unknown_size_is_learnt_from_the_shorter_of_two_passes() {
         let mut curve = curve(8, &[1000, 1100]);
+        curve.observe(4, Duration::from_secs(2));
+        assert_eq!(curve.points[2].time, None, "it may have been held up");
+        assert_eq!(curve.best_rows(), 4, "tried again");
         curve.observe(3, 1500 * US);
         assert_eq!(curve.points[2].time, Some(2000 * US));
         assert_eq!(curve.best_rows(), 8, "the rate rises: try the next");

@@ -505,9 +505,22 @@ mod tests {
     }
 
     #[test]
+    fn one_pass_that_was_held_up_refuses_nobody() {
+        let queue = queue(64);
+        let pass = |ms: u32| queue.done(0, Some(Done { class: 0, rows: 1, time: ms * MS }));
+        pass(2_000);
+        for _ in 0..32 {
+            assert!(push(&queue, within(5_000)).is_ok(), "nothing tells that 2 s is what a pass takes");
+        }
+        pass(100);
+        assert!(push(&queue, within(5_000)).is_ok(), "passes take 100 ms");
+        assert!(push(&queue, within(50)).is_err());
+    }
+
+    #[test]
     fn a_batch_is_no_larger_than_pays() {
         let queue = queue(64);
-        for rows in [1, 2, 4] {
+        for rows in [1, 1, 2, 2, 4, 4] {
             // Twice the rows take twice as long.
             queue.done(0, Some(Done { class: 0, rows, time: 100 * MS * rows as u32 }));
         }
