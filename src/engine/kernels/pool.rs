@@ -130,15 +130,51 @@ fn along_body<const FMA: bool>(columns: PoolAxis, lines: [&[f32]; 2], y: &mut [f
 }
 
 #[inline(always)]
-fn merge(y: &mut [f32], x: &[f32]) {
+fn merge<T: Pooled>(y: &mut [T], x: &[T]) {
     for i in 0..y.len().min(x.len()) {
-        y[i] = greater(x[i], y[i]);
+        y[i] = x[i].greater(y[i]);
     }
 }
 
+/// Elements that can be compared.
+pub trait Pooled: Copy {
+    /// What a window of nothing but padding has.
+    const LEAST: Self;
+
+    /// The greater of two; NaN if either is.
+    fn greater(self, other: Self) -> Self;
+
+    /// The greatest of the windows of a line of pixels.
+    fn greatest_pixels(isa: Isa, axes: [PoolAxis; 2], row: usize, x: &[Self], channels: usize, y: &mut [Self]);
+}
+
+macro_rules! pooled {
+    ($t:ty, $least:expr, $greater:expr) => {
+        impl Pooled for $t {
+            const LEAST: Self = $least;
+
+            #[inline(always)]
+            fn greater(self, other: Self) -> Self {
+                $greater(self, other)
+            }
+
+            fn greatest_pixels(isa: Isa, axes: [PoolAxis; 2], row: usize, x: &[Self], channels: usize, y: &mut [Self]) {
+                #[inline(always)]
+                fn body<const FMA: bool>(axes: [PoolAxis; 2], row: usize, x: &[$t], channels: usize, y: &mut [$t]) {
+                    greatest_pixels(axes, row, x, channels, y);
+                }
+                instantiate!(isa, body, (axes: [PoolAxis; 2], row: usize, x: &[$t], channels: usize, y: &mut [$t]));
+            }
+        }
+    };
+}
+pooled!(f32, f32::NEG_INFINITY, greater);
+pooled!(u8, u8::MIN, Ord::max);
+pooled!(i8, i8::MIN, Ord::max);
+
 /// As [`max_pool`], with channels last: `x` is `[samples, rows.input, columns.input, channels]`, `y` some lines, counted through all samples, of
 /// `[samples, rows.output, columns.output, channels]`.
-pub fn max_pool_last(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[f32], lines: Range<usize>, y: &mut [f32]) {
+pub fn max_pool_last<T: Pooled>(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[T], lines: Range<usize>, y: &mut [T]) {
     for axis in axes {
         assert!(axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1, "a window has taps");
     }
@@ -149,23 +185,19 @@ pub fn max_pool_last(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[f32], 
     }
     assert!(line > 0 && y.len() == lines.len() * line, "lines of the output");
     if image == 0 {
-        return y.fill(f32::NEG_INFINITY);
+        return y.fill(T::LEAST);
     }
     for (at, y) in lines.zip(y.chunks_exact_mut(line)) {
         let (sample, row) = (at / rows.output, at % rows.output);
-        greatest_pixels(isa, axes, row, &x[sample * image..][..image], channels, y);
+        T::greatest_pixels(isa, axes, row, &x[sample * image..][..image], channels, y);
     }
-}
-
-fn greatest_pixels(isa: Isa, axes: [PoolAxis; 2], row: usize, x: &[f32], channels: usize, y: &mut [f32]) {
-    instantiate!(isa, greatest_pixels_body, (axes: [PoolAxis; 2], row: usize, x: &[f32], channels: usize, y: &mut [f32]));
 }
 
 /// Channels whose greatest are kept in registers while a window passes by.
 const BLOCK: usize = 32;
 
 #[inline(always)]
-fn greatest_pixels_body<const FMA: bool>([rows, columns]: [PoolAxis; 2], row: usize, x: &[f32], channels: usize, y: &mut [f32]) {
+fn greatest_pixels<T: Pooled>([rows, columns]: [PoolAxis; 2], row: usize, x: &[T], channels: usize, y: &mut [T]) {
     // Taps of a window that lie in the image are one range along each axis.
     let taps = |axis: PoolAxis, at: usize| {
         let first = axis.pad.saturating_sub(at * axis.stride).div_ceil(axis.dilation);
@@ -182,19 +214,19 @@ fn greatest_pixels_body<const FMA: bool>([rows, columns]: [PoolAxis; 2], row: us
         let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
         let done = blocks.len() * BLOCK;
         for (block, y) in blocks.iter_mut().enumerate() {
-            let mut greatest = [f32::NEG_INFINITY; BLOCK];
+            let mut greatest = [T::LEAST; BLOCK];
             for i in down.clone() {
                 for j in across.clone() {
-                    let x: &[f32; BLOCK] = pixel(i, j)[block * BLOCK..].first_chunk().expect("a block of channels");
+                    let x: &[T; BLOCK] = pixel(i, j)[block * BLOCK..].first_chunk().expect("a block of channels");
                     for c in 0..BLOCK {
-                        greatest[c] = greater(x[c], greatest[c]);
+                        greatest[c] = x[c].greater(greatest[c]);
                     }
                 }
             }
             *y = greatest;
         }
         if !rest.is_empty() {
-            rest.fill(f32::NEG_INFINITY);
+            rest.fill(T::LEAST);
             for i in down.clone() {
                 for j in across.clone() {
                     merge(rest, &pixel(i, j)[done..]);

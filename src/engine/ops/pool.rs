@@ -10,11 +10,11 @@ use smallvec::smallvec;
 use super::ANY;
 use super::axes::require;
 use super::number::{Number, with_float};
+use super::pool_last::greatest;
 use super::scalar::Scalar;
 use super::window::{Axis, AxisList, Meeting, Window, output_shape, planes, windows};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_number};
-use crate::engine::kernels::int8::{FLIP, quantize::greatest};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::pool::{PoolAxis, max_pool};
 use crate::engine::kernels::vector;
@@ -243,7 +243,14 @@ impl Op for NhwcMaxPool {
         let x = inputs.at(0)?;
         let (axes, channels) = self.axes(x.shape())?;
         let (from, to) = planes(&axes);
-        let (isa, dtype) = (ctx.isa, x.dtype());
+        if let [_, _] = axes[..] {
+            let y = outputs.at(0)?;
+            match x.dtype() {
+                DType::U8 => greatest(&axes, channels, x.slice::<u8>()?, y.slice()?, ctx),
+                _ => greatest(&axes, channels, x.slice::<i8>()?, y.slice()?, ctx),
+            }
+            return Ok(());
+        }
         with_number!(x.dtype(), T => {
             let (x, y) = (x.slice::<T>()?, outputs.at(0)?.slice::<T>()?);
             y.fill(T::LOWEST);
@@ -255,11 +262,7 @@ impl Op for NhwcMaxPool {
                     let y = &mut y[position * channels..][..channels];
                     for &(_, element) in list {
                         let x = &x[element * channels..][..channels];
-                        match dtype {
-                            DType::U8 => greatest(isa, bytemuck::cast_slice(x), 0, bytemuck::cast_slice_mut(y)),
-                            DType::I8 => greatest(isa, bytemuck::cast_slice(x), FLIP, bytemuck::cast_slice_mut(y)),
-                            _ => y.iter_mut().zip(x).for_each(|(y, x)| *y = Number::greater(*x, *y)),
-                        }
+                        y.iter_mut().zip(x).for_each(|(y, x)| *y = Number::greater(*x, *y));
                     }
                 });
             }

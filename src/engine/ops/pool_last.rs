@@ -1,7 +1,7 @@
-//! Pooling of f32 images whose channels come last, as the pass `channels-last` makes it.
+//! Pooling of images whose channels come last: of f32 as the pass `channels-last` makes them, of codes as exporters do.
 
-use super::window::{AxisList, Window};
-use crate::engine::kernels::pool::{PoolAxis, max_pool_last, mean_last};
+use super::window::{Axis, AxisList, Window};
+use crate::engine::kernels::pool::{PoolAxis, Pooled, max_pool_last, mean_last};
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Shape};
 
 /// MaxPool without indices, `[n, h, w, channels]` to the same.
@@ -30,26 +30,31 @@ impl Op for MaxPoolLast {
         let (x, y) = (inputs.at(0)?, outputs.at(0)?);
         let axes = self.axes(x.shape())?;
         let channels = x.shape()[3];
-        let axis = |i: usize| {
-            let a = &axes[i];
-            PoolAxis { input: a.input, output: a.output, kernel: a.kernel, stride: a.stride, dilation: a.dilation, pad: a.pad_begin }
-        };
-        let (axes, x, y) = ([axis(0), axis(1)], x.slice::<f32>()?, y.slice::<f32>()?);
-        let line = axes[1].output * channels;
-        if y.is_empty() {
-            return Ok(());
-        }
-        let parts = ctx.threads.parts((y.len() * axes[0].kernel * axes[1].kernel) as u64 * OPERATIONS_PER_TAP);
-        let count = (y.len() / line).div_ceil(parts);
-        ctx.threads.for_each(y.chunks_mut(count * line).enumerate(), |(part, y)| {
-            let lines = part * count..part * count + y.len() / line;
-            max_pool_last(ctx.isa, axes, channels, x, lines, y);
-        });
+        greatest(&axes, channels, x.slice::<f32>()?, y.slice::<f32>()?, ctx);
         Ok(())
     }
 }
 
-/// A tap of pooling, in floating-point operations: a number is loaded and compared with what two of a product cost.
+/// The greatest element of each window of images with channels last, on as many threads as it is worth.
+pub(crate) fn greatest<T: Pooled + Send + Sync>(axes: &[Axis], channels: usize, x: &[T], y: &mut [T], ctx: &Context<'_>) {
+    let axis = |i: usize| {
+        let a = &axes[i];
+        PoolAxis { input: a.input, output: a.output, kernel: a.kernel, stride: a.stride, dilation: a.dilation, pad: a.pad_begin }
+    };
+    let axes = [axis(0), axis(1)];
+    let line = axes[1].output * channels;
+    if y.is_empty() {
+        return;
+    }
+    let operations = (y.len() * axes[0].kernel * axes[1].kernel) as u64 * OPERATIONS_PER_TAP * size_of::<T>() as u64 / 4;
+    let count = (y.len() / line).div_ceil(ctx.threads.parts(operations));
+    ctx.threads.for_each(y.chunks_mut(count * line).enumerate(), |(part, y)| {
+        let lines = part * count..part * count + y.len() / line;
+        max_pool_last(ctx.isa, axes, channels, x, lines, y);
+    });
+}
+
+/// A tap of pooling of 32-bit numbers, in floating-point operations: one is loaded and compared with what two of a product cost.
 const OPERATIONS_PER_TAP: u64 = 4;
 
 /// GlobalAveragePool, `[n, h, w, channels]` to `[n, 1, 1, channels]`.

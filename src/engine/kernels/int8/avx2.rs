@@ -8,9 +8,9 @@
 
 use std::arch::x86_64::{
     __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_adds_epu8, _mm256_cvtepi8_epi16,
-    _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi8, _mm256_max_epu8, _mm256_min_epi8,
-    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_storeu_si256, _mm256_subs_epu8, _mm256_testz_si256,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi8, _mm256_max_epu8, _mm256_min_epi8, _mm256_packus_epi16,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_storeu_si256,
+    _mm256_subs_epu8, _mm256_testz_si256,
 };
 use std::ops::Range;
 
@@ -33,6 +33,9 @@ const WINDOW: usize = 16;
 
 /// Where the four codes of a column come from when a line is turned: each has other neighbours.
 const TURNS: [[u8; 4]; 3] = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]];
+
+/// In place of a turn: the line is wide.
+const WIDE: u8 = TURNS.len() as u8;
 
 /// The lines of 16 columns in the steps from a multiple of [`STEPS`] on, sorted.
 #[derive(Clone, Debug)]
@@ -57,7 +60,7 @@ impl Order {
                 let line = |four: u8| &given[(usize::from(four) / TILE_LINES * 2 + half) * TILE_LINES + usize::from(four) % TILE_LINES];
                 let order = Order::of(to.len(), line);
                 for ((to, &four), &turn) in to.iter_mut().zip(&order.fours).zip(&order.turns) {
-                    *to = turned(line(four), turn);
+                    *to = if turn == WIDE { by_pairs(line(four)) } else { turned(line(four), turn) };
                 }
                 orders.push(order);
             }
@@ -108,7 +111,7 @@ impl Order {
         let counts = [pairs.len(), single.len(), turned_lines.len(), wide.len()].map(|count| count as u16);
         let (mut fours, mut turns) = ([0; LINES], [0; LINES]);
         let straight = |four: &u8| (*four, 0);
-        let sorted = pairs.iter().chain(&single).map(straight).chain(turned_lines).chain(wide.iter().map(straight));
+        let sorted = pairs.iter().chain(&single).map(straight).chain(turned_lines).chain(wide.into_iter().map(|four| (four, WIDE)));
         for ((four, turn), found) in fours.iter_mut().zip(&mut turns).zip(sorted) {
             (*four, *turn) = found;
         }
@@ -123,6 +126,17 @@ fn turned(line: &Line, turn: u8) -> Line {
         *to = TURNS[usize::from(turn)].map(|at| from[usize::from(at)]);
     }
     to
+}
+
+/// A line that is multiplied in 16 bits: of eight columns the first two codes of each, then the others, and so of the next eight.
+fn by_pairs(line: &Line) -> Line {
+    let mut to = [0; 64];
+    for (column, codes) in line.0.as_chunks::<4>().0.iter().enumerate() {
+        let at = column / COLUMNS * 32 + column % COLUMNS * 2;
+        to[at..at + 2].copy_from_slice(&codes[..2]);
+        to[at + 16..at + 18].copy_from_slice(&codes[2..]);
+    }
+    Line(to)
 }
 
 /// How much the weights of each two neighbours are together, those above zero and those below; at most 255.
@@ -145,12 +159,35 @@ fn fits(reach: [__m256i; 2]) -> bool {
     _mm256_testz_si256(beyond, beyond) == 1
 }
 
+/// Where the four codes that each line meets begin in a row, for the lines of a panel in the steps of a block.
+pub(super) struct Places([[usize; LINES]; 2]);
+
+impl Places {
+    pub(super) const NONE: Places = Places([[0; LINES]; 2]);
+
+    /// Looks up the lines of some steps, the first a multiple of [`STEPS`], of rows whose steps begin at `offsets`.
+    pub(super) fn look_up(&mut self, orders: &[Order], offsets: &[usize], steps: Range<usize>) {
+        let offsets = &offsets[steps.clone()];
+        for (places, order) in self.0.iter_mut().zip(&orders[steps.start / STEPS * 2..]) {
+            for (at, &four) in places[..offsets.len() * TILE_LINES].iter_mut().zip(&order.fours) {
+                *at = offsets[usize::from(four) / TILE_LINES] + usize::from(four) % TILE_LINES * 4;
+            }
+        }
+    }
+}
+
 /// # Safety
 ///
 /// The machine has the instructions; the rows' steps lie in the data, the steps' lines in the panel. `orders` are those of the panel:
-/// two for each [`STEPS`] steps; the first step is a multiple of that.
+/// two for each [`STEPS`] steps; there are so many steps at most, the first a multiple of that. `places` were looked up for them.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn multiply(rows: &Rows<'_>, panel: &[Line], orders: &[Order], steps: Range<usize>, sums: &mut Sums) {
+pub(super) unsafe fn multiply(
+    rows: &Rows<'_>,
+    panel: &[Line],
+    (orders, places): (&[Order], &Places),
+    steps: Range<usize>,
+    sums: &mut Sums,
+) {
     if steps.is_empty() {
         // Sums of nothing are zero.
         if rows.first {
@@ -158,38 +195,30 @@ pub(super) unsafe fn multiply(rows: &Rows<'_>, panel: &[Line], orders: &[Order],
         }
         return;
     }
-    for begin in steps.clone().step_by(STEPS) {
-        let (some, first) = (begin..steps.end.min(begin + STEPS), rows.first && begin == steps.start);
-        let lines = &panel[begin * 2 * TILE_LINES..some.end * 2 * TILE_LINES];
-        let count = lines.len() / 2;
-        let offsets = &rows.left.offsets[some];
-        for half in 0..2 {
-            let (lines, order) = (&lines[half * count..][..count], &orders[begin / STEPS * 2 + half]);
-            let mut at = [0; LINES];
-            for (at, &four) in at.iter_mut().zip(&order.fours[..count]) {
-                *at = offsets[usize::from(four) / TILE_LINES] + usize::from(four) % TILE_LINES * 4;
+    let lines = &panel[steps.start * 2 * TILE_LINES..steps.end * 2 * TILE_LINES];
+    let count = lines.len() / 2;
+    for half in 0..2 {
+        let (lines, order) = (&lines[half * count..][..count], &orders[steps.start / STEPS * 2 + half]);
+        let part = Part { lines, at: &places.0[half][..count], order, half, first: rows.first };
+        let mut left = rows.wanted;
+        while left != 0 {
+            let mut group = [0; ROWS];
+            let mut from = [std::ptr::null(); ROWS];
+            let mut count = 0;
+            while count < ROWS && left != 0 {
+                let row = left.trailing_zeros() as usize;
+                left &= left - 1;
+                group[count] = row;
+                from[count] = rows.left.data.as_ptr().wrapping_add((rows.start + row) * rows.left.stride);
+                count += 1;
             }
-            let part = Part { lines, at: &at[..count], order, half, first };
-            let mut left = rows.wanted;
-            while left != 0 {
-                let mut group = [0; ROWS];
-                let mut from = [std::ptr::null(); ROWS];
-                let mut count = 0;
-                while count < ROWS && left != 0 {
-                    let row = left.trailing_zeros() as usize;
-                    left &= left - 1;
-                    group[count] = row;
-                    from[count] = rows.left.data.as_ptr().wrapping_add((rows.start + row) * rows.left.stride);
-                    count += 1;
-                }
-                // SAFETY: the caller's promise, for some of the steps and rows.
-                unsafe {
-                    match count {
-                        1 => part.multiply::<1>(&from, &group, sums),
-                        2 => part.multiply::<2>(&from, &group, sums),
-                        3 => part.multiply::<3>(&from, &group, sums),
-                        _ => part.multiply::<4>(&from, &group, sums),
-                    }
+            // SAFETY: the caller's promise, for some of the rows.
+            unsafe {
+                match count {
+                    1 => part.multiply::<1>(&from, &group, sums),
+                    2 => part.multiply::<2>(&from, &group, sums),
+                    3 => part.multiply::<3>(&from, &group, sums),
+                    _ => part.multiply::<4>(&from, &group, sums),
                 }
             }
         }
@@ -256,38 +285,27 @@ impl Part<'_> {
                 }
             }
         }
+        for (line, &at) in lines[..wide].iter().zip(at) {
+            let codes = line.0.as_ptr();
+            let b: [[__m256i; 2]; 2] = std::array::from_fn(|v| {
+                // SAFETY: a line has 64 bytes.
+                std::array::from_fn(|pair| unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.add(32 * v + 16 * pair).cast())) })
+            });
+            for (acc, row) in acc.iter_mut().zip(from) {
+                let a = four(row, at);
+                // SAFETY: a mask has 32 bytes.
+                let a: [__m256i; 2] =
+                    std::array::from_fn(|pair| _mm256_shuffle_epi8(a, unsafe { _mm256_loadu_si256(WIDEN[pair].as_ptr().cast()) }));
+                for (acc, b) in acc.iter_mut().zip(b) {
+                    *acc = _mm256_add_epi32(_mm256_add_epi32(*acc, _mm256_madd_epi16(a[0], b[0])), _mm256_madd_epi16(a[1], b[1]));
+                }
+            }
+        }
         for (acc, &row) in acc.iter().zip(group) {
             for (acc, to) in acc.iter().zip(sums.0[row / TILE_LINES * 2 + self.half][row % TILE_LINES].as_chunks_mut::<COLUMNS>().0) {
                 let to = to.as_mut_ptr().cast::<__m256i>();
                 // SAFETY: eight sums have 32 bytes.
                 unsafe { _mm256_storeu_si256(to, if self.first { *acc } else { _mm256_add_epi32(*acc, _mm256_loadu_si256(to)) }) };
-            }
-        }
-        if wide == 0 {
-            return;
-        }
-        // Four codes as numbers of 16 bits, twice in each half of a register.
-        let widen = _mm256_set1_epi64x(i64::from_le_bytes([0, 0xFF, 1, 0xFF, 2, 0xFF, 3, 0xFF]));
-        for columns in [0, COLUMNS] {
-            // Four columns in each, two sums for each column.
-            let mut acc = [[_mm256_setzero_si256(); 2]; R];
-            for (line, &at) in lines[..wide].iter().zip(at) {
-                let codes = line.0[4 * columns..].as_ptr();
-                // SAFETY: half a line has 32 bytes.
-                let b: [__m256i; 2] = std::array::from_fn(|v| unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.add(16 * v).cast())) });
-                for (acc, row) in acc.iter_mut().zip(from) {
-                    let a = _mm256_shuffle_epi8(four(row, at), widen);
-                    for (acc, b) in acc.iter_mut().zip(b) {
-                        *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(a, b));
-                    }
-                }
-            }
-            for (acc, &row) in acc.iter().zip(group) {
-                let to = sums.0[row / TILE_LINES * 2 + self.half][row % TILE_LINES][columns..][..COLUMNS].as_mut_ptr().cast::<__m256i>();
-                // Columns 0 1, 4 5, 2 3, 6 7.
-                let found = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[0], acc[1]));
-                // SAFETY: eight sums have 32 bytes.
-                unsafe { _mm256_storeu_si256(to, _mm256_add_epi32(found, _mm256_loadu_si256(to))) };
             }
         }
     }
@@ -307,6 +325,19 @@ static MASKS: [[u8; 32]; TURNS.len()] = {
     while at < 32 * TURNS.len() {
         let (turn, place) = (at / 32, at % 32);
         masks[turn][place] = (place % 16 / 4 * 4) as u8 + TURNS[turn][place % 4];
+        at += 1;
+    }
+    masks
+};
+
+/// Brings the first two of four codes, or the others, as numbers of 16 bits to each four bytes of a register.
+static WIDEN: [[u8; 32]; 2] = {
+    let mut masks = [[0xFF; 32]; 2];
+    let mut at = 0;
+    while at < 64 {
+        if at % 2 == 0 {
+            masks[at / 32][at % 32] = (at / 32 * 2 + at % 4 / 2) as u8;
+        }
         at += 1;
     }
     masks

@@ -165,6 +165,9 @@ pub(super) struct Place {
 
 /// Values for a panel's columns.
 fn padded<T: Copy + Default>(values: &[T]) -> [T; PANEL] {
+    if let Some(panel) = values.first_chunk() {
+        return *panel;
+    }
     let mut panel = [T::default(); PANEL];
     panel[..values.len()].copy_from_slice(values);
     panel
@@ -220,6 +223,12 @@ fn scale(isa: Isa, sums: &Sums, strip: &Strip, with: &Scale<'_>, y: &mut [f32], 
         // SAFETY: `require` has just shown that this machine has the features it is compiled for.
         return unsafe { super::avx512::scale(sums, strip, with, y, place) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 && with.rows.is_none() && place.width == PANEL {
+        isa.require();
+        // SAFETY: as above.
+        return unsafe { super::avx2_finish::scale(sums, strip, with, y, place) };
+    }
     instantiate!(isa, floats_body, (sums: &Sums, strip: &Strip, with: &Scale<'_>, y: &mut [f32], place: &Place));
 }
 
@@ -261,6 +270,12 @@ fn requantize(isa: Isa, sums: &Sums, strip: &Strip, with: &Requantize<'_>, y: &m
         isa.require();
         // SAFETY: `require` has just shown that this machine has the features it is compiled for.
         return unsafe { super::avx512::requantize(sums, strip, with, y, place) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 && with.shift.rows.is_none() {
+        isa.require();
+        // SAFETY: as above.
+        return unsafe { super::avx2_finish::requantize(sums, strip, with, y, place) };
     }
     instantiate!(isa, requantize_body, (sums: &Sums, strip: &Strip, with: &Requantize<'_>, y: &mut [u8], place: &Place));
 }

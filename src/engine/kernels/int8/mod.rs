@@ -18,6 +18,8 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_finish;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod conv;
 mod dynamic;
@@ -126,7 +128,7 @@ pub fn multiply(left: &Left<'_>, strips: &[Strip], right: &PackedInt8, columns: 
     assert_eq!(left.offsets.len(), right.steps(), "steps of the left operand against the right");
     assert!(strips.iter().all(|strip| (1..=STRIP).contains(&strip.count)), "a strip has 1 to {STRIP} rows");
     finish.check(strips, right.n(), columns.len());
-    let unit = Unit::new(right.isa());
+    let mut unit = Unit::new(right.isa());
     let mut sums = [Sums::ZERO; STRIPS_BLOCK];
     let mut edge = EDGE.take();
     let edge_offsets: Vec<usize> = (0..left.offsets.len()).map(|step| step * STEP).collect();
@@ -145,6 +147,9 @@ pub fn multiply(left: &Left<'_>, strips: &[Strip], right: &PackedInt8, columns: 
             for steps in blocks(right.steps()) {
                 for (index, (strip, sums)) in strips.iter().zip(&mut sums).enumerate() {
                     let (operand, row) = place(index);
+                    if index == 0 || index == inside {
+                        unit.begin(operand, (right, column), steps.clone());
+                    }
                     let next = if index + 1 < strips.len() { Some(place(index + 1)) } else { None };
                     unit.multiply((operand, row, strip), (right, column), steps.clone(), next, sums);
                     if steps.end == right.steps() {
@@ -186,13 +191,14 @@ fn copy_edge(left: &Left<'_>, strips: &[Strip], edge: &mut Vec<u8>) {
 }
 
 /// What multiplies tiles.
+#[allow(clippy::large_enum_variant, reason = "there is one in a product, on the stack")]
 enum Unit {
     #[cfg(target_arch = "x86_64")]
     Tiles(super::bf16::amx::Configured),
     #[cfg(target_arch = "x86_64")]
     Vnni,
     #[cfg(target_arch = "x86_64")]
-    Avx2,
+    Avx2(avx2::Places),
     Scalar,
 }
 
@@ -209,7 +215,7 @@ impl Unit {
                 return Unit::Vnni;
             }
             if isa >= Isa::Avx2 {
-                return Unit::Avx2;
+                return Unit::Avx2(avx2::Places::NONE);
             }
         }
         Unit::Scalar
@@ -224,6 +230,14 @@ impl Unit {
         };
         let Some(last) = left.offsets.iter().copied().max() else { return 0 };
         last.saturating_add((start + rows - 1).saturating_mul(left.stride)).saturating_add(STEP)
+    }
+
+    /// What the products of some steps with rows of an operand have in common.
+    fn begin(&mut self, left: &Left<'_>, (right, column): (&PackedInt8, usize), steps: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if let Unit::Avx2(places) = self {
+            places.look_up(right.orders(column), left.offsets, steps);
+        }
     }
 
     /// `sums += rows · panel` over some steps, or `sums =` if they are the first. `next` is fetched meanwhile.
@@ -248,7 +262,7 @@ impl Unit {
             Unit::Vnni => unsafe { avx512::multiply(&rows, panel, steps, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above; the operand was packed for the same instruction set, and steps begin at multiples of a block's.
-            Unit::Avx2 => unsafe { avx2::multiply(&rows, panel, right.orders(column), steps, sums) },
+            Unit::Avx2(places) => unsafe { avx2::multiply(&rows, panel, (right.orders(column), places), steps, sums) },
             Unit::Scalar => scalar(&rows, panel, steps, sums),
         }
     }

@@ -78,6 +78,13 @@ fn row_sums_body<const FMA: bool>(codes: &[u8], stride: usize, k: usize, sums: &
 /// two tensors of codes. Panics unless all have one length.
 pub fn add(isa: Isa, a: &[u8], b: &[u8], ratios: (f32, f32, f32), flip: u8, y: &mut [u8]) {
     assert!(a.len() == y.len() && b.len() == y.len(), "lengths of a sum");
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx2 {
+        isa.require();
+        // SAFETY: `require` has just shown that this machine has the features it is compiled for.
+        let done = unsafe { super::avx2_finish::add(a, b, ratios, flip != 0, y) };
+        return add_body::<false>(&a[done..], &b[done..], ratios, flip, &mut y[done..]);
+    }
     instantiate!(isa, add_body, (a: &[u8], b: &[u8], ratios: (f32, f32, f32), flip: u8, y: &mut [u8]));
 }
 
@@ -87,18 +94,5 @@ fn add_body<const FMA: bool>(a: &[u8], b: &[u8], (a_ratio, b_ratio, fixed): (f32
     let number = |code: u8| (i32::from(code ^ flip) - shift) as f32;
     for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
         *y = (nearest(number(a) * a_ratio + (number(b) * b_ratio + fixed)) + shift).clamp(0, 255) as u8 ^ flip;
-    }
-}
-
-/// The greater of codes and what is there already, bits of `flip` turned over. Panics unless both have one length.
-pub fn greatest(isa: Isa, codes: &[u8], flip: u8, y: &mut [u8]) {
-    assert_eq!(codes.len(), y.len(), "lengths of a maximum");
-    instantiate!(isa, greatest_body, (codes: &[u8], flip: u8, y: &mut [u8]));
-}
-
-#[inline(always)]
-fn greatest_body<const FMA: bool>(codes: &[u8], flip: u8, y: &mut [u8]) {
-    for (y, code) in y.iter_mut().zip(codes) {
-        *y = (*y ^ flip).max(code ^ flip) ^ flip;
     }
 }

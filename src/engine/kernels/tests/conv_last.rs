@@ -6,7 +6,7 @@ use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last, conv2d_last_channels};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
-use crate::engine::kernels::pool::{PoolAxis, max_pool, max_pool_last, mean_last};
+use crate::engine::kernels::pool::{PoolAxis, Pooled, max_pool, max_pool_last, mean_last};
 use crate::engine::kernels::rows::copy_rows;
 use crate::engine::kernels::weights::Precision;
 
@@ -210,9 +210,23 @@ fn the_greatest_of_every_window_with_channels_last() {
                 max_pool_last(isa, [rows, columns], channels, &last, rows.output / 2..lines, second);
                 let same = y.iter().zip(&want).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()));
                 assert!(same, "{isa}: {rows:?} {columns:?} {channels}");
+                let codes: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
+                codes_like_numbers(isa, [rows, columns], channels, &codes);
+                codes_like_numbers(isa, [rows, columns], channels, bytemuck::cast_slice::<u8, i8>(&codes));
             }
         }
     }
+}
+
+/// Codes have the greatest of their numbers; the least code where there is none.
+fn codes_like_numbers<T: Pooled + Into<f32> + PartialEq + std::fmt::Debug>(isa: Isa, axes: [PoolAxis; 2], channels: usize, x: &[T]) {
+    let numbers: Vec<f32> = x.iter().map(|&code| code.into()).collect();
+    let (lines, len) = (2 * axes[0].output, 2 * axes[0].output * axes[1].output * channels);
+    let (mut y, mut want) = (vec![x[0]; len], vec![0.5; len]);
+    max_pool_last(isa, axes, channels, x, 0..lines, &mut y);
+    max_pool_last(isa, axes, channels, &numbers, 0..lines, &mut want);
+    let same = y.iter().zip(&want).all(|(&y, &want)| if want == f32::NEG_INFINITY { y == T::LEAST } else { y.into() == want });
+    assert!(same, "{isa}: {axes:?} {channels}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::Random;
 use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::int8::{
-    Codes, DynamicInt8, FLIP, Finish, Floats, Left, Output, PackedInt8, RightCodes, RowTerms, Strip, conv, dense, multiply,
+    Codes, DynamicInt8, FLIP, Finish, Floats, Left, Output, PackedInt8, RightCodes, RowTerms, Strip, conv, dense, multiply, quantize,
 };
 use crate::engine::kernels::isa::Isa;
 
@@ -153,6 +153,26 @@ fn requantised_codes_are_the_same_everywhere() {
                     &mut Finish { shift: &shift, rows: None, ldc: n, output: Output::Codes(codes) },
                 );
                 assert_eq!(y, want, "{isa}: {m} by {k} by {n}, zero {zero}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_two_tensors_are_the_same_everywhere() {
+    let mut random = Random::new(39);
+    for len in [0, 1, 31, 32, 33, 257] {
+        let (a, b) = (unsigned(&mut random, len), unsigned(&mut random, len));
+        // Halves make ties; large ratios overflow 16 and 32 bits, a NaN becomes the least code.
+        for ratios in [(0.5, 0.25, 3.5), (1.3, -0.7, 128.0), (3e30, 1.0, -1e5), (f32::NAN, 1.0, 0.0)] {
+            for flip in [0, FLIP] {
+                let mut want = vec![77; len];
+                quantize::add(Isa::Scalar, &a, &b, ratios, flip, &mut want);
+                for isa in Isa::available() {
+                    let mut y = vec![77; len];
+                    quantize::add(isa, &a, &b, ratios, flip, &mut y);
+                    assert_eq!(y, want, "{isa}: {len} codes, {ratios:?}, flip {flip}");
+                }
             }
         }
     }
