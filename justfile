@@ -65,6 +65,10 @@ ci *STEPS:
 fuzz SECONDS="3600":
     scripts/fuzz.sh {{SECONDS}}
 
+# what shares memory between threads, under miri (needs a nightly toolchain with miri and rust-src)
+miri SEEDS="24":
+    scripts/miri.sh {{SEEDS}}
+
 # random graphs against ONNX Runtime and the reference evaluator (installs PyTorch and more into .venv)
 differential *ARGS:
     cargo build --release && "$(scripts/python-env.sh)" scripts/differential.py {{ARGS}}

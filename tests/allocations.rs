@@ -82,8 +82,7 @@ fn a_step_allocates_nothing_once_one_is_done() {
                 assert!(found.iter().all(|&count| count == 0), "{found:?} allocations in the steps of {network}");
                 continue;
             }
-            // A thread takes its first work of a kind when it comes to it, and what a pool is given from outside goes into a queue in
-            // blocks: few steps have any, and few those.
+            // A thread takes its first work of a kind when it comes to it: few steps have any, and few those.
             let some = found.iter().filter(|&&count| count > 0).count();
             assert!(4 * some <= found.len() && found.iter().sum::<usize>() <= 32, "{threads} threads: {found:?} in the steps of {network}");
         }

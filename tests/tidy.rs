@@ -139,7 +139,7 @@ const FOREIGN: &[Foreign] = &[
     Foreign { under: "src/engine/", crates: &["tokio", "futures"], why: "the engine is synchronous" },
     Foreign { under: "src/engine/", crates: &["tracing", "log"], why: "the engine never logs: it returns errors" },
     Foreign { under: "src/engine/", crates: &["clap"], why: "the engine has no command line" },
-    Foreign { under: "src/engine/kernels/", crates: &["rayon", "ndarray", "prost"], why: "kernels work on one piece of plain slices" },
+    Foreign { under: "src/engine/kernels/", crates: &["ndarray", "prost"], why: "kernels work on one piece of plain slices" },
     Foreign { under: "src/serve/", crates: HTTP, why: "only api knows protocols" },
     Foreign { under: "src/error.rs", crates: HTTP, why: "only api knows status codes" },
     Foreign { under: "src/cli/", crates: HTTP, why: "only api knows protocols" },
@@ -242,7 +242,7 @@ const RULES: &[Rule] = &[
         bad: &[
             &[("src/engine/a.rs", "fn f() { tracing::info!(\"\") }")],
             &[("src/serve/a.rs", "use axum::Router;")],
-            &[("src/engine/kernels/a.rs", "use rayon;")],
+            &[("src/engine/kernels/a.rs", "use prost;")],
         ],
         good: &[("src/serve/a.rs", "mod http; use http::Page; use tokio::sync; use crate::error::http; fn f() {} // axum::Router")],
     },

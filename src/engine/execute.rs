@@ -189,7 +189,7 @@ pub(crate) fn execute<'a>(
         return Err(RunError::Memory { need: run.plan.bytes() as u128, limit: limits.budget });
     };
     let limits = &Limits { budget, ..*limits };
-    let mut steps = || {
+    let steps = || {
         for step in &run.plan.steps {
             let node = &program.graph().nodes[step.node];
             let start = profile.is_some().then(Instant::now);
@@ -206,9 +206,7 @@ pub(crate) fn execute<'a>(
         }
         Ok(())
     };
-    // Where operators split their work, on a thread of the pool: it shares with the others at once, where one from outside would be put to
-    // sleep and woken for each operator.
-    if limits.threads.parts(run.plan.heaviest()) > 1 { limits.threads.run_with_help(steps) } else { steps() }?;
+    limits.threads.run(run.plan.work(), steps)?;
     Ok(run)
 }
 

@@ -64,7 +64,7 @@ pub struct Plan {
     pub(crate) flops: Vec<u64>,
     dynamic: bool,
     bytes: usize,
-    heaviest: u64,
+    work: u64,
 }
 
 /// Values up to this many elements are computed while planning if they follow from shapes: enough for any shape
@@ -131,9 +131,9 @@ impl Plan {
         self.steps.iter().zip(&self.flops).map(|(step, &flops)| (step.node, flops))
     }
 
-    /// Floating-point operations of the step that has most.
-    pub(crate) fn heaviest(&self) -> u64 {
-        self.heaviest
+    /// Floating-point operations of all steps.
+    pub(crate) fn work(&self) -> u64 {
+        self.work
     }
 
     /// The shape of a value, if it does not depend on data.
@@ -328,8 +328,8 @@ impl<'g> Planner<'g> {
         let dynamic = self.places.iter().any(|place| matches!(place, Place::Dynamic));
         // A plan of more than this is refused by whoever asked for it.
         let bytes = slots.iter().fold(0_usize, |bytes, slot| bytes.saturating_add(slot.len.saturating_mul(slot.dtype.size())));
-        let heaviest = self.flops.iter().copied().max().unwrap_or(0);
-        Plan { steps: self.steps, places: self.places, shapes, slots, flops: self.flops, dynamic, bytes, heaviest }
+        let work = self.flops.iter().copied().fold(0, u64::saturating_add);
+        Plan { steps: self.steps, places: self.places, shapes, slots, flops: self.flops, dynamic, bytes, work }
     }
 
     fn spec(&self, id: ValueId) -> SlotSpec {

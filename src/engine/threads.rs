@@ -2,127 +2,154 @@
 //!
 //! Kernels never start threads. An operator that has enough work splits its output into disjoint parts and hands them to
 //! [`Threads::for_each`]; the split never changes the order of a reduction, so the bits are those of one thread.
+//!
+//! Who has work does it on its own thread and offers it to the others ([`Offers`]). They are awake for as long as a run lasts and a
+//! little longer: to wake a thread takes some fifty microseconds, in which one core does four million operations; to share work with one
+//! that is awake takes one.
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rayon::Yield;
+use super::kernels::offers::Offers;
 
 thread_local! {
     static WAITS: Cell<u64> = const { Cell::new(0) };
+    /// Whether this thread is at a run with help, or helps.
+    static HELPED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A pool of threads shared by the sessions that are given it.
+/// Threads shared by the sessions that are given them. Besides the one that has work there are `count - 1`, which end with this.
 pub struct Threads {
-    pool: Option<Pool>,
+    pool: Option<Arc<Pool>>,
     count: usize,
 }
 
-struct Pool {
-    threads: rayon::ThreadPool,
-    /// Whether a run is in the pool. One at a time: who helps it would else take up the next one whole, and the first be over no sooner.
-    taken: AtomicBool,
-}
-
-thread_local! {
-    /// Whether this thread is at a run, or helps one.
-    static OCCUPIED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// How long a thread looks for the next piece of work of a run before it lets others of the machine go first, and waits for others of the
-/// run without sleeping. From operator to operator some microseconds pass; to be woken takes fifty.
+/// How long a thread looks for the next piece of work before it lets others of the machine go first, and, once no run is under way, before
+/// it sleeps; and how long one waits for others without sleeping. From operator to operator some microseconds pass.
 const AWAKE: Duration = Duration::from_micros(100);
 
+/// A run of less work (operations) is over before another thread could take part.
+const FLOPS_OF_A_RUN: u64 = 300_000;
+
+/// For a run of so much work threads are woken. For less only if one run follows the other.
+const FLOPS_TO_WAKE: u64 = 8_000_000;
+
+/// Work worth a part of its own while threads are awake, and while they sleep.
+const FLOPS_OF_A_PART: u64 = 150_000;
+const FLOPS_OF_A_PART_ASLEEP: u64 = 4_000_000;
+
+struct Pool {
+    offers: Offers,
+    /// Runs under way.
+    runs: AtomicUsize,
+    /// Threads that sleep, or are about to, and that nobody has woken. Changes under the lock.
+    sleeping: AtomicUsize,
+    rest: Mutex<Rest>,
+    woken: Condvar,
+}
+
+/// What a thread looks at before it sleeps.
+struct Rest {
+    closed: bool,
+    /// How many were woken and have not noticed yet.
+    woken: usize,
+    /// When the last run ended.
+    ended: Option<Instant>,
+    /// What each thread is to do once before it sleeps, and which in turn this is.
+    errand: (u64, fn()),
+}
+
 impl Pool {
-    fn new(count: usize, name: &'static str) -> Result<Self, std::io::Error> {
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
-        Ok(Self { threads: builder.build().map_err(std::io::Error::other)?, taken: AtomicBool::new(false) })
+    fn rest(&self) -> MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does `work` on one of the threads.
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        if self.threads.current_thread_index().is_none() {
-            WAITS.set(WAITS.get() + 1);
-        }
-        self.threads.install(work)
-    }
-
-    /// Does `work` on one of the threads. As long as it takes, the others look for pieces of it if they have nothing else to do. On the
-    /// calling thread if that is one of the pool, or another such work is there.
-    fn run_with_help<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        if self.threads.current_thread_index().is_some() || self.taken.swap(true, Ordering::Acquire) {
-            return work();
-        }
-        let _taken = Taken(&self.taken);
-        let others = self.threads.current_num_threads() - 1;
-        self.run(|| {
-            let (over, mut work, mut result) = (AtomicBool::new(false), Some(work), None);
-            with_help(others, &over, &mut || {
-                let _ends = Ends { over: &over, occupied: OCCUPIED.replace(true) };
-                result = work.take().map(|work| work());
-            });
-            result.expect("the work was done once")
-        })
-    }
-
-    /// Calls `work` on up to `threads` threads at once. For all types and closures this is one function: rayon is compiled once,
-    /// and not for each of the hundreds of loops that are split.
-    fn side_by_side(&self, threads: usize, work: &(dyn Fn() + Sync)) {
-        self.run(|| Shared { work, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) }.call(threads));
-    }
-}
-
-/// Leaves the pool to the next run, also by a panic.
-struct Taken<'a>(&'a AtomicBool);
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
-/// Ends a run, also by a panic: who helps may go.
-struct Ends<'a> {
-    over: &'a AtomicBool,
-    /// What [`OCCUPIED`] was before.
-    occupied: bool,
-}
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Release);
-        OCCUPIED.set(self.occupied);
-    }
-}
-
-/// Does `work`, with as many places for threads that help.
-fn with_help(places: usize, over: &AtomicBool, work: &mut (dyn FnMut() + Send)) {
-    match places {
-        0 => work(),
-        _ => _ = rayon::join(|| with_help(places - 1, over, work), || help(over)),
-    }
-}
-
-/// Looks for pieces of work until a run is over. A thread that is at a run, or helps already, and came here because it looked for a piece
-/// of that, goes back at once.
-fn help(over: &AtomicBool) {
-    if OCCUPIED.replace(true) {
-        return;
-    }
-    let mut worked = Instant::now();
-    while !over.load(Ordering::Acquire) {
-        if rayon::yield_now() == Some(Yield::Executed) {
-            worked = Instant::now();
-        } else if worked.elapsed() > AWAKE {
-            std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
+    /// What a thread of the pool does as long as there is the pool.
+    fn stay(&self) {
+        HELPED.set(true);
+        let mut errands = 0;
+        let (mut worked, mut wanted) = (Instant::now(), Instant::now());
+        loop {
+            if self.offers.help() {
+                (worked, wanted) = (Instant::now(), Instant::now());
+                continue;
+            }
+            let now = Instant::now();
+            if self.runs.load(Ordering::Relaxed) > 0 {
+                wanted = now;
+            }
+            if now - wanted > AWAKE {
+                if !self.sleep(&mut errands) {
+                    return;
+                }
+                (worked, wanted) = (Instant::now(), Instant::now());
+            } else if now - worked > AWAKE {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
         }
     }
-    OCCUPIED.set(false);
+
+    /// Does the errands that are left and sleeps until woken; false if the pool is to end.
+    fn sleep(&self, errands: &mut u64) -> bool {
+        let mut rest = self.rest();
+        while rest.errand.0 != *errands {
+            let (turn, errand) = rest.errand;
+            drop(rest);
+            errand();
+            *errands = turn;
+            rest = self.rest();
+        }
+        self.sleeping.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        // A run that began meanwhile may have seen this thread awake.
+        if self.runs.load(Ordering::SeqCst) > 0 {
+            self.sleeping.fetch_sub(1, Ordering::SeqCst);
+            return true;
+        }
+        while rest.woken == 0 && !rest.closed {
+            rest = self.woken.wait(rest).unwrap_or_else(PoisonError::into_inner);
+        }
+        rest.woken = rest.woken.saturating_sub(1);
+        !rest.closed
+    }
+
+    /// Wakes up to `most` threads. From now on they do not count as sleeping: work may be offered to them.
+    fn wake(&self, rest: &mut Rest, most: usize) {
+        let count = self.sleeping.load(Ordering::SeqCst).min(most);
+        self.sleeping.fetch_sub(count, Ordering::SeqCst);
+        rest.woken += count;
+        (0..count).for_each(|_| self.woken.notify_one());
+    }
+
+    /// Calls `work` while up to `others` threads are kept awake, or woken if that is worth it.
+    fn run<T>(&self, flops: u64, others: usize, work: impl FnOnce() -> T) -> T {
+        /// Ends a run, also by a panic.
+        struct Run<'a>(&'a Pool);
+        impl Drop for Run<'_> {
+            fn drop(&mut self) {
+                HELPED.set(false);
+                self.0.rest().ended = Some(Instant::now());
+                self.0.runs.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        HELPED.set(true);
+        let _run = Run(self);
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) > 0 {
+            // Under the lock nobody is between looking for runs and sleeping.
+            let rest = &mut *self.rest();
+            if flops >= FLOPS_TO_WAKE || rest.ended.is_some_and(|ended| ended.elapsed() < AWAKE) {
+                self.wake(rest, others);
+            }
+        }
+        work()
+    }
 }
 
 impl Threads {
@@ -131,7 +158,8 @@ impl Threads {
         Self { pool: None, count: 1 }
     }
 
-    /// A pool of `count` threads; with one or none, as [`Threads::single`].
+    /// Up to `count` threads at a piece of work, the calling one among them; with one or none, as [`Threads::single`]. The others have the
+    /// priority of who calls this.
     ///
     /// # Errors
     /// If the system cannot start the threads.
@@ -139,52 +167,42 @@ impl Threads {
         if count <= 1 {
             return Ok(Self::single());
         }
-        Ok(Self { pool: Some(Pool::new(count, "engine")?), count })
+        let pool = Pool {
+            offers: Offers::new(),
+            runs: AtomicUsize::new(0),
+            sleeping: AtomicUsize::new(0),
+            rest: Mutex::new(Rest { closed: false, woken: 0, ended: None, errand: (0, || ()) }),
+            woken: Condvar::new(),
+        };
+        let threads = Self { pool: Some(Arc::new(pool)), count };
+        for i in 1..count {
+            let pool = threads.pool.clone().expect("it was just made");
+            std::thread::Builder::new().name(format!("engine-{i}")).spawn(move || pool.stay())?;
+        }
+        Ok(threads)
     }
 
-    /// A pool of `count` threads, at least one, for whole tasks that the calling thread is not to do itself.
-    ///
-    /// # Errors
-    /// If the system cannot start the threads.
-    pub fn background(count: usize) -> Result<Self, std::io::Error> {
-        let count = count.max(1);
-        Ok(Self { pool: Some(Pool::new(count, "load")?), count })
-    }
-
-    /// Does `work` on a thread of the pool, or here if there is none.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    /// Does `work` of so many operations, whose loops are split, here, while the other threads stay awake for them. A run within a run is
+    /// part of it.
+    pub fn run<T>(&self, flops: u64, work: impl FnOnce() -> T) -> T {
         match &self.pool {
-            Some(pool) => pool.run(work),
-            None => work(),
+            Some(pool) if flops >= FLOPS_OF_A_RUN && !HELPED.get() => pool.run(flops, self.count - 1, work),
+            _ => work(),
         }
     }
 
-    /// Does `work`, whose loops are split, on a thread of the pool while the others stay awake for them; here if there is no pool, this is
-    /// one of its threads, or another such work is in it.
-    pub fn run_with_help<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.run_with_help(work),
-            None => work(),
-        }
-    }
-
-    /// Does `work` once on each thread of the pool, or here if there is none.
-    pub fn on_each(&self, work: impl Fn() + Send + Sync) {
-        match &self.pool {
-            Some(pool) => drop(pool.threads.broadcast(|_| work())),
-            None => work(),
-        }
-    }
-
-    /// Has `work` done once on each thread of the pool, when it has nothing else to do, and does not wait for that.
-    pub fn on_each_later(&self, work: fn()) {
+    /// Has each thread but those that call do `errand` once before it sleeps, and does not wait for that. It takes the place of one that
+    /// was not done yet.
+    pub fn before_sleep(&self, errand: fn()) {
         if let Some(pool) = &self.pool {
-            pool.threads.spawn_broadcast(move |_| work());
+            let mut rest = pool.rest();
+            rest.errand = (rest.errand.0 + 1, errand);
+            pool.wake(&mut rest, usize::MAX);
         }
     }
 
-    /// How often the calling thread has left work to a pool that it is no part of. It slept meanwhile: its CPU time says nothing
-    /// about what such work costs.
+    /// How often the calling thread has slept until others were done with their part of its work: its CPU time says nothing about what
+    /// such work costs.
     pub fn waits() -> u64 {
         WAITS.get()
     }
@@ -195,12 +213,9 @@ impl Threads {
     }
 
     /// Into how many parts work of `flops` floating-point operations is worth splitting.
-    ///
-    /// Waking a thread takes some 10 µs, in which one core does about a million operations: less work than a few times
-    /// that per part is faster alone.
     pub fn parts(&self, flops: u64) -> usize {
-        const FLOPS_PER_PART: u64 = 4_000_000;
-        let worth = usize::try_from(flops / FLOPS_PER_PART).unwrap_or(usize::MAX);
+        let of_a_part = if HELPED.get() { FLOPS_OF_A_PART } else { FLOPS_OF_A_PART_ASLEEP };
+        let worth = usize::try_from(flops / of_a_part).unwrap_or(usize::MAX);
         worth.clamp(1, self.count)
     }
 
@@ -214,11 +229,11 @@ impl Threads {
         let most = items.size_hint().1.unwrap_or(usize::MAX);
         match &self.pool {
             Some(pool) if most > 1 => {
-                let threads = self.count.min(most);
                 let waiting = Mutex::new(items);
                 // The lock is held to take an item, not while it is worked on.
                 let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                pool.side_by_side(threads, &|| {
+                let others = self.count.min(most) - 1;
+                self.side_by_side(pool, others, &|| {
                     while let Some(item) = next() {
                         work(item);
                     }
@@ -227,39 +242,27 @@ impl Threads {
             _ => items.for_each(work),
         }
     }
+
+    /// Does `work` here and on up to `others` threads at once. For all types and closures this is one function.
+    fn side_by_side(&self, pool: &Pool, others: usize, work: &(dyn Fn() + Sync)) {
+        if !HELPED.get() {
+            return pool.run(u64::MAX, others, || self.side_by_side(pool, others, work));
+        }
+        if pool.sleeping.load(Ordering::Relaxed) == self.count - 1 {
+            // They were not worth waking.
+            return work();
+        }
+        if pool.offers.offer(work, others, AWAKE) {
+            WAITS.set(WAITS.get() + 1);
+        }
+    }
 }
 
-/// Work that several threads do.
-struct Shared<'a> {
-    work: &'a (dyn Fn() + Sync),
-    begun: AtomicUsize,
-    ended: AtomicUsize,
-}
-
-impl Shared<'_> {
-    /// Calls the work `times` times, on as many threads as take it up. `join` takes back what nobody took, which then finds nothing to do.
-    fn call(&self, times: usize) {
-        if times > 1 {
-            let half = times / 2;
-            rayon::join(|| self.call(times - half), || self.call(half));
-            return;
-        }
-        /// Counts also if the work panics.
-        struct Ended<'a>(&'a AtomicUsize);
-        impl Drop for Ended<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_add(1, Ordering::Release);
-            }
-        }
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        {
-            let _ended = Ended(&self.ended);
-            (self.work)();
-        }
-        // What others are at is over soon: sooner than one is woken who sleeps.
-        let done = Instant::now();
-        while self.ended.load(Ordering::Acquire) != self.begun.load(Ordering::Relaxed) && done.elapsed() < AWAKE {
-            std::hint::spin_loop();
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.rest().closed = true;
+            pool.woken.notify_all();
         }
     }
 }
@@ -274,17 +277,36 @@ impl fmt::Debug for Threads {
 mod tests {
     use super::*;
 
+    /// Until nobody is awake, nor ended a run a moment ago.
+    fn until_asleep(threads: &Threads) {
+        let pool = threads.pool.as_ref().unwrap();
+        while pool.sleeping.load(Ordering::Relaxed) < threads.count - 1 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(2 * AWAKE);
+    }
+
+    /// Work is offered to who was just woken for it.
     #[test]
-    fn who_leaves_work_to_a_pool_waits_and_who_is_part_of_it_does_not() {
+    fn who_sleeps_until_others_are_done_counts_it() {
         let threads = Threads::new(2).unwrap();
-        let waits = |threads: &Threads| {
-            let before = Threads::waits();
-            threads.for_each(vec![1, 2], drop);
-            Threads::waits() - before
-        };
-        assert_eq!((waits(&threads), threads.run(|| waits(&threads)), waits(&Threads::single())), (1, 0, 0));
-        let before = Threads::waits();
-        threads.run(|| ());
+        until_asleep(&threads);
+        let (before, owner) = (Threads::waits(), std::thread::current().id());
+        let begun = AtomicUsize::new(0);
+        threads.for_each(0..2, |_: usize| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            match std::thread::current().id() == owner {
+                true => {
+                    while begun.load(Ordering::Relaxed) < 2 {
+                        std::hint::spin_loop();
+                    }
+                }
+                false => std::thread::sleep(100 * AWAKE),
+            }
+        });
+        assert_eq!(Threads::waits() - before, 1);
+        threads.for_each(0..1, |_: usize| ());
+        Threads::single().for_each(0..2, |_: usize| ());
         assert_eq!(Threads::waits() - before, 1);
     }
 
@@ -309,7 +331,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..200 {
                         let sum = AtomicUsize::new(0);
-                        threads.run_with_help(|| {
+                        threads.run(u64::MAX, || {
                             threads.for_each(0..5, |i: usize| {
                                 threads.for_each(0..3, |j: usize| _ = sum.fetch_add(10 * i + j, Ordering::Relaxed));
                             });
@@ -325,19 +347,56 @@ mod tests {
     }
 
     #[test]
-    fn a_task_runs_on_a_thread_of_its_pool() {
-        let threads = Threads::background(1).unwrap();
+    fn a_run_is_done_by_who_calls_and_small_ones_wake_nobody() {
+        let threads = Threads::new(2).unwrap();
+        let pool = threads.pool.as_ref().unwrap();
+        let asleep = || pool.sleeping.load(Ordering::Relaxed) == 1;
+        until_asleep(&threads);
         let caller = std::thread::current().id();
-        assert_ne!(threads.run(|| std::thread::current().id()), caller);
-        let turns = AtomicUsize::new(0);
-        threads.on_each(|| _ = turns.fetch_add(1, Ordering::Relaxed));
-        assert_eq!(turns.into_inner(), 1);
-        static LATER: AtomicUsize = AtomicUsize::new(0);
-        Threads::new(2).unwrap().on_each_later(|| _ = LATER.fetch_add(1, Ordering::Relaxed));
-        while LATER.load(Ordering::Relaxed) < 2 {
+        let run = |flops| {
+            threads.run(flops, || {
+                let mut others = AtomicUsize::new(0);
+                threads.for_each(0..100, |_: usize| {
+                    _ = others.fetch_add(usize::from(std::thread::current().id() != caller), Ordering::Relaxed)
+                });
+                (std::thread::current().id() == caller, *others.get_mut(), asleep())
+            })
+        };
+        assert_eq!(run(FLOPS_OF_A_RUN), (true, 0, true), "not woken for so little");
+        let soon = |what: &dyn Fn() -> bool| {
+            let start = Instant::now();
+            while !what() {
+                assert!(start.elapsed() < Duration::from_secs(10));
+            }
+        };
+        // One run follows the other.
+        soon(&|| !run(FLOPS_OF_A_RUN).2);
+        until_asleep(&threads);
+        soon(&|| run(FLOPS_TO_WAKE).1 > 0);
+    }
+
+    #[test]
+    fn errands_are_done_once_by_each_thread_before_it_sleeps() {
+        static DONE: AtomicUsize = AtomicUsize::new(0);
+        let threads = Threads::new(3).unwrap();
+        threads.before_sleep(|| _ = DONE.fetch_add(1, Ordering::Relaxed));
+        while DONE.load(Ordering::Relaxed) < 2 {
             std::thread::yield_now();
         }
-        assert_eq!(Threads::single().run(|| std::thread::current().id()), caller);
+        threads.for_each(0..10, |_: usize| ());
+        std::thread::sleep(10 * AWAKE);
+        assert_eq!(DONE.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn threads_end_with_their_pool() {
+        let threads = Threads::new(3).unwrap();
+        let pool = Arc::downgrade(threads.pool.as_ref().unwrap());
+        threads.for_each(0..10, |_: usize| ());
+        drop(threads);
+        while pool.strong_count() > 0 {
+            std::thread::yield_now();
+        }
     }
 
     #[test]
@@ -359,5 +418,7 @@ mod tests {
         let threads = Threads::new(2).unwrap();
         assert_eq!(threads.parts(100), 1);
         assert_eq!(threads.parts(1 << 40), 2);
+        let flops = 2 * FLOPS_OF_A_PART;
+        assert_eq!((threads.parts(flops), threads.run(u64::MAX, || threads.parts(flops))), (1, 2), "while threads are awake it is sooner");
     }
 }

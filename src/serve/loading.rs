@@ -400,7 +400,7 @@ fn budget(begun: Instant) -> Duration {
 
 /// The least time of some passes of `rows` equal rows: what a pass costs without disturbance. Beside a busy older version this
 /// thread has the lowest priority and mostly waits, so its CPU time counts where that is less: a pass that seemed to take
-/// seconds would have requests refused whose deadline is far. Of a pass that left work to the pool it tells nothing.
+/// seconds would have requests refused whose deadline is far. Of a pass that slept until other threads were done it tells nothing.
 fn least_time(session: &mut Session, row: &[Tensor], rows: usize, end: Instant) -> Result<Duration, String> {
     // The time of one row also decides where it runs; passes for requests correct the others.
     let runs = if rows == 1 { 5 } else { 2 };
@@ -461,9 +461,9 @@ mod tests {
         assert_eq!(curve(&mut session, &settings).points().len(), 1);
     }
 
-    /// The calling thread is outside the pool and sleeps while its threads work.
+    /// The thread that runs the pass sleeps until the other is done.
     #[test]
-    fn what_the_threads_of_the_pool_do_counts_as_time_of_the_pass() {
+    fn what_other_threads_do_counts_as_time_of_the_pass() {
         let work = Duration::from_millis(20);
         let model = model(&Probe { work, ..Probe::default() });
         let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::new(2).unwrap()));

@@ -1,7 +1,7 @@
 //! Whether a pass that has company is split over the engine's threads.
 //!
 //! A pass that runs alone has the processors to itself, and splitting its operators can only make it shorter. Beside other passes
-//! an operator waits until threads that are busy come to its part, and the pass may be shorter on one thread. Which it is depends on
+//! it takes processors from them, waits for those that help it and are at times held up, and may be shorter on one thread. Which it is depends on
 //! the model, the size of the batch and the load, so it is measured: both ways are timed for each class of input and size of batch, the
 //! better one is taken, and the other one is tried now and then. That is what is best for the pass. Where there is one for each thread, and
 //! requests wait behind them, none is split: each would be shorter only by the time that it takes from the others.

@@ -1,6 +1,7 @@
 //! What a model's queue and workers promise, tested with operators that block, fail or panic on demand.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::error::{Error, Kind as ErrorKind};
 pub(super) struct Probe {
     /// Adds to each row the rows before it, as a model does whose first dimension is time.
     pub(super) sums_over_rows: bool,
-    /// How long two threads work, where the session has them.
+    /// How long another thread works while the one that runs waits, where the session has two.
     pub(super) work: Duration,
     pub(super) gate: Arc<(Mutex<bool>, Condvar)>,
     pub(super) runs: Arc<Mutex<Vec<usize>>>,
@@ -65,8 +66,20 @@ impl Op for Probe {
                 _ => {}
             }
         }
-        let begun = Instant::now();
-        context.threads.for_each(vec![(), ()], |()| while begun.elapsed() < self.work {});
+        if context.threads.count() > 1 && !self.work.is_zero() {
+            let (runs, taken) = (std::thread::current().id(), AtomicBool::new(false));
+            context.threads.for_each(vec![(), ()], |()| match std::thread::current().id() == runs {
+                true => {
+                    while !taken.load(Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                }
+                false => {
+                    taken.store(true, Relaxed);
+                    std::thread::sleep(self.work);
+                }
+            });
+        }
         let mut y = x.mapv(|x| 2.0 * x);
         if self.sums_over_rows {
             y.accumulate_axis_inplace(ndarray::Axis(0), |before, y| *y += *before);

@@ -265,10 +265,9 @@ impl<'a> Trainer<'a> {
             inputs.push(View::new(Slice::F32(weights), &rows_shape));
             inputs.extend(parameters.iter().map(|p| View::new(Slice::F32(&p.values), &p.shape)));
             let (found, session) = (&mut self.kept.found, &mut self.program.session);
-            let mut run = || session.run_views(&inputs, |outputs| found.take(outputs));
-            // Where operators split their work, on a thread of the pool: it wakes the others and waits for nobody to begin.
+            let run = || session.run_views(&inputs, |outputs| found.take(outputs));
             let flops = 6 * rows * parameters.iter().map(|p| p.values.len()).sum::<usize>();
-            let loss = if self.threads.parts(flops as u64) > 1 { self.threads.run_with_help(run) } else { run() };
+            let loss = self.threads.run(flops as u64, run);
             self.kept.views = emptied(inputs);
             loss?
         };

@@ -49,7 +49,9 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
             }
         }
         Right::Plain { data, transposed, n } => {
-            let parts = ctx.threads.parts(cost(m, k, n));
+            // It is packed for that, in memory which is not kept.
+            const WORTH_PACKING: u64 = 32;
+            let parts = ctx.threads.parts(cost(m, k, n) / WORTH_PACKING);
             if parts > 1 {
                 let b = Weights::pack(Precision::F32, ctx.isa, data, k, n, transposed);
                 if left.transposed {

@@ -8,6 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use super::exchange::exchange;
@@ -254,9 +255,10 @@ impl Repository {
     fn load_one(&self, name: &str, version: &str, found: &Found, pace: Pace) -> Result<Servable, String> {
         let prepared = match pace {
             Pace::Startup => self.prepare((name, version), found, Arc::clone(&self.options.threads), (None, true)),
-            Pace::Background => self.loaders().and_then(|threads| {
-                let (own, before) = (Arc::clone(&threads), self.serving(name, version));
-                threads.run(|| self.prepare((name, version), found, own, (before.as_deref(), false)))
+            Pace::Background => std::thread::scope(|scope| {
+                let load = |threads| self.prepare((name, version), found, threads, (self.serving(name, version).as_deref(), false));
+                let thread = self.spawn_beside(scope, "load", load)?;
+                thread.join().unwrap_or_else(|panic| Err(panic_text(&*panic)))?
             }),
         };
         // The workers inherit this thread's priority, not that of the one that loaded.
@@ -279,14 +281,23 @@ impl Repository {
         same.or(entry.newest()).and_then(Servable::handle).cloned()
     }
 
-    /// Threads to load one version beside those that serve: they only get the CPU time that requests leave. The next version gets others.
-    /// What a thread keeps of its part of the allocator goes back to the system when it ends; one that loaded version after version
-    /// would hold the holes that each left.
-    pub(super) fn loaders(&self) -> Result<Arc<Threads>, String> {
-        let threads = Threads::background(self.options.threads.count());
-        let threads = threads.map_err(|error| format!("the system cannot start threads: {error}"))?;
-        threads.on_each(resources::lower_priority);
-        Ok(Arc::new(threads))
+    /// Does `work`, given threads to split it over, on a thread beside those that serve: all of them only get the CPU time that requests
+    /// leave. Work for another version gets others: what a thread keeps of its part of the allocator goes back to the system when it ends;
+    /// one that loaded version after version would hold the holes that each left.
+    pub(super) fn spawn_beside<'scope, T: Send + 'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        name: &str,
+        work: impl FnOnce(Arc<Threads>) -> T + Send + 'scope,
+    ) -> Result<ScopedJoinHandle<'scope, Result<T, String>>, String> {
+        let begin = || {
+            resources::lower_priority();
+            let threads = Threads::new(self.options.threads.count());
+            let threads = threads.map_err(|error| format!("the system cannot start threads: {error}"))?;
+            Ok(work(Arc::new(threads)))
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, begin);
+        thread.map_err(|error| format!("the system cannot start a thread: {error}"))
     }
 
     pub(super) fn count(&self, name: &str, ok: bool) {

@@ -28,6 +28,7 @@ use super::handle::Handle;
 use super::loading::settle;
 use super::settings::{Defaults, ModelSettings};
 use super::shadow::{Shadow, ShadowSnapshot, ShadowStats};
+use super::worker::panic_text;
 use crate::engine::{LoadOptions, Threads, release_memory};
 use crate::error::{Error, Kind};
 use crate::resources;
@@ -267,7 +268,7 @@ impl Repository {
 
     /// Has the engine's threads give back memory that runs left to their parts of the allocator, once they have nothing else to do.
     pub fn release_memory(&self) {
-        self.options.threads.on_each_later(release_memory);
+        self.options.threads.before_sleep(release_memory);
     }
 
     /// [`Repository::load_models`] and [`Repository::settle`].
@@ -294,20 +295,17 @@ impl Repository {
         let find_out = |threads: &Arc<Threads>| {
             left.iter().take_while(|_| !self.is_draining()).for_each(|handle| settle(handle, threads));
         };
-        let threads = self.loaders()?;
         std::thread::scope(|scope| {
             let (done, ended) = mpsc::sync_channel::<()>(0);
-            let work = || {
+            let work = |threads: Arc<Threads>| {
                 let _done = done;
-                resources::lower_priority();
                 find_out(&threads);
             };
-            let thread = std::thread::Builder::new().name("settle".to_owned()).spawn_scoped(scope, work);
-            thread.map_err(|error| format!("the system cannot start a thread: {error}"))?;
+            let thread = self.spawn_beside(scope, "settle", work)?;
             if ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
                 find_out(&self.options.threads);
             }
-            Ok(())
+            thread.join().unwrap_or_else(|panic| Err(panic_text(&*panic)))
         })
     }
 
@@ -329,10 +327,13 @@ impl Repository {
                 });
             }
         };
-        match Threads::background(self.options.threads.count()) {
-            Ok(loaders) => loaders.on_each(work),
-            Err(_) => work(),
-        }
+        std::thread::scope(|scope| {
+            // What they keep of the allocator goes back to the system when they end.
+            let start = |i: usize| std::thread::Builder::new().name(format!("load-{i}")).spawn_scoped(scope, work).is_ok();
+            if (0..self.options.threads.count()).filter(|&i| start(i)).count() == 0 {
+                work();
+            }
+        });
         let pipelines: Vec<String> = {
             let mut entries = self.write();
             pipelines::rebuild(&mut entries);
