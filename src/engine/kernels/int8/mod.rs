@@ -261,7 +261,8 @@ impl Unit {
             // SAFETY: the unit is made where the machine has the instructions; the assertions above are what it needs.
             Unit::Vnni => unsafe { avx512::multiply(&rows, panel, steps, sums) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above; the operand was packed for the same instruction set, and steps begin at multiples of a block's.
+            // SAFETY: as above; the operand was packed for the same instruction set, steps are those of a block, and `begin` was called for
+            // this operand's offsets, the panel and them.
             Unit::Avx2(places) => unsafe { avx2::multiply(&rows, panel, (right.orders(column), places), steps, sums) },
             Unit::Scalar => scalar(&rows, panel, steps, sums),
         }
