@@ -242,24 +242,24 @@ const CHANNELS: usize = 64;
 /// Pixels that are added up before the sum goes to the others, so that the error grows with the longer of the two counts only.
 const PIXELS: usize = 64;
 
-/// The mean of each channel of an image `[pixels, channels]`, within `(PIXELS + pixels / PIXELS) * 2^-24` of the mean magnitude. Panics
-/// unless `y` has a place for each channel and they divide the elements of `x`.
-pub fn mean_last(isa: Isa, x: &[f32], y: &mut [f32]) {
-    assert!(!y.is_empty() && x.len().is_multiple_of(y.len()), "whole pixels");
-    instantiate!(isa, mean_last_body, (x: &[f32], y: &mut [f32]));
+/// The means of the channels from `first` on of an image `[pixels, channels]`, as many as `y` has places, each within
+/// `(PIXELS + pixels / PIXELS) * 2^-24` of the mean magnitude. Panics unless there are so many channels and they divide the elements of `x`.
+pub fn mean_last(isa: Isa, x: &[f32], channels: usize, first: usize, y: &mut [f32]) {
+    assert!(channels > 0 && x.len().is_multiple_of(channels), "whole pixels");
+    assert!(first + y.len() <= channels, "channels {first} and {} more of {channels}", y.len());
+    instantiate!(isa, mean_last_body, (x: &[f32], channels: usize, first: usize, y: &mut [f32]));
 }
 
 #[inline(always)]
-fn mean_last_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
-    let channels = y.len();
+fn mean_last_body<const FMA: bool>(x: &[f32], channels: usize, first: usize, y: &mut [f32]) {
     let pixels = x.len() / channels;
-    let done = channels / CHANNELS * CHANNELS;
+    let done = y.len() / CHANNELS * CHANNELS;
     for (block, y) in y.as_chunks_mut::<CHANNELS>().0.iter_mut().enumerate() {
         let mut total = [0.0f32; CHANNELS];
         for part in x.chunks(PIXELS * channels) {
             let mut sums = [0.0f32; CHANNELS];
             for pixel in part.chunks_exact(channels) {
-                let values: &[f32; CHANNELS] = pixel[block * CHANNELS..].first_chunk().expect("a block of channels");
+                let values: &[f32; CHANNELS] = pixel[first + block * CHANNELS..].first_chunk().expect("a block of channels");
                 for i in 0..CHANNELS {
                     sums[i] += values[i];
                 }
@@ -275,7 +275,7 @@ fn mean_last_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
     for part in x.chunks(PIXELS * channels) {
         let mut sums = [0.0f32; CHANNELS];
         for pixel in part.chunks_exact(channels) {
-            sums.iter_mut().zip(&pixel[done..]).for_each(|(sum, x)| *sum += x);
+            sums.iter_mut().zip(&pixel[first + done..]).for_each(|(sum, x)| *sum += x);
         }
         rest.iter_mut().zip(&sums).for_each(|(y, sum)| *y += sum);
     }

@@ -9,7 +9,6 @@ use super::legacy::by_attributes;
 use super::number::Number;
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, with_number};
-use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::vector::{self, Binary, Operand};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Shape, types};
 use crate::engine::tensor::Kind;
@@ -73,14 +72,18 @@ fn refuse_zero<T: Number>(divisors: &[T], y: &[T]) -> Result<(), OpError> {
     Ok(())
 }
 
+/// An element of the result, in floating-point operations: it is read and written where a product computes.
+const OPERATIONS_PER_ELEMENT: u64 = 8;
+
 /// `y = a op b`.
-fn combine(operation: Binary, a: View<'_>, b: View<'_>, y: &mut ViewMut<'_>, isa: Isa) -> Result<(), OpError> {
+fn combine(operation: Binary, a: View<'_>, b: View<'_>, y: &mut ViewMut<'_>, ctx: &Context<'_>) -> Result<(), OpError> {
     let plan = Broadcast::new(y.shape(), [a.shape(), b.shape()]);
     if let Ok(y) = y.slice::<f32>() {
         let (a, b) = (a.slice()?, b.slice()?);
-        plan.for_each(|run| {
+        let parts = ctx.threads.parts(OPERATIONS_PER_ELEMENT * y.len() as u64);
+        plan.side_by_side(y, (ctx.threads, parts), |run, y| {
             let operand = |x, i: usize| side(x, run.from[i], run.moves[i], run.len);
-            vector::binary(isa, operation, operand(a, 0), operand(b, 1), &mut y[run.start..run.start + run.len]);
+            vector::binary(ctx.isa, operation, operand(a, 0), operand(b, 1), y);
         });
         return Ok(());
     }
@@ -101,17 +104,13 @@ fn side(x: &[f32], from: usize, moves: bool, len: usize) -> Operand<'_> {
 }
 
 /// `y = y op b`.
-fn combine_in_place(operation: Binary, b: View<'_>, y: &mut ViewMut<'_>, isa: Isa) -> Result<(), OpError> {
+fn combine_in_place(operation: Binary, b: View<'_>, y: &mut ViewMut<'_>, ctx: &Context<'_>) -> Result<(), OpError> {
     let plan = Broadcast::new(y.shape(), [b.shape()]);
     if let Ok(y) = y.slice::<f32>() {
         let b = b.slice()?;
-        plan.for_each(|run| {
-            vector::binary_in_place(
-                isa,
-                operation,
-                &mut y[run.start..run.start + run.len],
-                side(b, run.from[0], run.moves[0], run.len),
-            );
+        let parts = ctx.threads.parts(OPERATIONS_PER_ELEMENT * y.len() as u64);
+        plan.side_by_side(y, (ctx.threads, parts), |run, y| {
+            vector::binary_in_place(ctx.isa, operation, y, side(b, run.from[0], run.moves[0], run.len));
         });
         return Ok(());
     }
@@ -141,7 +140,7 @@ impl Op for Arithmetic {
     }
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
-        combine(self.0, inputs.at(0)?, inputs.at(1)?, outputs.at(0)?, ctx.isa)
+        combine(self.0, inputs.at(0)?, inputs.at(1)?, outputs.at(0)?, ctx)
     }
 
     fn in_place(&self) -> &'static [usize] {
@@ -152,7 +151,7 @@ impl Op for Arithmetic {
     }
 
     fn run_in_place(&self, index: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
-        combine_in_place(self.0, inputs.at(1 - index)?, outputs.at(0)?, ctx.isa)
+        combine_in_place(self.0, inputs.at(1 - index)?, outputs.at(0)?, ctx)
     }
 }
 
@@ -179,14 +178,14 @@ impl Variadic {
     }
 
     /// Folds the operands from the second on into the first, which `y` holds.
-    fn fold(&self, inputs: &Inputs<'_>, y: &mut ViewMut<'_>, isa: Isa) -> Result<(), OpError> {
+    fn fold(&self, inputs: &Inputs<'_>, y: &mut ViewMut<'_>, ctx: &Context<'_>) -> Result<(), OpError> {
         match y.dtype() {
             DType::F16 if self.operation == Binary::Add => return self.fold_wide::<half::f16>(inputs, y),
             DType::BF16 if self.operation == Binary::Add => return self.fold_wide::<half::bf16>(inputs, y),
             _ => {}
         }
         for i in 1..inputs.len() {
-            combine_in_place(self.operation, inputs.at(i)?, y, isa)?;
+            combine_in_place(self.operation, inputs.at(i)?, y, ctx)?;
         }
         if self.mean {
             let (dtype, count) = (y.dtype(), inputs.len());
@@ -212,7 +211,7 @@ impl Op for Variadic {
         let dtype = y.dtype();
         with_number!(dtype, T => map(&plan, first.slice::<T>()?, y.slice::<T>()?, |x, y| *y = *x),
             else return Err(OpError::wrong_type(DType::F32, dtype)));
-        self.fold(inputs, y, ctx.isa)
+        self.fold(inputs, y, ctx)
     }
 
     fn in_place(&self) -> &'static [usize] {
@@ -220,7 +219,7 @@ impl Op for Variadic {
     }
 
     fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
-        self.fold(inputs, outputs.at(0)?, ctx.isa)
+        self.fold(inputs, outputs.at(0)?, ctx)
     }
 }
 

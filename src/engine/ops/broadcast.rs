@@ -2,6 +2,7 @@
 
 use super::axes::Axes;
 use crate::engine::op::{OpError, Shape};
+use crate::engine::threads::Threads;
 
 /// The common shape of several operands.
 pub(crate) fn shape<'a>(shapes: impl IntoIterator<Item = &'a [usize]>) -> Result<Shape, OpError> {
@@ -92,15 +93,60 @@ impl<const N: usize> Broadcast<N> {
         if self.dims.contains(&0) {
             return;
         }
-        let last = self.dims.len() - 1;
-        let len = self.dims[last];
-        let moves = std::array::from_fn(|i| self.strides[i][last] != 0);
-        let mut index = Axes::from_elem(0, last);
-        let mut run = Run { start: 0, len, from: [0; N], moves };
+        let (mut run, mut index) = self.run(0);
         f(run);
         while self.advance(&mut run, &mut index) {
             f(run);
         }
+    }
+
+    /// Calls `f` with every run, or pieces of runs, and their part of the output, in `parts` on as many threads.
+    pub(crate) fn side_by_side<Y: Send>(
+        &self,
+        y: &mut [Y],
+        (threads, parts): (&Threads, usize),
+        f: impl Fn(Run<N>, &mut [Y]) + Send + Sync,
+    ) {
+        if parts <= 1 || self.dims.contains(&0) {
+            return self.for_each(|run| f(run, &mut y[run.start..run.start + run.len]));
+        }
+        let len = self.dims[self.dims.len() - 1];
+        let runs = y.len() / len;
+        if runs < parts {
+            let piece = len.div_ceil(parts);
+            return self.for_each(|run| {
+                let pieces = y[run.start..run.start + run.len].chunks_mut(piece).enumerate();
+                threads.for_each(pieces, |(number, y)| {
+                    let at = number * piece;
+                    let from = std::array::from_fn(|i| run.from[i] + if run.moves[i] { at } else { 0 });
+                    f(Run { start: run.start + at, len: y.len(), from, moves: run.moves }, y);
+                });
+            });
+        }
+        let count = runs.div_ceil(parts);
+        threads.for_each(y.chunks_mut(count * len).enumerate(), |(part, y)| {
+            let (mut run, mut index) = self.run(part * count);
+            for y in y.chunks_exact_mut(len) {
+                f(run, y);
+                self.advance(&mut run, &mut index);
+            }
+        });
+    }
+
+    /// Run number `number`, and where it is along the dimensions in front of the last.
+    fn run(&self, number: usize) -> (Run<N>, Axes) {
+        let last = self.dims.len() - 1;
+        let len = self.dims[last];
+        let moves = std::array::from_fn(|i| self.strides[i][last] != 0);
+        let (mut index, mut from, mut rest) = (Axes::from_elem(0, last), [0; N], number);
+        for d in (0..last).rev() {
+            index[d] = rest % self.dims[d];
+            rest /= self.dims[d];
+            for i in 0..N {
+                from[i] += index[d] * self.strides[i][d];
+            }
+        }
+        (Run { start: number * len, len, from, moves }, index)
     }
 
     /// Moves to the next run; false behind the last. Apart from [`Self::for_each`], so that it is compiled once.
@@ -176,5 +222,33 @@ mod tests {
         assert_eq!(runs(&[2, 3], &[2, 3], &[]), [(0, 6, [0, 0], [true, false])]);
         assert_eq!(runs(&[], &[], &[]), [(0, 1, [0, 0], [false, false])]);
         assert_eq!(runs(&[2, 0], &[2, 0], &[1]), []);
+    }
+
+    #[test]
+    fn parts_meet_what_the_whole_meets() {
+        let threads = Threads::new(3).unwrap();
+        for (out, b) in [
+            (&[2, 3, 5][..], &[2, 3, 5][..]),
+            (&[2, 3, 5], &[5]),
+            (&[2, 3, 5], &[2, 1, 5]),
+            (&[2, 3, 5], &[3, 1]),
+            (&[7], &[]),
+            (&[2, 0], &[1]),
+        ] {
+            let len = |shape: &[usize]| shape.iter().product::<usize>();
+            let (x, b_values): (Vec<usize>, Vec<usize>) = ((0..len(out)).collect(), (100..100 + len(b)).collect());
+            let plan = Broadcast::new(out, [out, b]);
+            let mut want = vec![(0, 0); x.len()];
+            zip(&plan, &x, &b_values, &mut want, |&a, &b| (a, b));
+            for parts in 1..6 {
+                let mut y = vec![(0, 0); x.len()];
+                plan.side_by_side(&mut y, (&threads, parts), |run, y| {
+                    assert_eq!(run.len, y.len());
+                    let at = |i: usize, k: usize| run.from[i] + if run.moves[i] { k } else { 0 };
+                    y.iter_mut().enumerate().for_each(|(k, y)| *y = (x[at(0, k)], b_values[at(1, k)]));
+                });
+                assert_eq!(y, want, "{out:?} and {b:?} in {parts} parts");
+            }
+        }
     }
 }

@@ -79,7 +79,11 @@ impl Op for MeanLast {
             return Ok(());
         }
         for (x, y) in x.chunks_exact(h * w * channels).zip(y.chunks_exact_mut(channels)) {
-            mean_last(ctx.isa, x, y);
+            // Parts begin where the kernel's blocks of channels do, so that none has more remainders than the whole.
+            const STEP: usize = 64;
+            let part = channels.div_ceil(ctx.threads.parts(OPERATIONS_PER_TAP * x.len() as u64)).next_multiple_of(STEP);
+            let items = y.chunks_mut(part).enumerate();
+            ctx.threads.for_each(items, |(number, y)| mean_last(ctx.isa, x, channels, number * part, y));
         }
         Ok(())
     }

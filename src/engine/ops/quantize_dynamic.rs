@@ -41,6 +41,9 @@ impl Range8 {
     }
 }
 
+/// To divide and round a value, in floating-point operations of a product.
+const OPERATIONS_PER_ELEMENT: u64 = 16;
+
 /// Writes the code of every value.
 pub(crate) fn quantize_dynamically(values: &[f32], range: Range8, codes: &mut [u8]) {
     quantize::quantize(Isa::best(), values, range.scale, i32::from(range.zero), 0, codes);
@@ -59,11 +62,12 @@ impl Op for DynamicQuantizeLinear {
         Ok(vec![inputs.shape(0)?.into(), Shape::new(), Shape::new()])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let x = inputs.at(0)?.slice::<f32>()?;
         let range = Range8::of(x, 1.0 / 255.0);
         if let Some(y) = outputs.get(0) {
-            quantize_dynamically(x, range, y.slice()?);
+            let part = x.len().div_ceil(ctx.threads.parts(OPERATIONS_PER_ELEMENT * x.len() as u64)).max(1);
+            ctx.threads.for_each(x.chunks(part).zip(y.slice()?.chunks_mut(part)), |(x, y)| quantize_dynamically(x, range, y));
         }
         if let Some(scale) = outputs.get(1) {
             scale.slice()?.fill(range.scale);
