@@ -61,11 +61,6 @@ impl Offers {
         }
     }
 
-    /// Whether there is a place at an offer.
-    pub fn any(&self) -> bool {
-        self.states.0.iter().any(|state| state.load(Ordering::Relaxed) & PLACES != 0)
-    }
-
     /// Does `work` here, and on up to `places` threads that call [`Offers::help`] meanwhile; returns when all are done. Who waits for
     /// others longer than `patience` sleeps. Whether that was so.
     ///
@@ -224,7 +219,7 @@ mod tests {
                     });
                 }
             });
-            assert!(!offers.any());
+            assert!(!offers.help());
         });
     }
 

@@ -237,7 +237,7 @@ fn greatest_pixels<T: Pooled>([rows, columns]: [PoolAxis; 2], row: usize, x: &[T
 }
 
 /// Channels whose sums are kept in registers.
-const CHANNELS: usize = 64;
+pub const CHANNELS: usize = 64;
 
 /// Pixels that are added up before the sum goes to the others, so that the error grows with the longer of the two counts only.
 const PIXELS: usize = 64;

@@ -1,7 +1,7 @@
 //! Pooling of images whose channels come last: of f32 as the pass `channels-last` makes them, of codes as exporters do.
 
 use super::window::{Axis, AxisList, Window};
-use crate::engine::kernels::pool::{PoolAxis, Pooled, max_pool_last, mean_last};
+use crate::engine::kernels::pool::{CHANNELS, PoolAxis, Pooled, max_pool_last, mean_last};
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Shape};
 
 /// MaxPool without indices, `[n, h, w, channels]` to the same.
@@ -80,8 +80,7 @@ impl Op for MeanLast {
         }
         for (x, y) in x.chunks_exact(h * w * channels).zip(y.chunks_exact_mut(channels)) {
             // Parts begin where the kernel's blocks of channels do, so that none has more remainders than the whole.
-            const STEP: usize = 64;
-            let part = channels.div_ceil(ctx.threads.parts(OPERATIONS_PER_TAP * x.len() as u64)).next_multiple_of(STEP);
+            let part = channels.div_ceil(ctx.threads.parts(OPERATIONS_PER_TAP * x.len() as u64)).next_multiple_of(CHANNELS);
             let items = y.chunks_mut(part).enumerate();
             ctx.threads.for_each(items, |(number, y)| mean_last(ctx.isa, x, channels, number * part, y));
         }

@@ -30,11 +30,8 @@ pub(super) fn requantize(sums: &Sums, strip: &Strip, with: &Requantize<'_>, y: &
         if to == Strip::SKIP {
             continue;
         }
-        let (tile, line) = (row / TILE_LINES * 2, row % TILE_LINES);
         let scaled = |part: usize| {
-            let from = &sums.0[tile + part / 2][line][part % 2 * COLUMNS..][..COLUMNS];
-            // SAFETY: the slice has eight elements.
-            let sum = _mm256_add_epi32(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }, shift[part]);
+            let sum = _mm256_add_epi32(sums_of(sums, row, part), shift[part]);
             let value = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), factors[part]);
             let value = match &offsets {
                 Some(offsets) => _mm256_add_ps(value, offsets[part]),
@@ -69,7 +66,7 @@ pub(super) fn scale(sums: &Sums, strip: &Strip, with: &Scale<'_>, y: &mut [f32],
         if to == Strip::SKIP {
             continue;
         }
-        let (to, tile, line) = (to as usize, row / TILE_LINES * 2, row % TILE_LINES);
+        let to = to as usize;
         let scale = _mm256_set1_ps(with.scales.map_or(1.0, |scales| scales[to]));
         let taken = with.shift.rows.as_ref().map(|taken| {
             let of = |terms: Option<&[i32]>| _mm256_set1_epi32(terms.map_or(0, |terms| terms[to]));
@@ -78,10 +75,7 @@ pub(super) fn scale(sums: &Sums, strip: &Strip, with: &Scale<'_>, y: &mut [f32],
         let y: &mut [f32; PANEL] = y[to * ldc + at..].first_chunk_mut().expect("a row of the output");
         for (part, y) in y.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
             let column = part * COLUMNS;
-            let from = &sums.0[tile + part / 2][line][part % 2 * COLUMNS..][..COLUMNS];
-            // SAFETY: the slice has eight elements.
-            let mut sum = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
-            sum = _mm256_add_epi32(sum, integers(&with.shift.all, column));
+            let mut sum = _mm256_add_epi32(sums_of(sums, row, part), integers(&with.shift.all, column));
             if let Some((taken, zero, row_sum)) = taken {
                 sum = _mm256_sub_epi32(sum, _mm256_mullo_epi32(zero, integers(&taken.column_sums, column)));
                 sum = _mm256_sub_epi32(sum, _mm256_mullo_epi32(row_sum, integers(&taken.zeros, column)));
@@ -92,11 +86,20 @@ pub(super) fn scale(sums: &Sums, strip: &Strip, with: &Scale<'_>, y: &mut [f32],
                 // SAFETY: the chunk has eight elements.
                 value = _mm256_add_ps(value, unsafe { _mm256_loadu_ps(y.as_ptr()) });
             }
-            // SAFETY: as above.
+            // SAFETY: the chunk has eight elements.
             unsafe { _mm256_storeu_ps(y.as_mut_ptr(), value) };
         }
         activate::<true>(with.activation, y);
     }
+}
+
+/// The sums of a row of the strip in the panel's eight columns number `part`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn sums_of(sums: &Sums, row: usize, part: usize) -> __m256i {
+    let line = &sums.0[row / TILE_LINES * 2 + part / 2][row % TILE_LINES];
+    // SAFETY: the slice has eight elements.
+    unsafe { _mm256_loadu_si256(line[part % 2 * COLUMNS..][..COLUMNS].as_ptr().cast()) }
 }
 
 /// Eight columns' values.
