@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 /// Offers at a time: who finds no slot does its work alone. Their states fill one cache line, the only one that who looks for work reads.
 const SLOTS: usize = 16;
 
-/// The state of a slot: how many are at its work, how many more may come, whether its owner sleeps until they are done, whether it has one.
+/// The state of a slot: how many are at its work, how many more may come, whether one of them panicked, whether its owner sleeps until they
+/// are done, whether it has one.
 const INSIDE: u32 = 0xffff;
 const PLACE: u32 = 1 << 16;
 const PLACES: u32 = 0xfff << 16;
+const PANICKED: u32 = 1 << 29;
 const SLEEPS: u32 = 1 << 30;
 const TAKEN: u32 = 1 << 31;
 
@@ -113,6 +115,7 @@ impl Offers {
         let work = unsafe { &*(*self.works[slot].get()).expect("who offers places has written the work") };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             *self.panics[slot].lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            self.states.0[slot].fetch_or(PANICKED, Ordering::Relaxed);
         }
         // From here on the closure may be gone.
         if self.states.0[slot].fetch_sub(1, Ordering::AcqRel) & SLEEPS != 0 {
@@ -127,7 +130,7 @@ impl Offer<'_> {
     fn end(&mut self) -> Option<Box<dyn Any + Send>> {
         let state = &self.offers.states.0[self.slot];
         let inside = || state.load(Ordering::Acquire) & INSIDE != 0;
-        if state.fetch_and(!PLACES, Ordering::AcqRel) & INSIDE == 0 {
+        if state.fetch_and(!PLACES, Ordering::AcqRel) & (INSIDE | PANICKED) == 0 {
             return None;
         }
         let start = Instant::now();
@@ -265,24 +268,48 @@ mod tests {
         });
     }
 
-    #[test]
-    fn a_panic_of_who_helps_is_that_of_the_owner_and_leaves_the_slots_usable() {
+    /// What an owner sees that is done while its helper panics, or after it.
+    fn panic_of_a_helper(ended: impl Fn(&Offers) -> bool + Sync) {
         with_helpers(1, |offers| {
             let (begun, owner) = (AtomicBool::new(false), std::thread::current().id());
-            let work = || {
+            let until = |seen: &dyn Fn() -> bool| {
+                while !seen() {
+                    std::thread::yield_now();
+                }
+            };
+            let of_a_helper = || {
                 if std::thread::current().id() != owner {
                     begun.store(true, Ordering::Release);
                     panic!("of a helper");
                 }
-                while !begun.load(Ordering::Acquire) {
-                    std::thread::yield_now();
-                }
+                until(&|| begun.load(Ordering::Acquire) && ended(offers));
             };
-            let caught = catch_unwind(AssertUnwindSafe(|| offers.offer(&work, 1, Duration::ZERO))).unwrap_err();
-            assert_eq!(caught.downcast_ref::<&str>(), Some(&"of a helper"));
-            assert!(catch_unwind(AssertUnwindSafe(|| offers.offer(&|| panic!("of the owner"), 1, Duration::ZERO))).is_err());
-            assert_eq!(sum(offers, 4), 6);
+            let of_both = || {
+                if std::thread::current().id() == owner {
+                    until(&|| begun.load(Ordering::Acquire) && ended(offers));
+                }
+                begun.store(true, Ordering::Release);
+                panic!("of both");
+            };
+            let caught = |work: &(dyn Fn() + Sync)| {
+                begun.store(false, Ordering::Relaxed);
+                let panic = catch_unwind(AssertUnwindSafe(|| offers.offer(work, 1, Duration::ZERO))).unwrap_err();
+                *panic.downcast_ref::<&str>().unwrap()
+            };
+            assert_eq!((caught(&of_a_helper), caught(&of_both)), ("of a helper", "of both"));
             assert!(offers.states.0.iter().all(|state| state.load(Ordering::Relaxed) == 0));
+            assert!(offers.panics.iter().all(|panic| panic.lock().unwrap().is_none()));
+            assert_eq!(sum(offers, 4), 6);
         });
+    }
+
+    #[test]
+    fn a_panic_of_who_helps_is_that_of_the_owner_and_leaves_the_slots_usable() {
+        panic_of_a_helper(|_| true);
+    }
+
+    #[test]
+    fn a_panic_of_who_has_left_before_the_owner_is_done_is_not_lost() {
+        panic_of_a_helper(|offers| offers.states.0[0].load(Ordering::Relaxed) & INSIDE == 0);
     }
 }
