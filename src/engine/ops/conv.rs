@@ -83,6 +83,11 @@ impl Conv {
         self.window.dilations().is_some_and(|all| all.iter().any(|&d| d > 1))
     }
 
+    /// Whether pixels may lie apart.
+    pub(super) fn strided(&self) -> bool {
+        self.window.strides().is_some_and(|all| all.iter().any(|&d| d > 1))
+    }
+
     /// Sizes for an input `x` and weights of shape `w`.
     pub(super) fn sizes(&self, x: &[usize], w: &[usize]) -> Result<Geometry, OpError> {
         if x.len() < 3 || w.len() != x.len() {

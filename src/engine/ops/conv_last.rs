@@ -7,7 +7,7 @@ use super::columns::Geometry;
 use super::conv::{Conv, flat, flops};
 use super::residual::{self, End, Residual};
 use crate::engine::kernels::conv::ConvShape;
-use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last, conv2d_last_channels};
+use crate::engine::kernels::conv::last::{Apart, Image, PackedConvLast, conv2d_last, conv2d_last_channels};
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Prepacked, Shape};
@@ -102,7 +102,7 @@ impl PackedConvolution {
             values,
             (shape[0], shape[1]),
             (shape[2], shape.get(3).copied().unwrap_or(1)),
-            (op.conv.groups, op.conv.dilated()),
+            (op.conv.groups, Apart { taps: op.conv.dilated(), pixels: op.conv.strided() }),
         );
         Self { op: op.clone(), w, w_shape: shape.into(), bias: bias.map(<[f32]>::to_vec) }
     }
@@ -175,7 +175,7 @@ fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[
         });
         return exchange(y, &mut strips, (shape.c_out, width), |to, strip| to.copy_from_slice(strip));
     }
-    let count = lines.div_ceil(parts);
+    let count = lines.div_ceil(parts).next_multiple_of(w.line_step());
     let items = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate();
     ctx.threads.for_each(items, |(part, y)| {
         let lines = part * count..lines.min((part + 1) * count);

@@ -89,6 +89,11 @@ impl Window {
         self.dilations.as_deref()
     }
 
+    /// The strides, if they are given.
+    pub(crate) fn strides(&self) -> Option<&[usize]> {
+        self.strides.as_deref()
+    }
+
     /// The window over an input of `spatial` dimensions.
     ///
     /// # Errors

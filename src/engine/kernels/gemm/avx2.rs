@@ -154,9 +154,10 @@ pub(in crate::engine::kernels) fn load<const V: usize>(values: &[f32]) -> [__m25
     let mut padded = [0.0; VECTORS_MAX * LANES];
     let source = if values.len() == V * LANES { values } else { pad(values, &mut padded) };
     let mut loaded = [_mm256_setzero_ps(); V];
-    for (register, lanes) in loaded.iter_mut().zip(source.as_chunks::<LANES>().0) {
-        // SAFETY: `lanes` is an array of 8 elements.
-        *register = unsafe { _mm256_loadu_ps(lanes.as_ptr()) };
+    let source = source[..V * LANES].as_ptr();
+    for v in 0..V {
+        // SAFETY: V registers of 8 elements were seen to lie within.
+        loaded[v] = unsafe { _mm256_loadu_ps(source.add(v * LANES)) };
     }
     loaded
 }
@@ -168,9 +169,10 @@ pub(in crate::engine::kernels) fn store<const V: usize>(registers: [__m256; V], 
     let mut padded = [0.0; VECTORS_MAX * LANES];
     let whole = row.len() == V * LANES;
     let target = if whole { &mut *row } else { &mut padded };
-    for (register, lanes) in registers.iter().zip(target.as_chunks_mut::<LANES>().0) {
-        // SAFETY: `lanes` is an array of 8 elements.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), *register) };
+    let target = target[..V * LANES].as_mut_ptr();
+    for v in 0..V {
+        // SAFETY: V registers of 8 elements were seen to lie within.
+        unsafe { _mm256_storeu_ps(target.add(v * LANES), registers[v]) };
     }
     if !whole {
         cut(&padded, row);

@@ -49,6 +49,19 @@ impl PackedB {
         PackedB { isa, k, n, panels, start }
     }
 
+    /// Packs a matrix `[k, n]` panel by panel: `fill` is given the first column of each, its width, how many columns there are, and
+    /// zeros for `[k][width]`.
+    pub(crate) fn pack_with(isa: Isa, (k, n): (usize, usize), mut fill: impl FnMut(usize, usize, usize, &mut [f32])) -> PackedB {
+        isa.require();
+        let shape = tile::shape(isa);
+        let mut panels = fresh(shape, (k, n));
+        let start = panels_start(&panels);
+        for (column, panel) in panels_of(shape, &mut panels[start..], (k, n)) {
+            fill(column, panel.width, panel.columns, panel.values);
+        }
+        PackedB { isa, k, n, panels, start }
+    }
+
     /// Rows: the length of the sums.
     pub fn k(&self) -> usize {
         self.k

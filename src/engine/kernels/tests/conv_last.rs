@@ -3,7 +3,7 @@
 use super::conv::{dense, reference, shapes, values, weights_len, with};
 use super::{Random, bits};
 use crate::engine::kernels::conv::ConvShape;
-use crate::engine::kernels::conv::last::{Image, PackedConvLast, conv2d_last, conv2d_last_channels};
+use crate::engine::kernels::conv::last::{Apart, Image, PackedConvLast, conv2d_last, conv2d_last_channels};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::pool::{PoolAxis, Pooled, max_pool, max_pool_last, mean_last};
@@ -33,6 +33,11 @@ fn all_shapes() -> Vec<ConvShape> {
         with(dense(1, 5, (70, 1), 9, (4, 1)), (2, 1), (3, 0), (2, 1), 1),
         with(dense(1, 1, (70, 1), 20, (1, 1)), (1, 1), (0, 0), (1, 1), 1),
         with(dense(1, 96, (50, 30), 1, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+        // By Winograd's method: odd sizes, images smaller than a tile, much padding and none, panels that are not full, several blocks.
+        with(dense(2, 32, (13, 7), 40, (3, 3)), (1, 1), (0, 2), (1, 1), 1),
+        ConvShape { h_in: 1, w_in: 2, h_out: 1, w_out: 2, pad_top: 1, pad_left: 1, ..dense(1, 40, (3, 3), 33, (3, 3)) },
+        ConvShape { h_in: 4, w_in: 1, h_out: 6, w_out: 3, pad_top: 2, pad_left: 2, ..dense(1, 32, (4, 3), 47, (3, 3)) },
+        with(dense(1, 64, (40, 21), 32, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
         // Several strips: 240 × 70 × 24 elements and more.
         with(dense(1, 24, (240, 70), 3, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
     ]);
@@ -40,7 +45,8 @@ fn all_shapes() -> Vec<ConvShape> {
 }
 
 fn pack(way: (Precision, Isa), s: &ConvShape, weights: &[f32]) -> PackedConvLast {
-    PackedConvLast::pack(way, weights, (s.c_out, s.c_in / s.groups), (s.kernel_h, s.kernel_w), (s.groups, s.dilation_w > 1))
+    let apart = Apart { taps: s.dilation_h.max(s.dilation_w) > 1, pixels: s.stride_h.max(s.stride_w) > 1 };
+    PackedConvLast::pack(way, weights, (s.c_out, s.c_in / s.groups), (s.kernel_h, s.kernel_w), (s.groups, apart))
 }
 
 /// Every instruction set with every precision.
@@ -179,6 +185,48 @@ fn a_pixel_reaches_those_that_meet_it_and_no_others() {
                 assert!(values.iter().all(|v| v.is_nan() == meets), "{way:?} {channels} channels: pixel {pixel}");
             }
         }
+    }
+}
+
+/// Winograd's method adds what the definition does not: where that overflows, the definition counts.
+#[test]
+fn sums_of_neighbours_that_overflow_spoil_nothing() {
+    let mut random = Random::new(26);
+    let shape = with(dense(1, 32, (6, 7), 34, (3, 3)), (1, 1), (1, 1), (1, 1), 1);
+    let w: Vec<f32> = random.values(weights_len(&shape)).iter().map(|w| w * 1e-3).collect();
+    let x: Vec<f32> = random.values(shape.input_len()).iter().map(|x| x * 3e38).collect();
+    let bias = vec![0.0; shape.c_out];
+    let want = reference(&shape, &w, &x, &bias);
+    let image = turned(&x, shape.c_in, shape.h_in * shape.w_in);
+    for isa in Isa::available() {
+        let mut y = vec![0.0; shape.output_len()];
+        let packed = pack((Precision::F32, isa), &shape, &w);
+        conv2d_last(&shape, &packed, Image { data: &image, channels_last: true }, &Epilogue::default(), 0..6, &mut y, &mut Vec::new());
+        for (at, got) in y.iter().enumerate() {
+            let (want, size) = want[at % shape.c_out * 42 + at / shape.c_out];
+            assert!((f64::from(*got) - want).abs() <= 1e-4 * size, "{isa:?}: element {at} is {got}, want {want}");
+        }
+    }
+}
+
+/// What is not finite in a weight is met by the padding too.
+#[test]
+fn weights_that_are_not_finite_are_multiplied_with_the_padding() {
+    let shape = with(dense(1, 32, (4, 4), 32, (3, 3)), (1, 1), (1, 1), (1, 1), 1);
+    let mut w = vec![1.0; weights_len(&shape)];
+    w[0] = f32::INFINITY;
+    let x = vec![1.0; shape.input_len()];
+    for isa in Isa::available() {
+        let mut y = vec![0.0; shape.output_len()];
+        let packed = pack((Precision::F32, isa), &shape, &w);
+        conv2d_last(&shape, &packed, Image { data: &x, channels_last: true }, &Epilogue::default(), 0..4, &mut y, &mut Vec::new());
+        // The first tap of the first channel meets padding in the first line and column.
+        let first: Vec<f32> = y.iter().step_by(32).copied().collect();
+        for (pixel, value) in first.iter().enumerate() {
+            let padding = pixel < 4 || pixel % 4 == 0;
+            assert!(if padding { value.is_nan() } else { *value == f32::INFINITY }, "{isa:?}: pixel {pixel} is {value}");
+        }
+        assert!(y.iter().enumerate().all(|(at, value)| at % 32 == 0 || value.is_finite()), "{isa:?}");
     }
 }
 

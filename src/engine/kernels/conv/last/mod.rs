@@ -3,7 +3,8 @@
 //! A pixel is a row of channels, so what an output pixel meets in one line of the image are neighbours in memory: `kernel_w * c_in`
 //! elements. The convolution is a product of such rows with the weights `[kernel * c_in, c_out]`; its rows are read where they lie
 //! (`product.rs`), and only an image with padding is copied, a strip of lines at a time (`strip.rs`). No output column is wasted on
-//! images of 7 by 7, as it is where the pixels are the columns. With one channel per group the channels are the lanes
+//! images of 7 by 7, as it is where the pixels are the columns. Kernels of 3 by 3 whose pixels and taps are neighbours take less than half of
+//! these products (`winograd.rs`). With one channel per group the channels are the lanes
 //! (`depthwise.rs`).
 //!
 //! Padding is a zero like any other: it is multiplied, so an infinite weight over padding gives NaN.
@@ -18,6 +19,7 @@ mod product;
 mod rounded;
 mod strip;
 mod tile;
+mod winograd;
 
 use std::ops::Range;
 
@@ -36,7 +38,17 @@ pub struct PackedConvLast {
     c_in_per_group: usize,
     kernel: (usize, usize),
     groups: usize,
+    apart: Apart,
     weights: Weights,
+}
+
+/// Whether what a convolution meets may lie apart: taps of the kernel, by a dilation, and pixels, by a stride.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Apart {
+    /// The taps.
+    pub taps: bool,
+    /// The pixels.
+    pub pixels: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -45,19 +57,21 @@ enum Weights {
     Depthwise(Vec<f32>),
     /// Per group the right operand `[kernel * c_in, c_out]`.
     Groups(Vec<PackedB>),
-    /// The same, rounded to bf16.
+    /// Of 3 by 3, transformed.
+    Winograd(winograd::Winograd),
+    /// As the groups, rounded to bf16.
     Rounded(rounded::Rounded),
 }
 
 impl PackedConvLast {
     /// Packs `weights`, `[c_out, c_in_per_group, kernel_h, kernel_w]`, at a precision; with one channel per group, and where sums are
-    /// short, it is f32 in any case. `dilated` says whether taps of a line may lie apart. Panics unless the length fits, `groups` divides `c_out` and the instruction set is available.
+    /// short, it is f32 in any case. Panics unless the length fits, `groups` divides `c_out` and the instruction set is available.
     pub fn pack(
         (precision, isa): (Precision, Isa),
         weights: &[f32],
         (c_out, c_in_per_group): (usize, usize),
         kernel: (usize, usize),
-        (groups, dilated): (usize, bool),
+        (groups, apart): (usize, Apart),
     ) -> PackedConvLast {
         isa.require();
         let taps = kernel.0 * kernel.1;
@@ -69,13 +83,18 @@ impl PackedConvLast {
         } else if precision == Precision::Bf16
             && (c_in_per_group * taps >= ROUNDED_DEPTH || rounded::placed(c_in_per_group, kernel.1, groups))
         {
-            Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, dilated)))
+            Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, apart.taps)))
+        } else if let Some(weights) = (groups == 1 && kernel == (3, 3) && apart == Apart::default())
+            .then(|| winograd::Winograd::pack(isa, weights, (c_out, c_in_per_group)))
+            .flatten()
+        {
+            Weights::Winograd(weights)
         } else {
             let k = c_in_per_group * taps;
             let group = |index: usize| PackedB::pack_taps(isa, &weights[index * rows * k..][..rows * k], rows, (c_in_per_group, taps));
             Weights::Groups((0..groups).map(group).collect())
         };
-        PackedConvLast { isa, c_out, c_in_per_group, kernel, groups, weights }
+        PackedConvLast { isa, c_out, c_in_per_group, kernel, groups, apart, weights }
     }
 
     /// Memory held by the weights, in bytes.
@@ -83,16 +102,23 @@ impl PackedConvLast {
         match &self.weights {
             Weights::Depthwise(weights) => size_of_val(weights.as_slice()),
             Weights::Groups(groups) => groups.iter().map(PackedB::bytes).sum(),
+            Weights::Winograd(weights) => weights.bytes(),
             Weights::Rounded(weights) => weights.bytes(),
         }
     }
 }
 
 impl PackedConvLast {
+    /// Lines of the output that are computed together: parts that begin at a multiple of it compute nothing twice.
+    pub fn line_step(&self) -> usize {
+        if matches!(self.weights, Weights::Winograd(_)) { winograd::LINES } else { 1 }
+    }
+
     /// Ranges given to [`conv2d_last_channels`] start at multiples of this.
     pub fn channel_step(&self) -> usize {
         match &self.weights {
             Weights::Groups(groups) if self.groups == 1 => groups[0].panel_width(),
+            Weights::Winograd(weights) => weights.panel_width(),
             Weights::Rounded(_) if self.groups == 1 => PANEL,
             _ => self.c_out.max(1),
         }
@@ -139,6 +165,8 @@ pub fn conv2d_last_channels(
     assert_eq!(shape.c_out, w.c_out, "output channels against the weights");
     assert_eq!(shape.c_in, w.c_in_per_group * w.groups, "input channels against the weights");
     assert_eq!((shape.kernel_h, shape.kernel_w, shape.groups), (w.kernel.0, w.kernel.1, w.groups), "kernel against the weights");
+    assert!(w.apart.pixels || (shape.stride_h, shape.stride_w) == (1, 1), "weights packed for pixels side by side");
+    assert!(w.apart.taps || (shape.dilation_h, shape.dilation_w) == (1, 1), "weights packed for taps side by side");
     assert_eq!(x.data.len(), shape.input_len(), "length of the input");
     assert!(lines.start <= lines.end && lines.end <= shape.n * shape.h_out, "lines {lines:?}");
     assert!(channels.start <= channels.end && channels.end <= shape.c_out, "channels {channels:?} of {}", shape.c_out);
@@ -155,6 +183,7 @@ pub fn conv2d_last_channels(
     match &w.weights {
         Weights::Depthwise(weights) => depthwise::run(&job, weights, x, y, scratch),
         Weights::Groups(groups) => product::run(&job, groups, x, y, scratch),
+        Weights::Winograd(weights) => winograd::run(&job, weights, x, y),
         Weights::Rounded(weights) => rounded::run(&job, weights, x, y, scratch),
     }
 }

@@ -1,0 +1,441 @@
+//! Convolution of 3 by 3 with stride 1 by Winograd's minimal filtering F(2×2, 3×3): 16 products for 4 pixels of the output, where the
+//! definition has 36.
+//!
+//! With the matrices of Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks* (2015), section 4.1, the 2 by 2 outputs of a
+//! tile are `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`: `g` are the 9 weights, `d` the 4 by 4 pixels that the tile meets, and the products are summed
+//! over the input channels before the last step. For each of the 16 places of a tile these sums are a matrix product of tiles and
+//! channels. From the outside in: some tiles, whose `Bᵀ d B` stay in the second-level cache; a panel of output channels; the places.
+//!
+//! The factors are 1 and ½, so that sums lose no more than a bit or two to the definition's. An output that is not finite, which by its
+//! neighbours in the tile it may be although its own pixels are, is computed by the definition.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::strip::turn;
+use super::tile::{self, Tile, bounds};
+use super::{ConvShape, Image, Job};
+use crate::engine::kernels::epilogue::{Bias, activate};
+use crate::engine::kernels::gemm::PackedB;
+use crate::engine::kernels::gemm::tile::{self as dense, WIDTH_MAX};
+use crate::engine::kernels::isa::{Isa, instantiate};
+use crate::engine::kernels::vector::math;
+
+/// Places of a tile, 4 by 4.
+const PLACES: usize = 16;
+
+/// Lines, and columns, of a tile's output.
+pub(super) const LINES: usize = 2;
+
+/// Taps of the kernel, 3 by 3.
+const TAPS: usize = 9;
+
+/// Channels that are transformed together; divides the input channels.
+const LANES: usize = 8;
+
+/// Elements of the transformed pixels of some tiles, 256 KiB: half of a second-level cache.
+const BLOCK: usize = 1 << 16;
+
+/// Weights `G g Gᵀ`: a right operand `[place * c_in, c_out]`.
+#[derive(Clone, Debug)]
+pub(super) struct Winograd(PackedB);
+
+impl Winograd {
+    /// Packs `weights`, `[c_out, c_in, 3, 3]`; `None` where the definition is better: for few channels, whose products are so short that
+    /// the transforms take what is gained, and for weights that are not finite.
+    pub(super) fn pack(isa: Isa, weights: &[f32], (c_out, c_in): (usize, usize)) -> Option<Winograd> {
+        const LEAST: usize = 32;
+        if c_in < LEAST || c_out < LEAST || !c_in.is_multiple_of(LANES) {
+            return None;
+        }
+        let mut finite = true;
+        let packed = PackedB::pack_with(isa, (PLACES * c_in, c_out), |column, width, columns, panel| {
+            for c in 0..c_in {
+                for j in 0..columns {
+                    let g = weights[((column + j) * c_in + c) * TAPS..].first_chunk().expect("checked: the weights have 9 taps");
+                    let values = transformed_weights(g);
+                    finite &= values.iter().sum::<f32>().is_finite();
+                    for (place, value) in values.iter().enumerate() {
+                        panel[(place * c_in + c) * width + j] = *value;
+                    }
+                }
+            }
+        });
+        finite.then_some(Winograd(packed))
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    pub(super) fn panel_width(&self) -> usize {
+        self.0.panel_width()
+    }
+}
+
+/// `G g Gᵀ` with `G = [1 0 0; ½ ½ ½; ½ -½ ½; 0 0 1]`.
+fn transformed_weights(g: &[f32; TAPS]) -> [f32; PLACES] {
+    let line = |a: f32, b: f32, c: f32| {
+        let (ends, middle) = (0.5 * (a + c), 0.5 * b);
+        [a, ends + middle, ends - middle, c]
+    };
+    let columns: [[f32; 4]; 3] = std::array::from_fn(|j| line(g[j], g[3 + j], g[6 + j]));
+    let rows: [[f32; 4]; 4] = std::array::from_fn(|i| line(columns[0][i], columns[1][i], columns[2][i]));
+    std::array::from_fn(|place| rows[place / 4][place % 4])
+}
+
+/// `g` of `G g Gᵀ`, but for rounding.
+fn original_weights(u: &[f32; PLACES]) -> [f32; TAPS] {
+    let line = |u: [f32; 4]| [u[0], u[1] - u[2], u[3]];
+    let rows: [[f32; 3]; 4] = std::array::from_fn(|i| line([u[4 * i], u[4 * i + 1], u[4 * i + 2], u[4 * i + 3]]));
+    let columns: [[f32; 3]; 3] = std::array::from_fn(|j| line([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]));
+    std::array::from_fn(|tap| columns[tap % 3][tap / 3])
+}
+
+thread_local! {
+    /// The transformed pixels and the sums of the convolution at hand, kept for the next.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+pub(super) fn run(job: &Job<'_>, weights: &Winograd, x: Image<'_>, y: &mut [f32]) {
+    let mut scratch = SCRATCH.take();
+    let shape = job.shape;
+    let (line, len) = (shape.w_out * job.channels.len(), shape.c_in * shape.h_in * shape.w_in);
+    let turned = if x.channels_last { 0 } else { len };
+    let mut next = job.lines.start;
+    while next < job.lines.end {
+        let (sample, first) = (next / shape.h_out, next % shape.h_out);
+        let count = (shape.h_out - first).min(job.lines.end - next);
+        let data = &x.data[sample * len..][..len];
+        let lines = first..first + count;
+        let blocks = Blocks::new(job, &lines);
+        scratch.resize(scratch.len().max(turned + (1 + PLACES) * shape.c_in + blocks.len()), 0.0);
+        let (image, rest) = scratch.split_at_mut(turned);
+        let (zeros, rest) = rest.split_at_mut(shape.c_in);
+        let (around, rest) = rest.split_at_mut(PLACES * shape.c_in);
+        zeros.fill(0.0);
+        for (row, to) in image.chunks_exact_mut((shape.w_in * shape.c_in).max(1)).enumerate() {
+            turn(shape, data, row, 1, to);
+        }
+        let image = if x.channels_last { data } else { image };
+        let work = Work { job, image, zeros, weights: &weights.0, lines: lines.clone() };
+        blocks.run(&work, around, rest, &mut y[(next - job.lines.start) * line..][..count * line]);
+        next += count;
+    }
+    SCRATCH.set(scratch);
+}
+
+/// How the tiles of some lines are divided.
+struct Blocks {
+    tiles: Range<usize>,
+    /// Tiles of a block at most.
+    size: usize,
+    c_in: usize,
+    width: usize,
+}
+
+impl Blocks {
+    fn new(job: &Job<'_>, lines: &Range<usize>) -> Blocks {
+        let (shape, dense) = (job.shape, dense::shape(job.isa));
+        let across = shape.w_out.div_ceil(2);
+        let tiles = lines.start / 2 * across..lines.end.div_ceil(2) * across;
+        let most = (BLOCK / (PLACES * shape.c_in)).max(2 * dense.rows) / dense.rows * dense.rows;
+        // Blocks of equal size, in whole tiles of rows if there are several.
+        let size = match tiles.len().div_ceil(most) {
+            1 => tiles.len(),
+            count => tiles.len().div_ceil(count).next_multiple_of(dense.rows),
+        };
+        Blocks { tiles, size, c_in: shape.c_in, width: dense.width }
+    }
+
+    /// From the pixels of a tile to those of the next: odd in lines of the cache, so that rows spread over its sets.
+    fn pitch(&self) -> usize {
+        self.c_in + 16
+    }
+
+    fn len(&self) -> usize {
+        PLACES * self.size * (self.pitch() + self.width)
+    }
+
+    fn run(&self, work: &Work<'_>, around: &mut [f32], scratch: &mut [f32], y: &mut [f32]) {
+        let (job, pitch) = (work.job, self.pitch());
+        let (pixels, sums) = scratch[..self.len()].split_at_mut(PLACES * self.size * pitch);
+        for first in self.tiles.clone().step_by(self.size) {
+            let tiles = first..self.tiles.end.min(first + self.size);
+            work.transform(tiles.clone(), around, (pixels, self.size * pitch, pitch));
+            for column in job.channels.clone().step_by(self.width) {
+                let columns = column..job.channels.end.min(column + self.width);
+                for place in 0..PLACES {
+                    let pixels = &pixels[place * self.size * pitch..][..self.size * pitch];
+                    let sums = &mut sums[place * self.size * self.width..][..self.size * self.width];
+                    work.multiply(place, column, (pixels, pitch), (sums, self.width), tiles.len());
+                }
+                work.finish(tiles.clone(), columns, Sums { values: sums, plane: self.size * self.width, width: self.width }, y);
+            }
+        }
+    }
+}
+
+/// Lines of a sample.
+struct Work<'a> {
+    job: &'a Job<'a>,
+    /// `[h_in, w_in, c_in]`.
+    image: &'a [f32],
+    /// A pixel of the padding.
+    zeros: &'a [f32],
+    weights: &'a PackedB,
+    /// Lines of the output that are wanted.
+    lines: Range<usize>,
+}
+
+impl Work<'_> {
+    /// The pixel that lies so far from the top and the left of the padding.
+    #[inline(always)]
+    fn pixel(&self, row: usize, column: usize) -> &[f32] {
+        let ConvShape { c_in, h_in, w_in, pad_top, pad_left, .. } = *self.job.shape;
+        let (row, column) = (row.wrapping_sub(pad_top), column.wrapping_sub(pad_left));
+        if row < h_in && column < w_in { &self.image[(row * w_in + column) * c_in..][..c_in] } else { self.zeros }
+    }
+
+    /// Line and column of the first pixel of a tile.
+    fn origin(&self, tile: usize) -> (usize, usize) {
+        let across = self.job.shape.w_out.div_ceil(2);
+        (tile / across * 2, tile % across * 2)
+    }
+
+    /// `Bᵀ d B` of some tiles: of each place a row of channels for each tile.
+    fn transform(&self, tiles: Range<usize>, around: &mut [f32], (to, plane, pitch): (&mut [f32], usize, usize)) {
+        let ConvShape { c_in, h_in, w_in, pad_top, pad_left, .. } = *self.job.shape;
+        for (index, tile) in tiles.enumerate() {
+            let (line, column) = self.origin(tile);
+            let to = Transformed { values: &mut to[index * pitch..], plane };
+            let (row, left) = (line.wrapping_sub(pad_top), column.wrapping_sub(pad_left));
+            if row < h_in && row + 4 <= h_in && left < w_in && left + 4 <= w_in {
+                let pixels = Pixels { values: &self.image[(row * w_in + left) * c_in..], pitch: w_in * c_in };
+                transform_pixels(self.job.isa, c_in, pixels, to);
+            } else {
+                self.gather(line, column, around);
+                transform_pixels(self.job.isa, c_in, Pixels { values: around, pitch: 4 * c_in }, to);
+            }
+        }
+    }
+
+    /// Copies the pixels that a tile meets, with those of the padding.
+    fn gather(&self, line: usize, column: usize, to: &mut [f32]) {
+        #[inline(always)]
+        fn body<const FMA: bool>(work: &Work<'_>, line: usize, column: usize, to: &mut [f32]) {
+            for (at, to) in to.chunks_exact_mut(work.job.shape.c_in).enumerate() {
+                let pixel = work.pixel(line + at / 4, column + at % 4);
+                to.as_chunks_mut::<LANES>().0.iter_mut().zip(pixel.as_chunks().0).for_each(|(to, pixel)| *to = *pixel);
+            }
+        }
+        let work = self;
+        instantiate!(self.job.isa, body, (work: &Work<'_>, line: usize, column: usize, to: &mut [f32]));
+    }
+
+    /// The sums of a place, over the channels, for a panel.
+    fn multiply(&self, place: usize, column: usize, (a, pitch): (&[f32], usize), (c, ldc): (&mut [f32], usize), tiles: usize) {
+        let (isa, k) = (self.job.isa, self.job.shape.c_in);
+        let (b, width) = self.weights.panels().panel(column, place * k..(place + 1) * k);
+        let (mut row, parts) = (0, tiles.div_ceil(dense::shape(isa).rows));
+        for part in 0..parts {
+            let rows = (tiles - row).div_ceil(parts - part);
+            let mut tile = Tile {
+                a: &a[row * pitch..],
+                lda: pitch,
+                runs: &[0],
+                len: k,
+                b,
+                width,
+                rows,
+                columns: width,
+                c: &mut c[row * ldc..],
+                ldc,
+                first: true,
+                finish: None,
+            };
+            tile::run(isa, &mut tile);
+            row += rows;
+        }
+    }
+
+    /// The outputs of some tiles, of the channels of a panel.
+    fn finish(&self, tiles: Range<usize>, columns: Range<usize>, sums: Sums<'_>, y: &mut [f32]) {
+        #[inline(always)]
+        fn body<const FMA: bool>(work: &Work<'_>, tiles: Range<usize>, columns: Range<usize>, sums: Sums<'_>, y: &mut [f32]) {
+            work.finish_tiles::<FMA>(tiles, columns, sums, y);
+        }
+        let work = self;
+        instantiate!(self.job.isa, body, (work: &Work<'_>, tiles: Range<usize>, columns: Range<usize>, sums: Sums<'_>, y: &mut [f32]));
+    }
+
+    #[inline(always)]
+    fn finish_tiles<const FMA: bool>(&self, tiles: Range<usize>, columns: Range<usize>, sums: Sums<'_>, y: &mut [f32]) {
+        let (shape, epilogue) = (self.job.shape, &self.job.epilogue);
+        let (ldc, from) = (self.job.channels.len(), columns.start - self.job.channels.start);
+        let mut bias = [0.0; WIDTH_MAX];
+        if let Bias::PerColumn(values) = epilogue.bias {
+            bias[..columns.len()].copy_from_slice(&values[columns.clone()]);
+        }
+        let (bounded, (low, high)) =
+            bounds(epilogue.activation).map_or((false, (f32::NEG_INFINITY, f32::INFINITY)), |bounds| (true, bounds));
+        for (index, tile) in tiles.enumerate() {
+            let (line, column) = self.origin(tile);
+            // Where each output goes; what nobody wants goes nowhere.
+            let places: [Option<usize>; 4] = std::array::from_fn(|at| {
+                let (line, column) = (line + at / 2, column + at % 2);
+                let wanted = self.lines.contains(&line) && column < shape.w_out;
+                wanted.then(|| ((line - self.lines.start) * shape.w_out + column) * ldc + from)
+            });
+            for j in (0..columns.len()).step_by(LANES) {
+                let (mut outputs, finite) = outputs(sums.values, sums.plane, index * sums.width + j);
+                if !finite {
+                    outputs = self.define(tile, columns.start + j..columns.end, outputs);
+                }
+                let bias: &[f32; LANES] = bias[j..].first_chunk().expect("panels are whole lanes");
+                let end = Finish { bias, adds: epilogue.adds, low, high, count: columns.len() - j };
+                for at in 0..4 {
+                    if let Some(place) = places[at] {
+                        end.store(&outputs[at], &mut y[place + j..]);
+                    }
+                }
+            }
+            if !bounded {
+                for place in places.into_iter().flatten() {
+                    activate::<FMA>(epilogue.activation, &mut y[place..][..columns.len()]);
+                }
+            }
+        }
+    }
+
+    /// Replaces outputs that are not finite by what the definition says.
+    #[cold]
+    fn define(&self, tile: usize, columns: Range<usize>, mut outputs: [[f32; LANES]; 4]) -> [[f32; LANES]; 4] {
+        let (c_in, panel_width) = (self.job.shape.c_in, self.weights.panel_width());
+        let (line, column) = self.origin(tile);
+        for j in 0..columns.len().min(LANES) {
+            let first = columns.start / panel_width * panel_width;
+            let (b, width) = self.weights.panels().panel(first, 0..PLACES * c_in);
+            let mut sums = [0.0f32; 4];
+            for c in 0..c_in {
+                let weights = original_weights(&std::array::from_fn(|place| b[(place * c_in + c) * width + columns.start - first + j]));
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    for (tap, weight) in weights.iter().enumerate() {
+                        *sum += weight * self.pixel(line + at / 2 + tap / 3, column + at % 2 + tap % 3)[c];
+                    }
+                }
+            }
+            for (output, sum) in outputs.iter_mut().zip(sums) {
+                if !output[j].is_finite() {
+                    output[j] = sum;
+                }
+            }
+        }
+        outputs
+    }
+}
+
+/// The 4 by 4 pixels that a tile meets: rows of 4 pixels.
+struct Pixels<'a> {
+    values: &'a [f32],
+    pitch: usize,
+}
+
+/// Where a tile's row of each place goes.
+struct Transformed<'a> {
+    values: &'a mut [f32],
+    plane: usize,
+}
+
+/// `Bᵀ d B` with `Bᵀ = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]`, for all channels.
+fn transform_pixels(isa: Isa, c_in: usize, pixels: Pixels<'_>, to: Transformed<'_>) {
+    #[inline(always)]
+    fn body<const FMA: bool>(c_in: usize, pixels: Pixels<'_>, to: Transformed<'_>) {
+        assert!(pixels.values.len() >= 3 * pixels.pitch + 4 * c_in && to.values.len() >= (PLACES - 1) * to.plane + c_in);
+        let (from, values) = (pixels.values.as_ptr(), to.values.as_mut_ptr());
+        for c in (0..c_in / LANES).map(|c| c * LANES) {
+            let mut columns = [[[0.0f32; LANES]; 4]; 4];
+            for j in 0..4 {
+                // SAFETY: rows are `pitch` apart and pixels in them `c_in`, of which LANES from c on lie within: seen above.
+                let d = [0, 1, 2, 3].map(|i| unsafe { from.add(i * pixels.pitch + j * c_in + c).cast::<[f32; LANES]>().read() });
+                columns[j] = line(&d);
+            }
+            for row in 0..4 {
+                let values_of = line(&[columns[0][row], columns[1][row], columns[2][row], columns[3][row]]);
+                for column in 0..4 {
+                    // SAFETY: as above, rows of c_in elements `plane` apart.
+                    unsafe { values.add((4 * row + column) * to.plane + c).cast::<[f32; LANES]>().write(values_of[column]) };
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn line(d: &[[f32; LANES]; 4]) -> [[f32; LANES]; 4] {
+        [minus(&d[0], &d[2]), plus(&d[1], &d[2]), minus(&d[2], &d[1]), minus(&d[1], &d[3])]
+    }
+    instantiate!(isa, body, (c_in: usize, pixels: Pixels<'_>, to: Transformed<'_>));
+}
+
+/// The sums of some tiles with a panel: of each place a row of `width` for each tile.
+struct Sums<'a> {
+    values: &'a [f32],
+    plane: usize,
+    width: usize,
+}
+
+/// What is applied to some channels of an output.
+struct Finish<'a> {
+    bias: &'a [f32; LANES],
+    adds: bool,
+    low: f32,
+    high: f32,
+    /// Channels from here on.
+    count: usize,
+}
+
+impl Finish<'_> {
+    #[inline(always)]
+    fn store(&self, output: &[f32; LANES], y: &mut [f32]) {
+        let Self { bias, adds, low, high, count } = *self;
+        if count >= LANES {
+            let y: &mut [f32; LANES] = y.first_chunk_mut().expect("the pixel has as many channels");
+            let held = if adds { *y } else { [0.0; LANES] };
+            *y = std::array::from_fn(|lane| math::clamp(output[lane] + held[lane] + bias[lane], low, high));
+        } else {
+            for ((y, output), bias) in y[..count].iter_mut().zip(output).zip(bias) {
+                *y = math::clamp(output + if adds { *y } else { 0.0 } + bias, low, high);
+            }
+        }
+    }
+}
+
+/// `Aᵀ m A` with `Aᵀ = [1 1 1 0; 0 1 -1 -1]`, for some channels; whether all of it is finite.
+#[inline(always)]
+fn outputs(sums: &[f32], plane: usize, first: usize) -> ([[f32; LANES]; 4], bool) {
+    #[inline(always)]
+    fn line(m: &[[f32; LANES]; 4]) -> [[f32; LANES]; 2] {
+        [plus(&plus(&m[0], &m[1]), &m[2]), minus(&minus(&m[1], &m[2]), &m[3])]
+    }
+    assert!(sums.len() >= (PLACES - 1) * plane + first + LANES);
+    let from = sums.as_ptr();
+    let mut columns = [[[0.0f32; LANES]; 2]; 4];
+    for j in 0..4 {
+        // SAFETY: seen above.
+        columns[j] = line(&[0, 1, 2, 3].map(|i| unsafe { from.add((4 * i + j) * plane + first).cast::<[f32; LANES]>().read() }));
+    }
+    let upper = line(&[columns[0][0], columns[1][0], columns[2][0], columns[3][0]]);
+    let lower = line(&[columns[0][1], columns[1][1], columns[2][1], columns[3][1]]);
+    let sum = plus(&plus(&upper[0], &upper[1]), &plus(&lower[0], &lower[1]));
+    let finite = sum.iter().fold(true, |finite, sum| finite & (sum.abs() <= f32::MAX));
+    ([upper[0], upper[1], lower[0], lower[1]], finite)
+}
+
+#[inline(always)]
+fn plus(a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(|lane| a[lane] + b[lane])
+}
+
+#[inline(always)]
+fn minus(a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(|lane| a[lane] - b[lane])
+}
