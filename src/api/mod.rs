@@ -5,6 +5,7 @@
 //! nothing outside [`error`] knows a status code.
 
 pub mod access;
+mod again;
 mod body;
 mod coding;
 mod connection;

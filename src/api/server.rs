@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::App;
 use super::access::Surface;
+use super::again::Again;
 use super::connection::Connection;
 use super::listen::{Listener, Listeners, Stream};
 use super::rest;
@@ -148,7 +149,7 @@ pub async fn serve(listeners: impl Into<Listeners>, app: App, options: ServerOpt
             (from, accepted) = accept(&listeners, &server, options.max_connections, &mut first) => match accepted {
                 Ok(stream) => {
                     let place = Place::take(&server, from.surface());
-                    tasks.spawn(connection(place, stream, from.tls(), closing.clone()));
+                    tasks.spawn(Again::new(connection(place, stream, from.tls(), closing.clone())));
                 }
                 Err(error) => {
                     // The connection is gone already, or the process has no file descriptor left: others may free one.
