@@ -49,7 +49,7 @@ const MAX_ID_BYTES: usize = 128;
 /// Requests since the start.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    pub(super) answered: AtomicU64,
+    pub(super) answered: Arc<AtomicU64>,
     pub(super) dropped: AtomicU64,
     pub(super) in_flight: AtomicUsize,
     /// Connections whose TLS handshake failed.

@@ -39,6 +39,7 @@ mod triton;
 mod v2;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -105,6 +106,8 @@ pub struct AppOptions {
     pub tracer: Option<Arc<Tracer>>,
     /// Whether `/metrics` has Triton's names too.
     pub triton_metrics: bool,
+    /// Counts the requests that were answered, with success or an error.
+    pub answered: Arc<AtomicU64>,
 }
 
 impl From<Limits> for AppOptions {
@@ -150,13 +153,13 @@ pub struct App {
 impl App {
     /// The service for the models of `repository`.
     pub fn new(repository: Arc<Repository>, options: impl Into<AppOptions>) -> Self {
-        let AppOptions { limits, access, tls, tracer, triton_metrics } = options.into();
+        let AppOptions { limits, access, tls, tracer, triton_metrics, answered } = options.into();
         let metrics = metrics::Metrics::new(triton_metrics);
         let shared = Arc::new(Shared {
             repository,
             metrics,
             limits,
-            counts: layers::Counts::default(),
+            counts: layers::Counts { answered, ..layers::Counts::default() },
             access,
             tls,
             tracer,

@@ -237,6 +237,10 @@ settings! {
     #![group = "Engine"]
     /// Threads that compute. `auto` is the number of usable CPUs: affinity and cgroup quota, not the host's cores.
     threads: Count = "auto";
+    /// How long one of these threads stays awake, and busy, behind a request that came alone and within this time after the last: a
+    /// processor that rests takes tens of microseconds to go on, in a virtual machine above all. Set it to 0 where processor time is dearer
+    /// than the time of who asks one request behind the other, or where a meter of it scales the deployment.
+    spin: Period = "500us";
     /// Most memory that one run of a model may use for its values. A request that needs more is refused; it also bounds
     /// each constant of a model file.
     memory_limit: Bytes = "8GiB";

@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,12 @@ pub struct Threads {
 /// it sleeps; and how long one waits for others without sleeping. From operator to operator some microseconds pass.
 const AWAKE: Duration = Duration::from_micros(100);
 
+/// How long it looks for work at a time before it lets others go first once more: to do nothing else takes from who computes beside it on the same core.
+const LOOKS: Duration = Duration::from_micros(20);
+
+/// Pauses between two looks: some tenths of a microsecond, in which a core that two threads share is the other's.
+const PAUSES: usize = 8;
+
 /// A run of less work (operations) is over before another thread could take part.
 const FLOPS_OF_A_RUN: u64 = 300_000;
 
@@ -49,6 +55,42 @@ struct Pool {
     sleeping: AtomicUsize,
     rest: Mutex<Rest>,
     woken: Condvar,
+    watch: Watch,
+}
+
+/// The time for which one thread stays awake though there is no run.
+struct Watch {
+    epoch: Instant,
+    /// Nanoseconds from the epoch.
+    until: AtomicU64,
+    /// Whether a thread has the watch.
+    taken: AtomicBool,
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self { epoch: Instant::now(), until: AtomicU64::new(0), taken: AtomicBool::new(false) }
+    }
+
+    fn nanoseconds(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.nanoseconds(now) < self.until.load(Ordering::Relaxed)
+    }
+
+    /// Whether the calling thread is to stay awake for it, which has the watch or not.
+    fn stays(&self, now: Instant, has: &mut bool) -> bool {
+        let due = self.is_due(now);
+        if due && !*has {
+            *has = !self.taken.swap(true, Ordering::Relaxed);
+        } else if !due && *has {
+            *has = false;
+            self.taken.store(false, Ordering::Relaxed);
+        }
+        *has
+    }
 }
 
 /// What a thread looks at before it sleeps.
@@ -70,26 +112,28 @@ impl Pool {
     /// What a thread of the pool does as long as there is the pool.
     fn stay(&self) {
         HELPED.set(true);
-        let mut errands = 0;
-        let (mut worked, mut wanted) = (Instant::now(), Instant::now());
+        let (mut errands, mut watches) = (0, false);
+        // When it last worked, there was last a reason to be awake, and it last let others go first.
+        let [mut worked, mut wanted, mut yielded] = [Instant::now(); 3];
         loop {
             if self.offers.help() {
-                (worked, wanted) = (Instant::now(), Instant::now());
+                [worked, wanted, yielded] = [Instant::now(); 3];
                 continue;
             }
             let now = Instant::now();
-            if self.runs.load(Ordering::Relaxed) > 0 {
+            if self.runs.load(Ordering::Relaxed) > 0 || self.watch.stays(now, &mut watches) {
                 wanted = now;
             }
             if now - wanted > AWAKE {
                 if !self.sleep(&mut errands) {
                     return;
                 }
-                (worked, wanted) = (Instant::now(), Instant::now());
-            } else if now - worked > AWAKE {
+                [worked, wanted, yielded] = [Instant::now(); 3];
+            } else if now - worked > AWAKE && now - yielded > LOOKS {
                 std::thread::yield_now();
+                yielded = Instant::now();
             } else {
-                std::hint::spin_loop();
+                (0..PAUSES).for_each(|_| std::hint::spin_loop());
             }
         }
     }
@@ -106,8 +150,8 @@ impl Pool {
         }
         self.sleeping.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        // A run that began meanwhile may have seen this thread awake.
-        if self.runs.load(Ordering::SeqCst) > 0 {
+        // A run, or a watch, that began meanwhile may have seen this thread awake.
+        if self.runs.load(Ordering::SeqCst) > 0 || self.is_watch_free() {
             self.sleeping.fetch_sub(1, Ordering::SeqCst);
             return true;
         }
@@ -116,6 +160,11 @@ impl Pool {
         }
         rest.woken = rest.woken.saturating_sub(1);
         !rest.closed
+    }
+
+    /// Whether there is a watch that no thread has.
+    fn is_watch_free(&self) -> bool {
+        self.watch.is_due(Instant::now()) && !self.watch.taken.load(Ordering::Relaxed)
     }
 
     /// Wakes up to `most` threads. From now on they do not count as sleeping: work may be offered to them.
@@ -173,6 +222,7 @@ impl Threads {
             sleeping: AtomicUsize::new(0),
             rest: Mutex::new(Rest { closed: false, woken: 0, ended: None, errand: (0, || ()) }),
             woken: Condvar::new(),
+            watch: Watch::new(),
         };
         let threads = Self { pool: Some(Arc::new(pool)), count };
         for i in 1..count {
@@ -198,6 +248,21 @@ impl Threads {
             let mut rest = pool.rest();
             rest.errand = (rest.errand.0 + 1, errand);
             pool.wake(&mut rest, usize::MAX);
+        }
+    }
+
+    /// From now on one thread besides those that call stays awake for `time`, run or not: what is asked meanwhile finds it, and the processor
+    /// on which it is, awake. Replaces what was said before.
+    pub fn stay_awake(&self, time: Duration) {
+        let Some(pool) = &self.pool else { return };
+        let until = if time.is_zero() { 0 } else { pool.watch.nanoseconds(Instant::now() + time) };
+        // Not written where nothing changes: all threads read it.
+        if until != pool.watch.until.load(Ordering::Relaxed) {
+            pool.watch.until.store(until, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if until > 0 && pool.sleeping.load(Ordering::SeqCst) > 0 && !pool.watch.taken.load(Ordering::Relaxed) {
+                pool.wake(&mut pool.rest(), 1);
+            }
         }
     }
 
@@ -386,6 +451,30 @@ mod tests {
         threads.for_each(0..10, |_: usize| ());
         std::thread::sleep(10 * AWAKE);
         assert_eq!(DONE.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn one_thread_stays_awake_for_as_long_as_it_is_told() {
+        let threads = Threads::new(3).unwrap();
+        let pool = threads.pool.as_ref().unwrap();
+        let asleep = || pool.sleeping.load(Ordering::Relaxed);
+        until_asleep(&threads);
+        threads.stay_awake(Duration::from_secs(3600));
+        std::thread::sleep(10 * AWAKE);
+        assert_eq!(asleep(), 1);
+        // It is among those that a run finds, and stays behind it.
+        threads.for_each(0..10, |_: usize| ());
+        while asleep() == 0 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(10 * AWAKE);
+        assert_eq!(asleep(), 1);
+        threads.stay_awake(Duration::ZERO);
+        until_asleep(&threads);
+        threads.stay_awake(10 * AWAKE);
+        assert_eq!(asleep(), 1);
+        until_asleep(&threads);
+        Threads::single().stay_awake(AWAKE);
     }
 
     #[test]

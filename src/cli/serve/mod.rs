@@ -8,9 +8,11 @@ mod access;
 mod banner;
 mod example;
 mod signals;
+mod vigil;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::{Failure, Outcome, progress};
 use crate::api::{self, App, AppOptions, Limits, Listeners, ServerOptions, Stats};
@@ -21,6 +23,7 @@ use crate::telemetry;
 
 use banner::Banner;
 use signals::Stop;
+use vigil::Vigil;
 
 /// Serve the models of a folder over HTTP.
 ///
@@ -60,14 +63,22 @@ fn run(settings: Settings) -> Outcome {
     let options = options(&settings)?;
     // Before the repository is opened: what changes from here on is seen.
     let watch = if settings.watch.0.is_zero() { None } else { Some(Watch::new(&options)?) };
+    let answered = Arc::<AtomicU64>::default();
+    let vigil = Arc::new(Vigil::new(settings.spin.0, settings.http_threads(), Arc::clone(&answered), {
+        let threads = Arc::clone(&options.threads);
+        move |time| threads.stay_awake(time)
+    }));
     let repository = Arc::new(Repository::open(options)?);
+    let lies_down = Arc::clone(&vigil);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.http_threads())
         .thread_name("http")
+        .on_thread_park(move || lies_down.lies_down())
+        .on_thread_unpark(move || vigil.gets_up())
         .enable_all()
         .build()
         .map_err(|error| format!("the system cannot start threads: {error}"))?;
-    let outcome = runtime.block_on(live(Arc::new(settings), repository, watch));
+    let outcome = runtime.block_on(live(Arc::new(settings), repository, watch, answered));
     // A model that is still loading, or a run that exceeded the drain timeout, must not hold up the exit.
     runtime.shutdown_background();
     outcome
@@ -90,7 +101,7 @@ fn options(settings: &Settings) -> Result<Options, Failure> {
     Ok(options)
 }
 
-async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Option<Watch>) -> Outcome {
+async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Option<Watch>, answered: Arc<AtomicU64>) -> Outcome {
     let tls = access::tls(&settings)?;
     let access = access::access(&settings)?;
     let listeners = access::listen(&settings, tls.as_ref()).await?;
@@ -98,7 +109,7 @@ async fn live(settings: Arc<Settings>, repository: Arc<Repository>, watch: Optio
     banner.listening(&settings);
     banner.openness(&access::openness(&settings, &access));
     let (tracer, sending) = access::traces(&settings)?.unzip();
-    let options = AppOptions { limits: limits(&settings), access, tls, tracer, triton_metrics: settings.triton_metrics };
+    let options = AppOptions { limits: limits(&settings), access, tls, tracer, triton_metrics: settings.triton_metrics, answered };
     let app = App::new(Arc::clone(&repository), options);
     let stop = Stop::on_signals()?;
     stop.reload_on_hangup(app.clone())?;
