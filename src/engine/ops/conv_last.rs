@@ -160,10 +160,9 @@ fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[
     if parts <= 1 {
         return conv2d_last(shape, w, x, epilogue, 0..lines, y, &mut ctx.scratch.f32);
     }
-    // Where the weights are more than the image, each thread takes its own part of them rather than all for some lines.
     let pixels = lines * shape.w_out;
     let width = shape.c_out.div_ceil(parts).next_multiple_of(w.channel_step());
-    if width < shape.c_out && shape.c_in * shape.kernel_h * shape.kernel_w > pixels {
+    if width < shape.c_out && w.prefers_channels(shape, parts) {
         let mut strips = vec![0.0; pixels * shape.c_out];
         if epilogue.adds {
             exchange(y, &mut strips, (shape.c_out, width), |held, strip| strip.copy_from_slice(held));

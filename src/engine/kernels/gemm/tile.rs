@@ -111,7 +111,7 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
     run_fetching(isa, tile, &[]);
 }
 
-/// Computes one tile, and meanwhile fetches `next` into the second-level cache: a hint, which only AVX-512 takes.
+/// Computes one tile, and meanwhile fetches `next` into the second-level cache: a hint, which AVX2 and AVX-512 take.
 #[inline]
 pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
     tile.check(shape(isa));
@@ -120,10 +120,9 @@ pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             isa.require();
-            let _ = next;
             // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
             // every element of the tile lies within its slices.
-            unsafe { super::avx2::tile(tile) }
+            unsafe { super::avx2::tile(tile, next) }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Amx => {

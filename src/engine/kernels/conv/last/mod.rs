@@ -114,6 +114,16 @@ impl PackedConvLast {
         if matches!(self.weights, Weights::Winograd(_)) { winograd::LINES } else { 1 }
     }
 
+    /// Whether an image of which each of `parts` threads had some lines would meet too little of the weights, which all of them read: then
+    /// each is better given some of the channels, although it puts them aside first.
+    pub fn prefers_channels(&self, shape: &ConvShape, parts: usize) -> bool {
+        let pixels = shape.n * shape.h_out * shape.w_out;
+        match self.weights {
+            Weights::Winograd(_) => pixels < parts * winograd::PIXELS_OF_A_PART,
+            _ => shape.c_in * shape.kernel_h * shape.kernel_w > pixels,
+        }
+    }
+
     /// Ranges given to [`conv2d_last_channels`] start at multiples of this.
     pub fn channel_step(&self) -> usize {
         match &self.weights {

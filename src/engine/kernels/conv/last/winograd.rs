@@ -13,11 +13,11 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::strip::turn;
-use super::tile::{self, Tile, bounds};
+use super::tile::bounds;
 use super::{ConvShape, Image, Job};
 use crate::engine::kernels::epilogue::{Bias, activate};
 use crate::engine::kernels::gemm::PackedB;
-use crate::engine::kernels::gemm::tile::{self as dense, WIDTH_MAX};
+use crate::engine::kernels::gemm::tile::{self as dense, Rows, Tile, WIDTH_MAX};
 use crate::engine::kernels::isa::{Isa, instantiate};
 use crate::engine::kernels::vector::math;
 
@@ -26,6 +26,9 @@ const PLACES: usize = 16;
 
 /// Lines, and columns, of a tile's output.
 pub(super) const LINES: usize = 2;
+
+/// Pixels for which a thread may read all weights: of fewer, memory delivers them more slowly than 16 tiles use them.
+pub(super) const PIXELS_OF_A_PART: usize = 16 * LINES * LINES;
 
 /// Taps of the kernel, 3 by 3.
 const TAPS: usize = 9;
@@ -235,18 +238,24 @@ impl Work<'_> {
 
     /// The sums of a place, over the channels, for a panel.
     fn multiply(&self, place: usize, column: usize, (a, pitch): (&[f32], usize), (c, ldc): (&mut [f32], usize), tiles: usize) {
-        let (isa, k) = (self.job.isa, self.job.shape.c_in);
-        let (b, width) = self.weights.panels().panel(column, place * k..(place + 1) * k);
+        let (isa, k, panels) = (self.job.isa, self.job.shape.c_in, self.weights.panels());
+        let (b, width) = panels.panel(column, place * k..(place + 1) * k);
         let (mut row, parts) = (0, tiles.div_ceil(dense::shape(isa).rows));
+        let next = match place + 1 {
+            PLACES if column + width >= panels.n => &[],
+            PLACES => panels.panel(column + width, 0..k).0,
+            place => panels.panel(column, place * k..(place + 1) * k).0,
+        };
+        let mut next = next.chunks(next.len().div_ceil(parts).max(1));
         for part in 0..parts {
             let rows = (tiles - row).div_ceil(parts - part);
             let mut tile = Tile {
                 a: &a[row * pitch..],
-                lda: pitch,
-                runs: &[0],
-                len: k,
+                a_rows: Rows::Strided(pitch),
                 b,
+                b_stride: width,
                 width,
+                k,
                 rows,
                 columns: width,
                 c: &mut c[row * ldc..],
@@ -254,7 +263,7 @@ impl Work<'_> {
                 first: true,
                 finish: None,
             };
-            tile::run(isa, &mut tile);
+            dense::run_fetching(isa, &mut tile, next.next().unwrap_or_default());
             row += rows;
         }
     }
