@@ -87,12 +87,22 @@ fn transformed_weights(g: &[f32; TAPS]) -> [f32; PLACES] {
     std::array::from_fn(|place| rows[place / 4][place % 4])
 }
 
-/// `g` of `G g Gᵀ`, but for rounding.
-fn original_weights(u: &[f32; PLACES]) -> [f32; TAPS] {
-    let line = |u: [f32; 4]| [u[0], u[1] - u[2], u[3]];
-    let rows: [[f32; 3]; 4] = std::array::from_fn(|i| line([u[4 * i], u[4 * i + 1], u[4 * i + 2], u[4 * i + 3]]));
-    let columns: [[f32; 3]; 3] = std::array::from_fn(|j| line([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]));
-    std::array::from_fn(|tap| columns[tap % 3][tap / 3])
+/// `g` of `G g Gᵀ`, but for rounding, for some channels.
+#[inline(always)]
+fn original_weights(u: &[[f32; LANES]; PLACES]) -> [[f32; LANES]; TAPS] {
+    #[inline(always)]
+    fn line(u: [&[f32; LANES]; 4]) -> [[f32; LANES]; 3] {
+        [*u[0], minus(u[1], u[2]), *u[3]]
+    }
+    let mut rows = [[[0.0; LANES]; 3]; 4];
+    for i in 0..4 {
+        rows[i] = line([&u[4 * i], &u[4 * i + 1], &u[4 * i + 2], &u[4 * i + 3]]);
+    }
+    let mut weights = [[0.0; LANES]; TAPS];
+    for j in 0..3 {
+        [weights[j], weights[3 + j], weights[6 + j]] = line([&rows[0][j], &rows[1][j], &rows[2][j], &rows[3][j]]);
+    }
+    weights
 }
 
 thread_local! {
@@ -299,7 +309,7 @@ impl Work<'_> {
             for j in (0..columns.len()).step_by(LANES) {
                 let (mut outputs, finite) = outputs(sums.values, sums.plane, index * sums.width + j);
                 if !finite {
-                    outputs = self.define(tile, columns.start + j..columns.end, outputs);
+                    outputs = self.define(tile, columns.start + j, outputs);
                 }
                 let bias: &[f32; LANES] = bias[j..].first_chunk().expect("panels are whole lanes");
                 let end = Finish { bias, adds: epilogue.adds, low, high, count: columns.len() - j };
@@ -317,30 +327,57 @@ impl Work<'_> {
         }
     }
 
-    /// Replaces outputs that are not finite by what the definition says.
+    /// Replaces outputs that are not finite by what the definition says, of the channels from `column` on. What meets a NaN is one already:
+    /// a request may be full of them, and is not to take ten times as long for it.
     #[cold]
-    fn define(&self, tile: usize, columns: Range<usize>, mut outputs: [[f32; LANES]; 4]) -> [[f32; LANES]; 4] {
-        let (c_in, panel_width) = (self.job.shape.c_in, self.weights.panel_width());
-        let (line, column) = self.origin(tile);
-        for j in 0..columns.len().min(LANES) {
-            let first = columns.start / panel_width * panel_width;
-            let (b, width) = self.weights.panels().panel(first, 0..PLACES * c_in);
-            let mut sums = [0.0f32; 4];
+    fn define(&self, tile: usize, column: usize, outputs: [[f32; LANES]; 4]) -> [[f32; LANES]; 4] {
+        #[inline(always)]
+        fn body<const FMA: bool>(work: &Work<'_>, tile: usize, column: usize, outputs: [[f32; LANES]; 4]) -> [[f32; LANES]; 4] {
+            let (c_in, panel_width) = (work.job.shape.c_in, work.weights.panel_width());
+            let first = column / panel_width * panel_width;
+            let (b, width) = work.weights.panels().panel(first, 0..PLACES * c_in);
+            let (line, left) = work.origin(tile);
+            let pixels: [&[f32]; PLACES] = std::array::from_fn(|at| work.pixel(line + at / 4, left + at % 4));
+            let met = |at: usize, tap: usize| 4 * (at / 2 + tap / 3) + at % 2 + tap % 3;
+            let nan = pixels.map(|pixel| pixel.iter().fold(false, |nan, value| nan | value.is_nan()));
+            let defined = |at: usize| outputs[at].iter().all(|output| output.is_finite()) || (0..TAPS).any(|tap| nan[met(at, tap)]);
+            if (0..4).all(defined) {
+                return outputs;
+            }
+            let mut sums = [[0.0; LANES]; 4];
             for c in 0..c_in {
-                let weights = original_weights(&std::array::from_fn(|place| b[(place * c_in + c) * width + columns.start - first + j]));
-                for (at, sum) in sums.iter_mut().enumerate() {
-                    for (tap, weight) in weights.iter().enumerate() {
-                        *sum += weight * self.pixel(line + at / 2 + tap / 3, column + at % 2 + tap % 3)[c];
+                let mut transformed = [[0.0; LANES]; PLACES];
+                for place in 0..PLACES {
+                    transformed[place] = lanes(b, (place * c_in + c) * width + column - first);
+                }
+                let weights = original_weights(&transformed);
+                for at in 0..4 {
+                    for tap in 0..TAPS {
+                        let pixel = pixels[met(at, tap)][c];
+                        for lane in 0..LANES {
+                            sums[at][lane] = math::fma::<FMA>(weights[tap][lane], pixel, sums[at][lane]);
+                        }
                     }
                 }
             }
-            for (output, sum) in outputs.iter_mut().zip(sums) {
-                if !output[j].is_finite() {
-                    output[j] = sum;
-                }
-            }
+            let chosen = |output: f32, sum: f32| if output.is_finite() { output } else { sum };
+            std::array::from_fn(|at| std::array::from_fn(|lane| chosen(outputs[at][lane], sums[at][lane])))
         }
-        outputs
+        let work = self;
+        instantiate!(
+            self.job.isa,
+            body,
+            (work: &Work<'_>, tile: usize, column: usize, outputs: [[f32; LANES]; 4]) -> [[f32; LANES]; 4]
+        )
+    }
+}
+
+/// The elements from `at` on, as many as there are: a panel may be narrower, and behind it nothing is wanted.
+#[inline(always)]
+fn lanes(b: &[f32], at: usize) -> [f32; LANES] {
+    match b[at..].first_chunk() {
+        Some(lanes) => *lanes,
+        None => std::array::from_fn(|lane| b.get(at + lane).copied().unwrap_or_default()),
     }
 }
 
