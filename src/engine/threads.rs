@@ -326,6 +326,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if let Some(pool) = &self.pool {
+            self.stay_awake(Duration::ZERO);
             pool.rest().closed = true;
             pool.woken.notify_all();
         }
@@ -471,8 +472,8 @@ mod tests {
         assert_eq!(asleep(), 1);
         threads.stay_awake(Duration::ZERO);
         until_asleep(&threads);
+        // And by itself when the time is over.
         threads.stay_awake(10 * AWAKE);
-        assert_eq!(asleep(), 1);
         until_asleep(&threads);
         Threads::single().stay_awake(AWAKE);
     }
@@ -482,6 +483,7 @@ mod tests {
         let threads = Threads::new(3).unwrap();
         let pool = Arc::downgrade(threads.pool.as_ref().unwrap());
         threads.for_each(0..10, |_: usize| ());
+        threads.stay_awake(Duration::from_secs(3600));
         drop(threads);
         while pool.strong_count() > 0 {
             std::thread::yield_now();
