@@ -58,6 +58,7 @@ impl<F: Future> Future for Again<F> {
         let (wakes, waker) = waker.as_ref().expect("it was just made");
         let mut own = Context::from_waker(waker);
         for _ in 0..POLLS {
+            // Not a store: what was written before it was woken is to be seen.
             wakes.state.swap(POLLED, AcqRel);
             if let Poll::Ready(output) = future.as_mut().poll(&mut own) {
                 return Poll::Ready(output);
@@ -103,26 +104,29 @@ mod tests {
         (Again::new(future), polls, kept)
     }
 
+    /// Whether the future waits, when it is polled by the task that `woken` counts.
+    fn waits(future: &mut Again<impl Future<Output = ()>>, woken: &Arc<Woken>) -> bool {
+        Pin::new(future).poll(&mut Context::from_waker(&Waker::from(Arc::clone(woken)))).is_pending()
+    }
+
     #[test]
     fn who_wakes_itself_is_polled_again_and_nobody_else_is_woken() {
         let woken = Arc::new(Woken::default());
-        let task = Waker::from(Arc::clone(&woken));
         let (mut future, polls, waker) = restless(1, 2);
-        assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&task)).is_pending());
+        assert!(waits(&mut future, &woken));
         assert_eq!((polls.load(Relaxed), woken.0.load(Relaxed)), (2, 0));
         // What comes from elsewhere wakes the task.
         let waker = waker.lock().unwrap().take().unwrap();
         waker.wake_by_ref();
         assert_eq!(woken.0.load(Relaxed), 1);
-        assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&task)).is_ready());
+        assert!(!waits(&mut future, &woken));
     }
 
     #[test]
     fn who_wakes_itself_again_and_again_waits_for_its_turn() {
         let woken = Arc::new(Woken::default());
-        let task = Waker::from(Arc::clone(&woken));
         let (mut future, polls, _) = restless(5, 4);
-        assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&task)).is_pending());
+        assert!(waits(&mut future, &woken));
         assert_eq!((polls.load(Relaxed), woken.0.load(Relaxed)), (POLLS, 1));
     }
 
@@ -131,7 +135,7 @@ mod tests {
         let (first, second) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
         let (mut future, _, waker) = restless(0, 9);
         for woken in [&first, &second] {
-            assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&Waker::from(Arc::clone(woken)))).is_pending());
+            assert!(waits(&mut future, woken));
         }
         waker.lock().unwrap().take().unwrap().wake();
         assert_eq!((first.0.load(Relaxed), second.0.load(Relaxed)), (0, 1));

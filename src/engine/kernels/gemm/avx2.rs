@@ -8,6 +8,7 @@ use std::arch::x86_64::{
     __m256, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
+use super::pack::LINE;
 use super::tile::{Rows, Tile, shape};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 use crate::engine::kernels::isa::Isa;
@@ -83,16 +84,13 @@ fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
 }
 
 /// Rows that one pointer reaches: itself, and once and twice the distance, which an address scales by 4 and 8.
-const REACH: usize = 3;
+pub(in crate::engine::kernels) const REACH: usize = 3;
 
 /// Pointers that 6 rows need.
-const POINTERS: usize = 2;
+pub(in crate::engine::kernels) const POINTERS: usize = 2;
 
 /// Steps whose addresses are computed together.
 const QUAD: usize = 4;
-
-/// Elements of a line of the cache.
-const LINE: usize = 16;
 
 /// Adds `a · b` to the accumulators, and meanwhile fetches `next`.
 ///

@@ -10,7 +10,7 @@ use super::depthwise::Operands;
 use super::tile::{Tile, bounds};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
 pub(super) use crate::engine::kernels::gemm::avx2::LANES;
-use crate::engine::kernels::gemm::avx2::{load, store};
+use crate::engine::kernels::gemm::avx2::{POINTERS, REACH, load, store};
 
 /// Computes a tile.
 ///
@@ -69,12 +69,6 @@ fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
         activate::<true>(activation, &mut row[..tile.columns]);
     }
 }
-
-/// Rows that one pointer reaches: itself, and once and twice the distance, which an address scales by 4 and 8.
-const REACH: usize = 3;
-
-/// Pointers that 6 rows need.
-const POINTERS: usize = 2;
 
 /// # Safety
 ///

@@ -77,7 +77,6 @@ pub(super) fn run(isa: Isa, tile: &mut Tile<'_>) {
 }
 
 /// The activations that are a pair of bounds.
-#[cfg(target_arch = "x86_64")]
 #[inline]
 pub(super) fn bounds(activation: Activation) -> Option<(f32, f32)> {
     match activation {
