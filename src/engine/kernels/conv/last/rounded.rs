@@ -77,7 +77,6 @@ pub(super) fn run(job: &Job<'_>, weights: &Rounded, x: Image<'_>, y: &mut [f32],
     if let (true, [weights]) = (weights.placed, &weights.groups[..]) {
         return placed::run(job, weights, x, y, scratch);
     }
-    assert!(weights.taps || shape.dilation_w == 1, "weights packed for neighbours");
     let reading = Reading::new(shape, &x);
     let (runs, len) = runs(shape, reading.pitch * shape.c_in, weights.taps);
     let product = Product { job, runs: &runs, len, lda: reading.step(shape), multiplier: Multiplier::new(job.isa) };
