@@ -11,6 +11,7 @@ use ndserve::engine::kernels::conv::{ConvShape, PackedConv, conv2d};
 use ndserve::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use ndserve::engine::kernels::gemm::{PackedB, gemm, gemm_packed_b};
 use ndserve::engine::kernels::isa::Isa;
+use ndserve::engine::kernels::limits::peak_flops;
 use ndserve::engine::kernels::vector::{self, Binary, Operand};
 use ndserve::engine::kernels::weights::{Precision, Weights};
 
@@ -20,7 +21,7 @@ fn main() {
     let isa = arguments.next();
     let part = arguments.next().unwrap_or_default();
     let isa = isa.map_or_else(Isa::best, |name| name.parse().expect("an instruction set"));
-    let peak = measured_peak(isa);
+    let peak = peak_flops(isa) / 1e9;
     println!("{isa}: peak {peak:.1} GFLOP/s");
     println!("{:<44} {:>10} {:>10} {:>7}", "kernel", "µs", "GFLOP/s", "peak");
     for (m, k, n) in [
@@ -186,69 +187,4 @@ fn functions() -> Vec<(&'static str, Function)> {
         ("sum", |isa, x, y| y[0] = vector::sum(isa, x)),
         ("add", |isa, x, y| vector::binary(isa, Binary::Add, Operand::Slice(x), Operand::Scalar(0.5), y)),
     ]
-}
-
-/// GFLOP/s of 12 independent chains of multiply-adds that never leave the registers.
-fn measured_peak(isa: Isa) -> f64 {
-    const ROUNDS: usize = 1_000_000;
-    let seconds = match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => fastest(|| x86::chains_512(ROUNDS)),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => fastest(|| x86::chains_256(ROUNDS)),
-        _ => fastest(|| {
-            let mut sums = black_box([[1.0f32; 4]; 12]);
-            for _ in 0..ROUNDS {
-                sums.as_flattened_mut().iter_mut().for_each(|sum| *sum = *sum * 0.999 + 0.5);
-            }
-            black_box(sums);
-        }),
-    };
-    let lanes = match isa {
-        Isa::Scalar => 4,
-        Isa::Avx2 => 8,
-        Isa::Avx512 | Isa::Amx => 16,
-    };
-    (2 * 12 * lanes * ROUNDS) as f64 / seconds / 1e9
-}
-
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "the peak is measured with the instructions the kernels use")]
-mod x86 {
-    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
-    use std::hint::black_box;
-
-    pub(super) fn chains_512(rounds: usize) {
-        #[target_feature(enable = "avx512f")]
-        fn run(rounds: usize) {
-            let factor = _mm512_set1_ps(black_box(0.999));
-            let mut sums = [_mm512_set1_ps(1.0); 12];
-            for _ in 0..rounds {
-                for sum in &mut sums {
-                    *sum = _mm512_fmadd_ps(*sum, factor, factor);
-                }
-            }
-            black_box(sums);
-        }
-        assert!(is_x86_feature_detected!("avx512f"));
-        // SAFETY: the assertion above.
-        unsafe { run(rounds) }
-    }
-
-    pub(super) fn chains_256(rounds: usize) {
-        #[target_feature(enable = "avx2,fma")]
-        fn run(rounds: usize) {
-            let factor = _mm256_set1_ps(black_box(0.999));
-            let mut sums = [_mm256_set1_ps(1.0); 12];
-            for _ in 0..rounds {
-                for sum in &mut sums {
-                    *sum = _mm256_fmadd_ps(*sum, factor, factor);
-                }
-            }
-            black_box(sums);
-        }
-        assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
-        // SAFETY: the assertion above.
-        unsafe { run(rounds) }
-    }
 }

@@ -157,13 +157,7 @@ struct Word {
 }
 
 const WORDS: &[Word] = &[
-    Word {
-        words: &["unsafe"],
-        under: "",
-        // The bench calls the same instructions in a loop, to know what the machine could do at most.
-        except: &["src/engine/kernels/", "benches/kernels.rs"],
-        why: "unsafe code lives in engine/kernels alone",
-    },
+    Word { words: &["unsafe"], under: "", except: &["src/engine/kernels/"], why: "unsafe code lives in engine/kernels alone" },
     Word { words: &["todo", "!"], under: "", except: &[], why: "finish it, or refuse it with an error that says so" },
     Word { words: &["unimplemented", "!"], under: "", except: &[], why: "finish it, or refuse it with an error that says so" },
     Word { words: &["dbg", "!"], under: "", except: &[], why: "left over from debugging" },

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::attrs::Attrs;
 use super::dtype::DType;
 use super::kernels::isa::Isa;
+use super::kernels::limits::Arithmetic;
 use super::tensor::{Kind, Tensor, Value};
 use super::threads::Threads;
 use super::view::{View, ViewMut};
@@ -393,6 +394,11 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         let _ = inputs;
         0
+    }
+
+    /// What the operations that [`Op::flops`] counts are on.
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::F32
     }
 
     /// Bytes of constants that the operator holds itself after [`Op::prepack`].

@@ -11,6 +11,7 @@ use super::error::RunError;
 use super::evaluate::evaluate;
 use super::graph::{Graph, Node, ValueId};
 use super::kernels::isa::Isa;
+use super::kernels::limits::Arithmetic;
 use super::op::{Context, Fact, Facts, OpError, Scratch, Shape, checked_len};
 use super::tensor::{Kind, Tensor};
 use super::threads::Threads;
@@ -43,6 +44,17 @@ pub(crate) struct Step {
     pub(crate) in_place: Option<usize>,
     /// Dynamic values that nobody reads after this step.
     pub(crate) drops: SmallVec<[ValueId; 2]>,
+}
+
+/// What a step has to do at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Multiplications and additions of its sums; 0 where they are not counted.
+    pub flops: u64,
+    /// What the sums are of.
+    pub arithmetic: Arithmetic,
+    /// Bytes of its operands and results, each once, as far as the plan knows their shapes.
+    pub bytes: u64,
 }
 
 /// Storage for values of one type.
@@ -126,9 +138,20 @@ impl Plan {
         !self.dynamic
     }
 
-    /// Each step's node, by position in the graph, with its floating-point operations; 0 where they are not counted.
-    pub fn flops(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        self.steps.iter().zip(&self.flops).map(|(step, &flops)| (step.node, flops))
+    /// Each step's node, by position in `graph`, which the plan is of, with what it has to do at least.
+    pub fn steps<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (usize, Work)> + 'a {
+        let bytes = |id: ValueId| {
+            let size = graph.values[id.index()].kind.as_ref().and_then(Kind::dtype).map_or(0, DType::size);
+            self.shape(id).map_or(0, |shape| shape.iter().fold(size as u64, |bytes, &n| bytes.saturating_mul(n as u64)))
+        };
+        self.steps.iter().zip(&self.flops).map(move |(step, &flops)| {
+            let node = &graph.nodes[step.node];
+            // Others than products may need a part of a constant only: some lines of a table.
+            let read = |id: &ValueId| flops > 0 || !matches!(self.places[id.index()], Place::Constant(_));
+            let values = node.operands().filter(read).chain(node.results()).map(bytes).fold(0, u64::saturating_add);
+            let packed = node.op.packed_bytes() as u64;
+            (step.node, Work { flops, arithmetic: node.op.arithmetic(), bytes: values.saturating_add(packed) })
+        })
     }
 
     /// Floating-point operations of all steps.
@@ -137,7 +160,7 @@ impl Plan {
     }
 
     /// The shape of a value, if it does not depend on data.
-    pub(crate) fn shape(&self, id: ValueId) -> Option<&[usize]> {
+    pub fn shape(&self, id: ValueId) -> Option<&[usize]> {
         self.shapes[id.index()].as_deref()
     }
 }

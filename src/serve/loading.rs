@@ -167,7 +167,7 @@ fn if_slow(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -
 /// The operations of a pass, as far as its operators tell; 0 if they cannot be known before it.
 fn operations(model: &Model, inputs: &[Tensor]) -> u64 {
     let shapes: Vec<Shape> = inputs.iter().map(|input| input.shape().into()).collect();
-    model.plan(&shapes).map_or(0, |plan| plan.flops().map(|(_, flops)| flops).sum())
+    model.plan(&shapes).map_or(0, |plan| plan.work())
 }
 
 /// Finds out what the start left, while the version serves.

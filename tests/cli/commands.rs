@@ -345,6 +345,10 @@ fn bench_prints_what_the_comparison_script_reads() {
     }
     let table = folder.run(&bench).ok().out;
     assert!(table.contains("median") && table.contains("\nRelu "), "{table}");
+    assert!(table.contains("\nlimits of 1 threads: ") && table.contains(" GFLOP/s in f32, "), "{table}");
+    let nodes = folder.run(&[&bench[..], &["--by", "node"]].concat()).ok().out;
+    let line = nodes.lines().find(|line| line.starts_with("Relu ")).unwrap();
+    assert!(line.contains("% ") && line.contains("] → ["), "{nodes}");
     for precision in ["bf16", "int8", "int8-weights", "int4-weights"] {
         assert!(folder.run(&[&bench[..], &["--precision", precision]].concat()).ok().out.contains(&format!(" · {precision} · ")));
     }

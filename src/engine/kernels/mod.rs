@@ -9,10 +9,11 @@
 //!   one chain of multiply-adds over ascending `k`, whatever the number of rows, their position or the split of the work.
 //! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
 //!
-//! This is the only folder of the crate that may contain `unsafe`, and only for seven things: loads and stores through
+//! This is the only folder of the crate that may contain `unsafe`, and only for eight things: loads and stores through
 //! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`, `int8/amx.rs`), calls into code compiled for instructions
 //! that were detected beforehand, calls into the allocator and advice on memory to the system (`allocator.rs`), a copy of bytes
-//! into memory that is not cleared (`bytes.rs`), and closures that other threads call while their owner waits (`offers.rs`).
+//! into memory that is not cleared (`bytes.rs`), closures that other threads call while their owner waits (`offers.rs`), and loops that
+//! measure the processor (`limits.rs`).
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
 pub mod allocator;
@@ -27,6 +28,7 @@ pub mod gemm;
 pub mod int8;
 pub mod integer;
 pub mod isa;
+pub mod limits;
 pub mod offers;
 pub mod pool;
 pub mod rows;

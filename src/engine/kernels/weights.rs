@@ -10,6 +10,7 @@ use super::epilogue::Epilogue;
 use super::gemm::{PackedB, gemm_packed_b_columns};
 use super::int8::{self, DynamicInt8};
 use super::isa::Isa;
+use super::limits::Arithmetic;
 
 /// In which arithmetic products with constant weights are taken; everything else is computed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,6 +114,15 @@ impl Weights {
             Weights::Bf16(b) => b.n(),
             Weights::Int8(b) => b.n(),
             Weights::Codes(b) => b.n(),
+        }
+    }
+
+    /// What the factors of its products are.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match self {
+            Weights::F32(_) | Weights::Codes(_) => Arithmetic::F32,
+            Weights::Bf16(_) => Arithmetic::Bf16,
+            Weights::Int8(_) => Arithmetic::Int8,
         }
     }
 

@@ -21,6 +21,7 @@ use crate::engine::dtype::DType;
 use crate::engine::kernels::conv::{ConvShape, PackedConv, conv2d, conv2d_channels};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::vector::activation_in_place;
 use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
@@ -363,6 +364,10 @@ impl Op for PackedConvolution {
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         inputs.shape(0).and_then(|x| self.conv.sizes(x, &self.w_shape)).map_or(0, |sizes| sizes.flops())
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.w.arithmetic()
     }
 
     fn packed_bytes(&self) -> usize {

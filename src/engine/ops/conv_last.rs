@@ -10,6 +10,7 @@ use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::conv::last::{Apart, Image, PackedConvLast, conv2d_last, conv2d_last_channels};
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::Tensor;
 
@@ -212,6 +213,10 @@ impl Op for PackedConvolution {
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         inputs.shape(0).and_then(|x| self.op.sizes(x, &self.w_shape)).map_or(0, |sizes| sizes.flops())
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.w.arithmetic()
     }
 
     fn packed_bytes(&self) -> usize {

@@ -10,10 +10,12 @@ use super::axes::{offsets, same_type, strides};
 use super::conv::{Conv, conv};
 use super::matmul::{MatMul, narrow};
 use super::number::{Number, with_float};
+use super::product::flops;
 use crate::engine::attrs::{Attr, Attrs};
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
 use crate::engine::tensor::{Buffer, Kind, Tensor};
@@ -82,6 +84,10 @@ impl Op for Then {
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         self.first.flops(inputs)
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.first.arithmetic()
     }
 
     fn packed_bytes(&self) -> usize {
@@ -325,6 +331,15 @@ impl Op for PackedFusedMatMul {
         let own = if self.fused.a.plain() { None } else { Some(self.fused.a.tensor(a)?) };
         let factor = own.as_ref().map_or(a, Tensor::view);
         scaled(&*self.product, self.fused.alpha, &Inputs(&[Some(factor)]), outputs.at(0)?, ctx)
+    }
+
+    fn flops(&self, inputs: &Facts<'_>) -> u64 {
+        let (Ok(a), [_, n]) = (inputs.shape(0), &*self.b_shape) else { return 0 };
+        flops(a.iter().product(), 1, *n)
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.product.arithmetic()
     }
 
     fn packed_bytes(&self) -> usize {

@@ -18,6 +18,7 @@ use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::gemm::gemm_generic;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
@@ -289,6 +290,10 @@ impl Op for PackedGemm {
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         let sizes = inputs.shape(0).and_then(|a| sizes(a, self.gemm.trans_a, (self.b.k(), self.b.n())));
         sizes.map_or(0, |(m, k, n)| flops(m, k, n))
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.b.arithmetic()
     }
 
     fn packed_bytes(&self) -> usize {

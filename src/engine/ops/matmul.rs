@@ -17,6 +17,7 @@ use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::gemm::{gemm, gemm_generic};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
@@ -296,6 +297,10 @@ impl Op for PackedMatMul {
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         let rows = inputs.shape(0).map_or(0, |a| a[..a.len().saturating_sub(1)].iter().product());
         flops(rows, self.b.k(), self.b.n())
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.b.arithmetic()
     }
 
     fn packed_bytes(&self) -> usize {

@@ -12,6 +12,7 @@ use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm::gemm;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::vector;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
@@ -257,6 +258,10 @@ impl Op for QAttention {
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         let Ok(x) = inputs.shape(0) else { return 0 };
         self.sizes(x, inputs.shape(1).ok(), None).map_or(0, |s| flops(s.batch * s.tokens, s.input, 3 * s.hidden))
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::Int8
     }
 
     fn packed_bytes(&self) -> usize {

@@ -17,6 +17,7 @@ use crate::engine::attrs::Attrs;
 use crate::engine::dtype::{DType, Element};
 use crate::engine::kernels::integer::padded;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::View;
@@ -272,6 +273,10 @@ impl Op for QConv {
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         let sizes = inputs.shape(0).and_then(|x| self.sizes(x, inputs.shape(self.weights())?));
         sizes.map_or(0, |sizes| sizes.flops())
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::Int8
     }
 
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {

@@ -9,6 +9,7 @@ use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::int8::conv::{Image, Prepared, pack, prepare, run};
 use crate::engine::kernels::int8::{Codes, Finish, Output, PANEL, PackedInt8, RightCodes};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Shape};
 use crate::engine::tensor::Tensor;
 use crate::engine::threads::Threads;
@@ -138,6 +139,10 @@ impl Op for PackedQConv {
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
         inputs.shape(0).and_then(|x| self.conv.sizes(x, &self.shape)).map_or(0, |sizes| sizes.flops())
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::Int8
     }
 
     fn packed_bytes(&self) -> usize {

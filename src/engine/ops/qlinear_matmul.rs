@@ -26,6 +26,7 @@ use crate::engine::kernels::gemm::gemm;
 use crate::engine::kernels::int8::{PackedInt8, RightCodes};
 use crate::engine::kernels::integer::padded;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::{Kind, Tensor};
 use crate::engine::view::{Slice, SliceMut, View, ViewMut};
@@ -533,6 +534,10 @@ impl Op for QMatMul {
         let b = inputs.shape(self.places().b).ok();
         let sizes = inputs.shape(0).and_then(|a| self.sizes(a, b));
         sizes.map_or(0, |s| flops(s.m, s.k, s.n).saturating_mul(s.batch.iter().product::<usize>() as u64))
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::Int8
     }
 
     fn packed_bytes(&self) -> usize {

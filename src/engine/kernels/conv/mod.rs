@@ -20,6 +20,7 @@ use super::bf16::RoundedLeft;
 use super::epilogue::{Bias, Epilogue};
 use super::gemm::{PackedA, RowPanel, tile};
 use super::isa::Isa;
+use super::limits::Arithmetic;
 use super::weights::Precision;
 
 /// Sizes of a convolution. The padding at the bottom and on the right follows from the output size.
@@ -174,6 +175,11 @@ impl PackedConv {
     /// The instruction set it was packed for.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// What the factors of its sums are.
+    pub fn arithmetic(&self) -> Arithmetic {
+        if matches!(self.weights, Weights::Rounded(_)) { Arithmetic::Bf16 } else { Arithmetic::F32 }
     }
 
     /// Memory held by the weights, in bytes.

@@ -28,6 +28,7 @@ use crate::engine::kernels::bf16::PANEL;
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::gemm::PackedB;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::Precision;
 
 /// Weights for images with channels last, packed once at load for one instruction set.
@@ -95,6 +96,11 @@ impl PackedConvLast {
             Weights::Groups((0..groups).map(group).collect())
         };
         PackedConvLast { isa, c_out, c_in_per_group, kernel, groups, apart, weights }
+    }
+
+    /// What the factors of its sums are.
+    pub fn arithmetic(&self) -> Arithmetic {
+        if matches!(self.weights, Weights::Rounded(_)) { Arithmetic::Bf16 } else { Arithmetic::F32 }
     }
 
     /// Memory held by the weights, in bytes.

@@ -1,7 +1,7 @@
 //! `ndserve bench`: how fast a model runs here, and where the time goes.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+mod operators;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use serde::Serialize;
 use super::target::Target;
 use super::{Failure, Outcome, files, print, progress};
 use crate::config::{Engine, Flags};
-use crate::engine::{DType, Model, Port, Session, Shape, Tensor, Threads, Value};
+use crate::engine::{DType, Model, Port, Session, Tensor, Threads, Value};
 use crate::{resources, telemetry};
 
 /// Measure how fast a model runs, without a server.
 ///
-/// Prints a table with the time per operator, or with --json the time of every run.
+/// Prints a table with the time per operator and its share of what the processor can do, or with --json the time of every run.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// A model file, or a model folder (its newest version is taken)
@@ -32,11 +32,21 @@ pub(super) struct Args {
     /// How long to measure, after warming up; at least one run is measured
     #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
+    /// Of what the table has a line each: the operators of a kind, or single nodes in the order of the run
+    #[arg(long, value_name = "OPERATOR|NODE", value_enum, default_value_t = By::Operator, hide_possible_values = true)]
+    by: By,
     /// Print {"runs_ms": […], "load_ms": …, "first_ms": …, "rss_peak_mib": …} and nothing else
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     flags: Flags<Engine>,
+}
+
+/// What a line of the table is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum By {
+    Operator,
+    Node,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -84,8 +94,8 @@ pub(super) fn command(args: Args) -> Outcome {
             threads.count(),
             shapes(&inputs)
         );
-        let operators = profile(&mut session, &inputs, args.seconds.min(1.0))?;
-        print(&format!("{head}{}{operators}", summary(&measured)))?;
+        let table = operators::table(&mut session, &inputs, args.seconds.min(1.0), threads.count(), args.by)?;
+        print(&format!("{head}{}{table}", summary(&measured)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -132,48 +142,6 @@ fn summary(measured: &Measured) -> String {
         quantile(0.99),
         sorted[0]
     )
-}
-
-/// Time per operator: where a run spends it, and how much arithmetic it does in it.
-fn profile(session: &mut Session, inputs: &[Value], seconds: f64) -> Result<String, Failure> {
-    let end = Instant::now() + Duration::from_secs_f64(seconds);
-    let mut runs = 0_u32;
-    session.start_profile();
-    while runs == 0 || Instant::now() < end {
-        session.run_values(inputs)?;
-        runs += 1;
-    }
-    let times = session.profile().unwrap_or_default();
-    let model = session.model();
-    let shapes: Vec<Shape> =
-        inputs.iter().map(|value| value.tensor().map_or_else(Shape::default, |tensor| tensor.shape().into())).collect();
-    let flops: BTreeMap<usize, u64> = model.plan(&shapes)?.flops().collect();
-
-    #[derive(Default)]
-    struct Row {
-        nodes: usize,
-        time: Duration,
-        flops: u64,
-    }
-    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-    for (position, (node, time)) in model.graph().nodes.iter().zip(times).enumerate() {
-        let Some(&flops) = flops.get(&position) else { continue };
-        let row = rows.entry(node.op_type()).or_default();
-        row.nodes += 1;
-        row.time += *time;
-        row.flops += flops;
-    }
-    let mut rows: Vec<(String, Row)> = rows.into_iter().collect();
-    rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.time));
-    let total: Duration = rows.iter().map(|(_, row)| row.time).sum();
-    let mut text = format!("\n{:24} {:>6} {:>10} {:>7} {:>9}\n", "operator", "nodes", "ms/run", "share", "GFLOP/s");
-    for (op, Row { nodes, time, flops }) in rows {
-        let per_run = time.as_secs_f64() / f64::from(runs);
-        let share = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
-        let speed = if flops > 0 && per_run > 0.0 { format!("{:.1}", flops as f64 / per_run / 1e9) } else { "-".to_owned() };
-        let _ = writeln!(text, "{op:24} {nodes:>6} {:>10.4} {share:>6.1}% {speed:>9}", per_run * 1e3);
-    }
-    Ok(text)
 }
 
 fn shapes(inputs: &[Value]) -> String {
