@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::engine::Isa;
+use crate::engine::{Isa, keep_freed_memory};
 use crate::resources::allow_huge_pages;
 
 /// A model server for CPUs: loads ONNX models at run time and answers batched predictions over HTTP.
@@ -67,6 +67,7 @@ type Outcome = Result<ExitCode, Failure>;
 /// Runs the command that the arguments name; the first one is the program's own name.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     allow_huge_pages();
+    keep_freed_memory();
     let parsed = Cli::command().version(version()).try_get_matches_from(with_default_command(args));
     let cli = match parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,

@@ -43,7 +43,7 @@ pub use dtype::{DType, Element};
 pub use error::{LoadError, RunError, Unsupported};
 pub use explain::{gradient_model, has_trees, tree_model};
 pub use graph::{Dim, Graph, Node, ValueId, ValueInfo};
-pub use kernels::allocator::{purge_with_threads, release_memory};
+pub use kernels::allocator::{keep_freed_memory, purge_with_threads, release_memory};
 pub use kernels::bytes::from_bytes;
 pub use kernels::isa::Isa;
 pub use kernels::limits::{peak_flops, read_bandwidth};
