@@ -78,6 +78,7 @@ const LAYERS: &[Layer] = &[
             "engine::onnx",
             "engine::optimize",
             "engine::plan",
+            "engine::portions",
             "engine::overrides",
             "engine::program",
             "engine::session",

@@ -26,6 +26,7 @@ mod ops;
 mod optimize;
 mod overrides;
 mod plan;
+mod portions;
 mod program;
 mod session;
 mod signature;

@@ -15,6 +15,7 @@ use super::op::Shape;
 use super::optimize::{self, PassReport};
 use super::overrides::Overrides;
 use super::plan::Plan;
+use super::portions::Portions;
 use super::program::Program;
 use super::signature::{Port, Signature};
 use super::tensor::{Kind, Tensor};
@@ -72,6 +73,7 @@ pub struct Model {
     summary: Summary,
     run_limit: Option<Duration>,
     overrides: Option<Overrides>,
+    portions: Portions,
 }
 
 /// Counts of what was loaded.
@@ -127,7 +129,7 @@ impl Model {
         probe_outputs(&graph, &mut signature, options);
         let program = Program::new(graph, options);
         summary.weight_bytes = program.weight_bytes() + overrides.as_ref().map_or(0, |overrides| overrides.weight_bytes(&program));
-        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit, overrides })
+        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit, overrides, portions: Portions::default() })
     }
 
     /// What the model takes and gives.
@@ -180,6 +182,11 @@ impl Model {
     /// As [`Plan::new`].
     pub fn plan(&self, shapes: &[Shape]) -> Result<Arc<Plan>, RunError> {
         self.program.plan(shapes)
+    }
+
+    /// How many rows of inputs of these shapes `threads` threads compute together.
+    pub(crate) fn rows_together(&self, shapes: &[Shape], threads: usize) -> Result<usize, RunError> {
+        if self.signature.batchable { self.portions.rows_together(&self.program, shapes, threads) } else { Ok(usize::MAX) }
     }
 
     /// The input shapes of a batch of `rows`, if every other dimension is fixed.

@@ -127,6 +127,14 @@ impl<'a> Facts<'a> {
         fact.shape.as_deref().ok_or(OpError::Unknown)
     }
 
+    /// Whether the rows of all inputs that are no constants lie along dimension 0 of a result that they are broadcast to.
+    pub fn rows_in_line(&self) -> bool {
+        let given = || self.0.iter().flatten();
+        let rank = |fact: &Fact| fact.shape.as_ref().map_or(0, |shape| shape.len());
+        let most = given().map(|fact| rank(fact)).max().unwrap_or(0);
+        given().all(|fact| fact.value.is_some() || rank(fact) == most)
+    }
+
     /// The elements of input `index`.
     ///
     /// # Errors
@@ -369,6 +377,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     fn values_from_shapes(&self, inputs: &Facts<'_>) -> Option<Vec<Tensor>> {
         let _ = inputs;
         None
+    }
+
+    /// Whether row `i` of every output, along dimension 0, follows from row `i` of the inputs and from constants alone. Asked for inputs of
+    /// which those that are no constants have as many rows as the outputs; only such values have no `value` among the facts.
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        let _ = inputs;
+        false
     }
 
     /// Whether the same inputs always give the same outputs. One that does not is never computed ahead of a request.

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::error::RunError;
 use super::execute::{Given, Limits, Memory, RunInputs, execute};
+use super::graph::ValueId;
 use super::model::Model;
 use super::op::Shape;
 use super::program::Program;
@@ -73,9 +74,17 @@ impl Session {
     /// # Errors
     /// If the inputs do not fit the signature or each other, or an operator finds a value out of range.
     pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Value>, RunError> {
-        let clock = Clock::start(&mut self.time);
+        let mut clock = Clock::start(&mut self.time);
         self.model.signature().check(inputs)?;
-        let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(|tensor| Given::View(tensor.view())).collect();
+        let views: SmallVec<[View<'_>; 4]> = inputs.iter().map(Tensor::view).collect();
+        if let Some(together) = portion(&self.model, &views, &self.threads)? {
+            let limits = limits(&self.model, &self.threads, clock.input());
+            let found = in_portions(&self.model, &views, together, &mut self.memory, &limits, self.profile.as_mut())?;
+            clock.infer();
+            let tensor = |(buffer, shape): (Buffer, Shape)| buffer.into_tensor(&shape).expect("as many elements as the rows have");
+            return Ok(found.into_iter().map(tensor).map(Value::from).collect());
+        }
+        let given: SmallVec<[Given<'_>; 4]> = views.into_iter().map(Given::View).collect();
         values((&self.model, self.model.program()), &given, &mut self.memory, &self.threads, (clock, self.profile.as_mut()))
     }
 
@@ -105,6 +114,10 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_values(&mut self, inputs: &[Value]) -> Result<Vec<Value>, RunError> {
+        // Their elements are shared, not copied.
+        if let Some(tensors) = inputs.iter().map(|value| value.tensor().cloned()).collect::<Option<SmallVec<[Tensor; 4]>>>() {
+            return self.run(&tensors);
+        }
         let clock = Clock::start(&mut self.time);
         self.model.signature().check_values(inputs)?;
         let given: SmallVec<[Given<'_>; 4]> = inputs.iter().map(Given::from).collect();
@@ -152,15 +165,26 @@ impl Session {
         }
         let total: usize = rows.iter().sum();
         let shapes = gather(&mut self.gathered, &signature.inputs, requests, total)?;
-        let given: SmallVec<[Given<'_>; 4]> =
-            self.gathered.iter().zip(&shapes).map(|(b, s)| Given::View(View::new(b.slice(s.iter().product()), s))).collect();
+        let views: SmallVec<[View<'_>; 4]> =
+            self.gathered.iter().zip(&shapes).map(|(buffer, shape)| View::new(buffer.slice(shape.iter().product()), shape)).collect();
+        let together = portion(&self.model, &views, &self.threads)?;
         let limits = limits(&self.model, &self.threads, clock.input());
-        let run = execute(self.model.program(), RunInputs::Given(&given), &mut self.memory, &limits, self.profile.as_mut())?;
+        let (run, found);
+        let outputs: SmallVec<[View<'_>; 4]> = match together {
+            Some(together) => {
+                found = in_portions(&self.model, &views, together, &mut self.memory, &limits, self.profile.as_mut())?;
+                found.iter().map(|(buffer, shape)| View::new(buffer.slice(shape.iter().product()), shape)).collect()
+            }
+            None => {
+                run = execute(self.model.program(), RunInputs::Views(&views), &mut self.memory, &limits, self.profile.as_mut())?;
+                let output = |id: &ValueId| run.view(&self.memory, *id).expect("every output of a batchable model is a tensor");
+                self.model.graph().outputs.iter().map(output).collect()
+            }
+        };
         clock.infer();
 
         let mut results: Vec<Vec<Value>> = rows.iter().map(|_| Vec::with_capacity(signature.outputs.len())).collect();
-        for &id in &self.model.graph().outputs {
-            let view = run.view(&self.memory, id).expect("every output of a batchable model is a tensor");
+        for view in outputs {
             let mut shape: Shape = view.shape().into();
             let row: usize = shape[1..].iter().product();
             let mut start = 0;
@@ -248,6 +272,48 @@ fn values(
     let outputs = run.outputs(memory);
     clock.output();
     Ok(outputs)
+}
+
+/// How many rows of the inputs are computed together, if not all.
+fn portion(model: &Model, inputs: &[View<'_>], threads: &Threads) -> Result<Option<usize>, RunError> {
+    let Some(&rows) = inputs.first().and_then(|view| view.shape().first()).filter(|rows| **rows > 1) else { return Ok(None) };
+    let shapes: SmallVec<[Shape; 4]> = inputs.iter().map(|view| view.shape().into()).collect();
+    Ok(Some(model.rows_together(&shapes, threads.count())?).filter(|together| *together < rows))
+}
+
+/// Runs the model on at most `together` rows at once, and returns the outputs of all with their shapes.
+fn in_portions(
+    model: &Model,
+    inputs: &[View<'_>],
+    together: usize,
+    memory: &mut Memory,
+    limits: &Limits<'_>,
+    mut profile: Option<&mut Vec<Duration>>,
+) -> Result<Vec<(Buffer, Shape)>, RunError> {
+    let rows = inputs[0].shape()[0];
+    let mut found: Vec<(Buffer, Shape)> = Vec::with_capacity(model.graph().outputs.len());
+    for start in (0..rows).step_by(together) {
+        let count = together.min(rows - start);
+        let shapes: SmallVec<[Shape; 4]> =
+            inputs.iter().map(|view| std::iter::once(count).chain(view.shape()[1..].iter().copied()).collect()).collect();
+        let mut views: SmallVec<[View<'_>; 4]> = SmallVec::new();
+        for (view, shape) in inputs.iter().zip(&shapes) {
+            let row: usize = shape[1..].iter().product();
+            views.push(View::new(view.data().range(start * row..(start + count) * row), shape));
+        }
+        let run = execute(model.program(), RunInputs::Views(&views), memory, limits, profile.as_deref_mut())?;
+        for (position, id) in model.graph().outputs.iter().enumerate() {
+            let view = run.view(memory, *id).expect("every output of a batchable model is a tensor");
+            let row: usize = view.shape()[1..].iter().product();
+            if start == 0 {
+                let mut buffer = Buffer::new(view.dtype());
+                buffer.grow(rows * row);
+                found.push((buffer, std::iter::once(rows).chain(view.shape()[1..].iter().copied()).collect()));
+            }
+            found[position].0.slice_mut(rows * row).copy_from(start * row, &view.data());
+        }
+    }
+    Ok(found)
 }
 
 /// Copies the rows of all requests behind each other into the input storage.

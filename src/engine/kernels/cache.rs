@@ -10,10 +10,12 @@ pub struct Caches {
     pub first: usize,
     /// The second level's.
     pub second: usize,
+    /// The third level's, which other processors may share.
+    pub third: usize,
 }
 
 /// Where the system does not say: what most processors have at least.
-const UNKNOWN: Caches = Caches { first: 32 << 10, second: 512 << 10 };
+const UNKNOWN: Caches = Caches { first: 32 << 10, second: 512 << 10, third: 8 << 20 };
 
 /// The caches of this machine's first processor, as Linux describes them; asked for once.
 pub fn caches() -> Caches {
@@ -31,6 +33,7 @@ fn described(of: impl Fn(usize, &str) -> String) -> Caches {
         match (of(index, "level").trim(), of(index, "type").trim()) {
             ("1", "Data" | "Unified") => found.first = bytes,
             ("2", "Data" | "Unified") => found.second = bytes,
+            ("3", "Data" | "Unified") => found.third = bytes,
             _ => {}
         }
     }
@@ -60,9 +63,9 @@ mod tests {
                 all.get(index).map_or(String::new(), |cache| format!("{}\n", cache[at]))
             })
         };
-        assert_eq!(with("2M"), Caches { first: 48 << 10, second: 2 << 20 });
+        assert_eq!(with("2M"), Caches { first: 48 << 10, second: 2 << 20, third: 32 << 20 });
         for size in ["", "K", "-1K", "0K", "32", "99999999999999999999K", "18446744073709551615M"] {
-            assert_eq!(with(size), Caches { first: 48 << 10, ..UNKNOWN }, "{size}");
+            assert_eq!(with(size), Caches { first: 48 << 10, third: 32 << 20, ..UNKNOWN }, "{size}");
         }
         assert_eq!(described(|_, _| String::new()), UNKNOWN);
     }

@@ -255,6 +255,10 @@ impl Op for Activate {
     fn run_in_place(&self, _: usize, _: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         self.apply(outputs.at(0)?, ctx.isa)
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
+    }
 }
 
 /// Clip with bounds as inputs, each of which may be omitted.

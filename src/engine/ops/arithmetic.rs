@@ -153,6 +153,10 @@ impl Op for Arithmetic {
     fn run_in_place(&self, index: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         combine_in_place(self.0, inputs.at(1 - index)?, outputs.at(0)?, ctx)
     }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        inputs.rows_in_line()
+    }
 }
 
 /// An operation folded over any number of operands; `mean` divides by their number.
@@ -220,6 +224,10 @@ impl Op for Variadic {
 
     fn run_in_place(&self, _: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         self.fold(inputs, outputs.at(0)?, ctx)
+    }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        inputs.rows_in_line()
     }
 }
 

@@ -373,6 +373,10 @@ impl Op for PackedConvolution {
     fn packed_bytes(&self) -> usize {
         self.w.bytes() + self.bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()))
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

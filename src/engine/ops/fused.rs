@@ -93,6 +93,10 @@ impl Op for Then {
     fn packed_bytes(&self) -> usize {
         self.first.packed_bytes()
     }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        self.first.row_wise(inputs) && self.activation.row_wise(inputs)
+    }
 }
 
 fn fused_gemm(attrs: &Attrs) -> Result<Box<dyn Op>, OpError> {

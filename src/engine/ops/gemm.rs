@@ -299,6 +299,10 @@ impl Op for PackedGemm {
     fn packed_bytes(&self) -> usize {
         self.b.bytes() + self.bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()))
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        !self.gemm.trans_a
+    }
 }
 
 #[cfg(test)]

@@ -65,6 +65,10 @@ impl Op for Transpose {
         let strides: Vec<isize> = order.iter().map(|&d| from[d] as isize).collect();
         copy_strided(x, 0, &strides, y)
     }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        inputs.shape(0).is_ok_and(|x| self.order(x.len()).is_ok_and(|order| order.first() == Some(&0)))
+    }
 }
 
 /// Fills `y` in order from the elements of `x` at `start` and on, which lie `strides` apart; rows that are contiguous in
@@ -190,6 +194,10 @@ impl Op for Concat {
             start += row;
         }
         Ok(())
+    }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        inputs.shape(0).is_ok_and(|x| axis(self.axis, x.len()).is_ok_and(|axis| axis > 0))
     }
 }
 

@@ -306,6 +306,10 @@ impl Op for PackedMatMul {
     fn packed_bytes(&self) -> usize {
         self.b.bytes() + self.bias.as_ref().map_or(0, |(bias, _)| size_of_val(bias.as_slice()))
     }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        inputs.shape(0).is_ok_and(|a| a.len() >= 2)
+    }
 }
 
 #[cfg(test)]

@@ -213,6 +213,10 @@ impl Op for MaxPool {
             Ok(())
         }, else Err(OpError::wrong_type(DType::F32, x.dtype())))
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        !self.indices
+    }
 }
 
 /// MaxPool with the channels behind the spatial dimensions.
@@ -371,6 +375,10 @@ impl Op for SumPool {
             Ok(())
         }, else Err(OpError::wrong_type(DType::F32, x.dtype())))
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -431,6 +439,10 @@ impl Op for GlobalPool {
             return Ok(());
         }
         with_float!(x.dtype(), T => self.run_wide::<T>(x, size, y), else Err(OpError::wrong_type(DType::F32, x.dtype())))
+    }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
     }
 }
 

@@ -33,6 +33,10 @@ impl Op for MaxPoolLast {
         greatest(&axes, channels, x.slice::<f32>()?, y.slice::<f32>()?, ctx);
         Ok(())
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
+    }
 }
 
 /// The greatest element of each window of images with channels last, on as many threads as it is worth.
@@ -85,5 +89,9 @@ impl Op for MeanLast {
             ctx.threads.for_each(items, |(number, y)| mean_last(ctx.isa, x, channels, number * part, y));
         }
         Ok(())
+    }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
     }
 }

@@ -179,6 +179,10 @@ impl Op for Softmax {
     fn run_in_place(&self, _: usize, _: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         self.apply(outputs.at(0)?, ctx.isa)
     }
+
+    fn row_wise(&self, inputs: &Facts<'_>) -> bool {
+        inputs.shape(0).is_ok_and(|x| axis(self.axis, x.len()).is_ok_and(|axis| axis > 0))
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Running one operator in a test: by name and opset out of the table, in every form that it has.
 //!
-//! [`Case::run`] computes the plain form, and then demands the same bits of the in-place form, of the prepacked form and
-//! of two threads.
+//! [`Case::run`] computes the plain form, and then demands the same bits of the in-place form, of the prepacked form, of
+//! two threads, and of each row alone where the operator says that it computes rows apart.
 
 use std::collections::BTreeMap;
 
@@ -147,6 +147,7 @@ impl Case {
         }
         self.same_in_place(&*op, inputs, &outputs)?;
         self.same_packed(&*op, inputs, &kinds, &outputs)?;
+        self.same_by_rows(&*op, inputs, &kinds, &outputs)?;
         Ok(outputs)
     }
 
@@ -189,6 +190,35 @@ impl Case {
         let left: Vec<Option<&Tensor>> = inputs.iter().enumerate().map(|(i, t)| t.filter(|_| !packed.consumed.contains(&i))).collect();
         let found = self.evaluate(&*packed.op, &left, kinds)?;
         assert_same(&found, outputs, "prepacked");
+        self.same_by_rows(&*packed.op, &left, kinds, outputs)
+    }
+
+    /// What has as many rows as input 0 comes from a request, and the rest is constant.
+    fn same_by_rows(&self, op: &dyn Op, inputs: &[Option<&Tensor>], kinds: &Kinds, outputs: &[Value]) -> Result<(), OpError> {
+        let rows_of = |tensor: &Tensor| tensor.shape().first().copied();
+        /// More of them, all empty, are there to be computed at once.
+        const MANY: usize = 64;
+        let rows = inputs.first().copied().flatten().and_then(rows_of).filter(|rows| (2..=MANY).contains(rows));
+        let Some(rows) = rows else { return Ok(()) };
+        let fact = |tensor: &Tensor| {
+            if rows_of(tensor) == Some(rows) { Fact::shaped(tensor.dtype(), tensor.shape()) } else { Fact::constant(tensor.clone()) }
+        };
+        let facts: Vec<Option<Fact>> = inputs.iter().map(|tensor| tensor.map(fact)).collect();
+        let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let outputs: Option<Vec<&Tensor>> = outputs.iter().map(|value| value.tensor().filter(|t| rows_of(t) == Some(rows))).collect();
+        let (Some(outputs), true) = (outputs, op.row_wise(&Facts(&facts))) else { return Ok(()) };
+        let part = |tensor: &Tensor, row: usize| {
+            let shape = [&[1], &tensor.shape()[1..]].concat();
+            let len: usize = shape.iter().product();
+            tensor.data().range(row * len..(row + 1) * len).to_buffer().into_tensor(&shape).expect("a row")
+        };
+        for row in 0..rows {
+            let own = |tensor: &Tensor| if rows_of(tensor) == Some(rows) { part(tensor, row) } else { tensor.clone() };
+            let given: Vec<Option<Tensor>> = inputs.iter().map(|tensor| tensor.map(own)).collect();
+            let given: Vec<Option<&Tensor>> = given.iter().map(Option::as_ref).collect();
+            let want: Vec<Value> = outputs.iter().map(|tensor| part(tensor, row).into()).collect();
+            assert_same(&self.evaluate(op, &given, kinds)?, &want, "a row alone");
+        }
         Ok(())
     }
 

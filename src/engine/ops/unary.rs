@@ -129,6 +129,10 @@ impl Op for Unary {
     fn run_in_place(&self, _: usize, _: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         self.apply(outputs.at(0)?, ctx.isa)
     }
+
+    fn row_wise(&self, _: &Facts<'_>) -> bool {
+        true
+    }
 }
 
 /// The other truth value.
