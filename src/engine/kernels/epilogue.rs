@@ -1,5 +1,7 @@
 //! What is applied to a finished output tile while it is still in the cache: scale, bias, activation.
 
+use std::ops::Range;
+
 use super::vector::math;
 
 /// `y = activation(alpha * x + bias)`, or `y = activation(x + bias + y)`, applied to each element of a product once its sum over `k` is complete.
@@ -103,21 +105,35 @@ pub enum Activation {
 /// Applies the activation in place; inlined into feature-gated callers, so that each gets its own vector code.
 #[inline(always)]
 pub(crate) fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
+    let columns = x.len();
+    activate_each::<FMA>(activation, x, (1, columns.max(1)), 0..columns);
+}
+
+/// [`activate`] of some columns of `rows` rows that lie `pitch` apart. Rows behind a tile are short: which function it is is asked once.
+#[inline(always)]
+pub(crate) fn activate_each<const FMA: bool>(activation: Activation, y: &mut [f32], (rows, pitch): (usize, usize), columns: Range<usize>) {
+    macro_rules! each {
+        ($map:path, $f:expr) => {
+            for row in y.chunks_mut(pitch).take(rows) {
+                $map(&mut row[columns.clone()], $f);
+            }
+        };
+    }
     match activation {
         Activation::None => {}
-        Activation::Relu => math::map_short_in_place(x, math::relu),
-        Activation::LeakyRelu { alpha } => math::map_short_in_place(x, |v| if v < 0.0 { alpha * v } else { v }),
-        Activation::Clip { min, max } => math::map_short_in_place(x, |v| math::clamp(v, min, max)),
-        Activation::Sigmoid => math::map_in_place(x, math::sigmoid::<FMA>),
-        Activation::Tanh => math::map_in_place(x, math::tanh::<FMA>),
-        Activation::Silu => math::map_in_place(x, math::silu::<FMA>),
-        Activation::Gelu => math::map_in_place(x, math::gelu::<FMA>),
-        Activation::GeluTanh => math::map_in_place(x, math::gelu_tanh::<FMA>),
+        Activation::Relu => each!(math::map_short_in_place, math::relu),
+        Activation::LeakyRelu { alpha } => each!(math::map_short_in_place, |v| if v < 0.0 { alpha * v } else { v }),
+        Activation::Clip { min, max } => each!(math::map_short_in_place, |v| math::clamp(v, min, max)),
+        Activation::Sigmoid => each!(math::map_in_place, math::sigmoid::<FMA>),
+        Activation::Tanh => each!(math::map_in_place, math::tanh::<FMA>),
+        Activation::Silu => each!(math::map_in_place, math::silu::<FMA>),
+        Activation::Gelu => each!(math::map_in_place, math::gelu::<FMA>),
+        Activation::GeluTanh => each!(math::map_in_place, math::gelu_tanh::<FMA>),
         Activation::HardSigmoid { alpha, beta } => {
-            math::map_in_place(x, |v| math::clamp(math::fma::<FMA>(alpha, v, beta), 0.0, 1.0));
+            each!(math::map_in_place, |v| math::clamp(math::fma::<FMA>(alpha, v, beta), 0.0, 1.0));
         }
         Activation::HardSwish => {
-            math::map_in_place(x, |v| v * math::clamp(math::fma::<FMA>(v, 1.0 / 6.0, 0.5), 0.0, 1.0));
+            each!(math::map_in_place, |v| v * math::clamp(math::fma::<FMA>(v, 1.0 / 6.0, 0.5), 0.0, 1.0));
         }
     }
 }

@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 
 use super::pack::LINE;
 use super::tile::{Rows, Tile, shape};
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 use crate::engine::kernels::isa::Isa;
 
 /// Elements per register.
@@ -78,9 +78,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, next: &[f32]
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
-    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
-        activate::<true>(activation, &mut row[..tile.columns]);
-    }
+    activate_each::<true>(activation, tile.c, (tile.rows, tile.ldc), 0..tile.columns);
 }
 
 /// Rows that one pointer reaches: itself, and once and twice the distance, which an address scales by 4 and 8.

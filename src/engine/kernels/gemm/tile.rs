@@ -4,7 +4,7 @@
 //! `k`. Splitting `k` over several calls stores and reloads the partial sum, which is exact, so neither the blocking nor the
 //! tile height changes a bit of the result.
 
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::vector::math;
 
@@ -142,9 +142,7 @@ fn scalar(tile: &mut Tile<'_>) {
     scalar_product(tile);
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
     if activation != Activation::None {
-        for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
-            activate::<false>(activation, &mut row[..tile.columns]);
-        }
+        activate_each::<false>(activation, tile.c, (tile.rows, tile.ldc), 0..tile.columns);
     }
 }
 

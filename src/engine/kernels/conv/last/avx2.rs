@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 
 use super::depthwise::Operands;
 use super::tile::{Tile, bounds};
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 pub(super) use crate::engine::kernels::gemm::avx2::LANES;
 use crate::engine::kernels::gemm::avx2::{POINTERS, REACH, load, store};
 
@@ -65,9 +65,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
-    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
-        activate::<true>(activation, &mut row[..tile.columns]);
-    }
+    activate_each::<true>(activation, tile.c, (tile.rows, tile.ldc), 0..tile.columns);
 }
 
 /// # Safety
@@ -161,9 +159,7 @@ pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation
         }
     }
     if bounds.is_none() {
-        for y in y.chunks_mut(operands.pitch).take(count) {
-            activate::<true>(activation, &mut y[operands.channels.clone()]);
-        }
+        activate_each::<true>(activation, y, (count, operands.pitch), operands.channels.clone());
     }
 }
 

@@ -11,7 +11,7 @@ use std::arch::x86_64::{
 
 use super::depthwise::Operands;
 use super::tile::{Tile, bounds};
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate};
+use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 
 /// Elements per register.
 const LANES: usize = 16;
@@ -78,9 +78,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
-    for row in tile.c.chunks_mut(tile.ldc).take(tile.rows) {
-        activate::<true>(activation, &mut row[..tile.columns]);
-    }
+    activate_each::<true>(activation, tile.c, (tile.rows, tile.ldc), 0..tile.columns);
 }
 
 /// Rows that one pointer reaches: itself, and once and twice the distance, which an address scales by 4 and 8.
@@ -183,9 +181,7 @@ pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation
         }
     }
     if bounds.is_none() {
-        for y in y.chunks_mut(operands.pitch).take(count) {
-            activate::<true>(activation, &mut y[operands.channels.clone()]);
-        }
+        activate_each::<true>(activation, y, (count, operands.pitch), operands.channels.clone());
     }
 }
 
