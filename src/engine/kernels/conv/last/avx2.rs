@@ -144,7 +144,7 @@ fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize,
 ///
 /// - The machine has the features named below.
 /// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
-///   and `base` on at least `(count - 1) * step + channels.end`; the channels end within `pitch`, and are whole registers.
+///   and `base` on at least `(count - 1) * step + channels.end - first`; the channels begin with `first` at least and end within `pitch`, and are whole registers.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation: Activation, y: &mut [f32]) {
     let bounds = bounds(activation);
@@ -152,7 +152,11 @@ pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation
     unsafe {
         match count {
             8 => depthwise_pixels::<8>(operands, bounds, y),
+            7 => depthwise_pixels::<7>(operands, bounds, y),
+            6 => depthwise_pixels::<6>(operands, bounds, y),
+            5 => depthwise_pixels::<5>(operands, bounds, y),
             4 => depthwise_pixels::<4>(operands, bounds, y),
+            3 => depthwise_pixels::<3>(operands, bounds, y),
             2 => depthwise_pixels::<2>(operands, bounds, y),
             1 => depthwise_pixels::<1>(operands, bounds, y),
             count => unreachable!("{count} pixels side by side"),
@@ -168,7 +172,7 @@ pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation
 /// As for [`depthwise`], and `P` is the number of pixels.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn depthwise_pixels<const P: usize>(operands: &Operands<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
-    let Operands { x, taps, base, step, weights, bias, adds, pitch, .. } = *operands;
+    let Operands { x, taps, base, step, first, weights, bias, adds, pitch, .. } = *operands;
     for channel in operands.channels.clone().step_by(LANES) {
         let mut sums = [_mm256_setzero_ps(); P];
         // SAFETY: the caller's promise: the channels are whole registers.
@@ -180,7 +184,7 @@ unsafe fn depthwise_pixels<const P: usize>(operands: &Operands<'_>, bounds: Opti
             }
             for (index, tap) in taps.iter().enumerate() {
                 let weight = _mm256_loadu_ps(weights.as_ptr().add(index * pitch + channel));
-                let from = tap.map(|from| x.as_ptr().add(from + base + channel));
+                let from = tap.map(|from| x.as_ptr().add(from + base + channel - first));
                 for p in 0..P {
                     let value = from.map_or(_mm256_setzero_ps(), |from| _mm256_loadu_ps(from.add(p * step)));
                     sums[p] = _mm256_fmadd_ps(weight, value, sums[p]);

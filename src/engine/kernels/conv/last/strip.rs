@@ -110,7 +110,7 @@ impl Reading {
 }
 
 /// Height and width of the image with padding that `lines` whole lines of the output meet.
-fn reach(shape: &ConvShape, lines: usize) -> (usize, usize) {
+pub(super) fn reach(shape: &ConvShape, lines: usize) -> (usize, usize) {
     let extent = |output: usize, stride: usize, kernel: usize, dilation: usize| (output - 1) * stride + (kernel.max(1) - 1) * dilation + 1;
     (extent(lines, shape.stride_h, shape.kernel_h, shape.dilation_h), extent(shape.w_out, shape.stride_w, shape.kernel_w, shape.dilation_w))
 }
