@@ -153,6 +153,9 @@ struct Concat {
     axis: i64,
 }
 
+/// An element that is copied, in floating-point operations: memory bounds it.
+const OPERATIONS_PER_ELEMENT: u64 = 4;
+
 impl Op for Concat {
     fn kinds(&self, inputs: &[Option<Kind>]) -> Result<Kinds, OpError> {
         same_type(inputs, inputs.len().max(1), 0..inputs.len())
@@ -172,22 +175,36 @@ impl Op for Concat {
         Ok(vec![shape])
     }
 
-    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, _: &mut Context<'_>) -> Result<(), OpError> {
+    fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let y = outputs.at(0)?;
         let axis = axis(self.axis, y.shape().len())?;
         let (outer, size, inner) = around(y.shape(), axis);
         if outer * size * inner == 0 {
             return Ok(());
         }
+        if let Ok(y) = y.slice::<f32>() {
+            let mut rows: SmallVec<[(&[f32], usize); 4]> = SmallVec::new();
+            for i in 0..inputs.len() {
+                let x = inputs.at(i)?;
+                rows.push((x.slice()?, x.shape()[axis] * inner));
+            }
+            let parts = ctx.threads.parts(OPERATIONS_PER_ELEMENT * y.len() as u64);
+            let of_part = outer.div_ceil(parts);
+            ctx.threads.for_each(y.chunks_mut(of_part * size * inner).enumerate(), |(part, y)| {
+                let (first, count, mut start) = (part * of_part, y.len() / (size * inner), 0);
+                for &(x, row) in &rows {
+                    if row > 0 {
+                        copy_rows(&x[first * row..][..count * row], row, &mut y[start..], size * inner);
+                    }
+                    start += row;
+                }
+            });
+            return Ok(());
+        }
         let mut start = 0;
         for i in 0..inputs.len() {
             let x = inputs.at(i)?;
             let row = x.shape()[axis] * inner;
-            if let (Ok(x), Ok(y)) = (x.slice::<f32>(), y.slice::<f32>()) {
-                copy_rows(x, row, &mut y[start..], size * inner);
-                start += row;
-                continue;
-            }
             for o in 0..outer {
                 y.data().copy_from(o * size * inner + start, &x.data().range(o * row..(o + 1) * row));
             }
@@ -405,12 +422,27 @@ impl Op for Tile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{op, tensor};
+    use super::super::testing::{noise, op, tensor};
     use super::*;
     use crate::engine::tensor::Tensor;
 
     fn count(shape: &[usize]) -> Tensor {
         tensor(shape, &(0..shape.iter().product::<usize>() as i64).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_is_large_is_put_together_by_several_threads() {
+        let (rows, len) = (65, 8192);
+        let part = |count: usize, seed: u32| tensor(&[rows, count, len], &noise(rows * count * len, seed));
+        let (a, b) = (part(1, 1), part(3, 2));
+        let whole = op("Concat").attr("axis", 1_i64).one(&[&a, &b]);
+        assert_eq!(whole.shape(), [rows, 4, len]);
+        let slice = |tensor: &Tensor, range: std::ops::Range<usize>| tensor.slice::<f32>().expect("numbers")[range].to_vec();
+        for row in 0..rows {
+            let at = row * 4 * len;
+            assert_eq!(slice(&whole, at..at + len), slice(&a, row * len..(row + 1) * len), "row {row}");
+            assert_eq!(slice(&whole, at + len..at + 4 * len), slice(&b, row * 3 * len..(row + 1) * 3 * len), "row {row}");
+        }
     }
 
     #[test]
