@@ -129,34 +129,35 @@ fn row_wise(graph: &Graph, plans: &[&Plan; 3]) -> bool {
     // Also such as are computed from shapes must not tell how many rows there are.
     let same = |id: ValueId| plans.iter().all(|plan| plan.places[id.index()] == plans[0].places[id.index()]);
     // What follows from the number of rows alone is no answer to a row: it may count them.
-    let answers = graph.outputs.iter().all(|id| !computed(*id) && follows(*id));
-    answers
-        && graph.nodes.iter().all(|node| {
-            if node.results().all(computed) {
-                return true;
-            }
-            // The same elements in the same order under another shape: rows stay rows if their number does.
-            let alias = node.op.alias();
-            let position = |id: ValueId| node.inputs.iter().position(|input| *input == Some(id));
-            let operand = |id: ValueId| match computed(id) {
-                true => same(id) || alias.is_some_and(|source| position(id) != Some(source)),
-                false => follows(id),
+    if graph.outputs.iter().any(|id| computed(*id) || !follows(*id)) {
+        return false;
+    }
+    graph.nodes.iter().all(|node| {
+        if node.results().all(computed) {
+            return true;
+        }
+        // The same elements in the same order under another shape: rows stay rows if their number does.
+        let alias = node.op.alias();
+        let position = |id: ValueId| node.inputs.iter().position(|input| *input == Some(id));
+        let operand = |id: ValueId| match computed(id) {
+            true => same(id) || alias.is_some_and(|source| position(id) != Some(source)),
+            false => follows(id),
+        };
+        if !node.operands().all(operand) || !node.results().all(follows) {
+            return false;
+        }
+        let fact = |id: &ValueId| {
+            let value = match &plans[1].places[id.index()] {
+                Place::Constant(constant) => graph.constants.get(constant).cloned(),
+                Place::Computed(tensor) => Some(tensor.clone()),
+                _ => None,
             };
-            if !node.operands().all(operand) || !node.results().all(follows) {
-                return false;
-            }
-            let fact = |id: &ValueId| {
-                let value = match &plans[1].places[id.index()] {
-                    Place::Constant(constant) => graph.constants.get(constant).cloned(),
-                    Place::Computed(tensor) => Some(tensor.clone()),
-                    _ => None,
-                };
-                Some(Fact { kind: graph.values[id.index()].kind.clone()?, shape: plans[1].shape(*id).map(Shape::from), value })
-            };
-            let facts: Vec<Option<Fact>> = node.inputs.iter().map(|id| id.as_ref().and_then(fact)).collect();
-            let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
-            alias.is_some() || node.op.row_wise(&Facts(&facts))
-        })
+            Some(Fact { kind: graph.values[id.index()].kind.clone()?, shape: plans[1].shape(*id).map(Shape::from), value })
+        };
+        let facts: Vec<Option<Fact>> = node.inputs.iter().map(|id| id.as_ref().and_then(fact)).collect();
+        let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        alias.is_some() || node.op.row_wise(&Facts(&facts))
+    })
 }
 
 #[cfg(test)]
@@ -248,14 +249,14 @@ mod tests {
                 false,
             ),
             (
-                "Range over the rows",
+                "Slice as long as there are rows",
                 model(
                     input()
-                        .constant("zero", Tensor::scalar(0_i64))
-                        .constant("one", Tensor::scalar(1_i64))
+                        .constant("places", Tensor::vector((0..9).collect::<Vec<i64>>()))
+                        .constant("zero", Tensor::vector(vec![0_i64]))
                         .node("Shape", &["x"], "shape")
                         .node("Gather", &["shape", "zero"], "rows")
-                        .node("Range", &["zero", "rows", "one"], "y"),
+                        .node("Slice", &["places", "zero", "rows"], "y"),
                     "y",
                 ),
                 false,
