@@ -271,11 +271,13 @@ mod tests {
 
     #[test]
     fn rows_have_the_same_bits_in_portions_as_alone() {
-        const ROW: usize = 4 * 512 * 640;
+        // Two rows fit in a cache of 4 MiB, and all in none.
+        const ROWS: usize = 40;
+        const ROW: usize = 4 * 128 * 256;
         let weights = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
         let model = Arc::new(model(
             graph()
-                .input("x", DType::F32, &[-1, 4, 512, 640])
+                .input("x", DType::F32, &[-1, 4, 128, 256])
                 .constant("scale", Tensor::new(&[4, 1, 1], weights(4)).expect("four"))
                 .constant("w", Tensor::new(&[4, 3], weights(12)).expect("a matrix"))
                 .node("Mul", &["x", "scale"], "scaled")
@@ -287,12 +289,12 @@ mod tests {
         ));
         let image = |seed: usize, rows: usize| {
             let values = (0..rows * ROW).map(|i| ((i + seed * ROW) as f32 * 0.011).sin()).collect();
-            Tensor::new(&[rows, 4, 512, 640], values).expect("images")
+            Tensor::new(&[rows, 4, 128, 256], values).expect("images")
         };
-        let whole = model.plan(&[Shape::from_slice(&[7, 4, 512, 640])]).expect("a plan").bytes();
+        let whole = model.plan(&[Shape::from_slice(&[ROWS, 4, 128, 256])]).expect("a plan").bytes();
         let alone: Vec<Value> = {
             let mut session = Session::new(Arc::clone(&model), Arc::new(Threads::single()));
-            (0..7).flat_map(|row| session.run(&[image(row, 1)]).expect("a run")).collect()
+            (0..ROWS).flat_map(|row| session.run(&[image(row, 1)]).expect("a run")).collect()
         };
         let bits = |values: &[Value]| -> Vec<u32> {
             let one = |value: &Value| value.tensor().and_then(|tensor| tensor.slice::<f32>().map(<[f32]>::to_vec)).expect("numbers");
@@ -300,13 +302,16 @@ mod tests {
         };
         for threads in [Threads::single(), Threads::new(2).expect("two threads")] {
             let mut session = Session::new(Arc::clone(&model), Arc::new(threads));
-            let together = session.run(&[image(0, 7)]).expect("a run");
-            assert_eq!(together[0].tensor().expect("a tensor").shape(), [7, 3]);
+            let together = session.run(&[image(0, ROWS)]).expect("a run");
+            assert_eq!(together[0].tensor().expect("a tensor").shape(), [ROWS, 3]);
             assert_eq!(bits(&together), bits(&alone));
             assert!(session.bytes() < whole / 2, "{} bytes of {whole}", session.bytes());
-            let (first, second) = ([image(0, 3)], [image(3, 4)]);
+            let (first, second) = ([image(0, 17)], [image(17, ROWS - 17)]);
             let requests = session.run_rows(&[&first, &second]).expect("a run");
-            assert_eq!(requests.iter().map(|outputs| outputs[0].tensor().expect("a tensor").shape()[0]).collect::<Vec<_>>(), [3, 4]);
+            assert_eq!(
+                requests.iter().map(|outputs| outputs[0].tensor().expect("a tensor").shape()[0]).collect::<Vec<_>>(),
+                [17, ROWS - 17]
+            );
             assert_eq!(requests.iter().flat_map(|outputs| bits(outputs)).collect::<Vec<_>>(), bits(&alone));
         }
     }
