@@ -77,7 +77,7 @@ impl Session {
         let mut clock = Clock::start(&mut self.time);
         self.model.signature().check(inputs)?;
         let views: SmallVec<[View<'_>; 4]> = inputs.iter().map(Tensor::view).collect();
-        if let Some(together) = portion(&self.model, &views, &self.threads)? {
+        if let Some(together) = portion(&self.model, &views, &self.memory, &self.threads)? {
             let limits = limits(&self.model, &self.threads, clock.input());
             let found = in_portions(&self.model, &views, together, &mut self.memory, &limits, self.profile.as_mut())?;
             clock.infer();
@@ -167,7 +167,7 @@ impl Session {
         let shapes = gather(&mut self.gathered, &signature.inputs, requests, total)?;
         let views: SmallVec<[View<'_>; 4]> =
             self.gathered.iter().zip(&shapes).map(|(buffer, shape)| View::new(buffer.slice(shape.iter().product()), shape)).collect();
-        let together = portion(&self.model, &views, &self.threads)?;
+        let together = portion(&self.model, &views, &self.memory, &self.threads)?;
         let limits = limits(&self.model, &self.threads, clock.input());
         let (run, found);
         let outputs: SmallVec<[View<'_>; 4]> = match together {
@@ -209,14 +209,9 @@ impl Session {
         self.profile = Some(vec![Duration::ZERO; self.model.graph().nodes.len()]);
     }
 
-    /// Ends timing every operator and returns what was timed.
+    /// Ends timing every operator and returns what was timed of each node, by position in the graph.
     pub fn end_profile(&mut self) -> Option<Vec<Duration>> {
         self.profile.take()
-    }
-
-    /// Time spent in each node since [`Session::start_profile`], by position in the graph.
-    pub fn profile(&self) -> Option<&[Duration]> {
-        self.profile.as_deref()
     }
 
     /// Bytes that the session holds.
@@ -274,9 +269,12 @@ fn values(
     Ok(outputs)
 }
 
-/// How many rows of the inputs are computed together, if not all.
-fn portion(model: &Model, inputs: &[View<'_>], threads: &Threads) -> Result<Option<usize>, RunError> {
+/// How many rows of the inputs are computed together, if not all. As many as last time were all then.
+fn portion(model: &Model, inputs: &[View<'_>], memory: &Memory, threads: &Threads) -> Result<Option<usize>, RunError> {
     let Some(&rows) = inputs.first().and_then(|view| view.shape().first()).filter(|rows| **rows > 1) else { return Ok(None) };
+    if memory.last(RunInputs::Views(inputs)).is_some() {
+        return Ok(None);
+    }
     let shapes: SmallVec<[Shape; 4]> = inputs.iter().map(|view| view.shape().into()).collect();
     Ok(Some(model.rows_together(&shapes, threads.count())?).filter(|together| *together < rows))
 }

@@ -9,8 +9,8 @@ pub fn purge_with_threads() {
     unsafe { libmimalloc_sys::mi_option_set(ABANDONED_PAGE_PURGE, 1) }
 }
 
-/// From now on freed memory stays with the process for a second before it goes back to the system; without it that is a hundredth, which
-/// less than a run takes: the answers of each would lie in new pages, whose first touch costs more than to write them.
+/// From now on freed memory stays with the process for a second before it goes back to the system; without it that is a hundredth, less
+/// than a run takes: the answers of each would lie in new pages, whose first touch costs more than to write them.
 pub fn keep_freed_memory() {
     /// `mi_option_purge_delay` in `mimalloc.h` of version 2, in milliseconds, and `mi_option_arena_purge_mult`: how many times as long
     /// what is larger than a segment stays.

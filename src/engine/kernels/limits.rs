@@ -86,29 +86,23 @@ mod x86 {
 
     use super::CHAINS;
 
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn chains_512(rounds: usize) {
-        let factor = _mm512_set1_ps(black_box(0.999));
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, factor, factor);
+    macro_rules! chains {
+        ($name:ident, $features:literal, $set:ident, $multiply_add:ident) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $name(rounds: usize) {
+                let factor = $set(black_box(0.999));
+                let mut sums = [$set(1.0); CHAINS];
+                for _ in 0..rounds {
+                    for sum in &mut sums {
+                        *sum = $multiply_add(*sum, factor, factor);
+                    }
+                }
+                black_box(sums);
             }
-        }
-        black_box(sums);
+        };
     }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn chains_256(rounds: usize) {
-        let factor = _mm256_set1_ps(black_box(0.999));
-        let mut sums = [_mm256_set1_ps(1.0); CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
-    }
+    chains!(chains_256, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
+    chains!(chains_512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::cell::{Cell, Step};
 use super::{Recurrent, Sizes};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, OpError};
 use crate::engine::ops::quantize_dynamic::{Range8, quantize_dynamically};
@@ -97,6 +98,13 @@ impl<R: Real> Weights<R> {
     pub(super) fn bytes(&self) -> usize {
         let plain = self.bias.len() + self.hidden_bias.len() + self.peepholes.as_ref().map_or(0, Vec::len) + self.scales.iter().flatten().map(Vec::len).sum::<usize>();
         R::packed_bytes(&self.w) + self.r.iter().map(R::packed_bytes).sum::<usize>() + plain * size_of::<R>()
+    }
+}
+
+impl Weights<f32> {
+    /// What the factors of both products are.
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        self.w.arithmetic()
     }
 }
 

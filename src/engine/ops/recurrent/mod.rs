@@ -21,6 +21,7 @@ use super::real::{Real, buffer, store, widen, widen_some, with_real};
 use crate::engine::attrs::Attrs;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, Facts, Inputs, Kinds, Op, OpDef, OpError, Outputs, Prepacked, Shape, types};
 use crate::engine::tensor::{Kind, Tensor};
@@ -341,6 +342,10 @@ impl Op for Packed {
         let some = |index: usize| inputs.get(index).map(|_| inputs.shape(index).map(Shape::from)).transpose();
         let sizes = inputs.shape(X).and_then(|x| self.op.sizes(x, weights_sizes(&self.weights), some));
         sizes.map_or(0, |sizes| self.op.work(&sizes))
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.weights.first().map_or(Arithmetic::F32, Weights::arithmetic)
     }
 
     fn packed_bytes(&self) -> usize {

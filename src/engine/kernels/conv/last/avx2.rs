@@ -144,7 +144,8 @@ fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize,
 ///
 /// - The machine has the features named below.
 /// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
-///   and `base` on at least `(count - 1) * step + channels.end - first`; the channels begin with `first` at least and end within `pitch`, and are whole registers.
+///   and `base` on at least `(count - 1) * step + channels.end - first`; the channels begin with `first` at least, end within `pitch`, and
+///   are whole registers.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation: Activation, y: &mut [f32]) {
     let bounds = bounds(activation);

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
-use super::strip::{Reading, reach};
+use super::strip::{Reading, between_padding, reach};
 use super::{Image, Job};
 use crate::engine::kernels::cache::caches;
 use crate::engine::kernels::conv::ConvShape;
@@ -130,11 +130,9 @@ impl<'a> Work<'a> {
                     to.fill(0.0);
                     continue;
                 }
-                let inside = left.min(columns)..(left + width).min(columns);
-                to[..inside.start * count].fill(0.0);
-                to[inside.end * count..].fill(0.0);
+                let to = between_padding(to, count, left, width);
                 let from = self.source.data[row * width * shape.c_out..].chunks_exact(shape.c_out);
-                for (to, from) in to[inside.start * count..inside.end * count].chunks_exact_mut(count).zip(from) {
+                for (to, from) in to.chunks_exact_mut(count).zip(from) {
                     to.copy_from_slice(&from[channels.clone()]);
                 }
             }

@@ -90,15 +90,11 @@ impl Reading {
                 to.fill(0.0);
                 continue;
             }
-            let left = shape.pad_left.min(self.pitch);
-            let columns = shape.w_in.min(self.pitch - left);
-            to[..left * shape.c_in].fill(0.0);
-            to[(left + columns) * shape.c_in..].fill(0.0);
-            let to = &mut to[left * shape.c_in..][..columns * shape.c_in];
+            let to = between_padding(to, shape.c_in, shape.pad_left, shape.w_in);
             let step = if self.dense { shape.stride_w } else { 1 };
             match x.channels_last {
                 false => turn(shape, data, row, step, to),
-                true if step == 1 => to.copy_from_slice(&data[row * shape.w_in * shape.c_in..][..columns * shape.c_in]),
+                true if step == 1 => to.copy_from_slice(&data[row * shape.w_in * shape.c_in..][..to.len()]),
                 true => {
                     let from = data[row * shape.w_in * shape.c_in..].chunks(shape.c_in).step_by(step);
                     to.chunks_exact_mut(shape.c_in).zip(from).for_each(|(to, from)| to.copy_from_slice(from));
@@ -107,6 +103,16 @@ impl Reading {
         }
         copied
     }
+}
+
+/// Fills what a line of pixels of `channels` has beside the image with zeros, and returns the rest: `width` pixels behind the first `left`, as
+/// far as the line goes.
+pub(super) fn between_padding(line: &mut [f32], channels: usize, left: usize, width: usize) -> &mut [f32] {
+    let pixels = line.len() / channels;
+    let (start, end) = (left.min(pixels) * channels, (left + width).min(pixels) * channels);
+    line[..start].fill(0.0);
+    line[end..].fill(0.0);
+    &mut line[start..end]
 }
 
 /// Height and width of the image with padding that `lines` whole lines of the output meet.
