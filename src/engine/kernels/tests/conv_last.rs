@@ -17,6 +17,9 @@ fn all_shapes() -> Vec<ConvShape> {
         with(dense(2, 16, (7, 7), 70, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
         with(dense(1, 40, (30, 37), 33, (1, 1)), (1, 1), (0, 0), (1, 1), 1),
         with(dense(2, 37, (15, 29), 37, (3, 3)), (1, 1), (1, 1), (1, 1), 37),
+        // Depthwise in strips of columns, and in parts of the channels.
+        with(dense(1, 144, (5, 37), 144, (3, 3)), (1, 1), (1, 1), (1, 1), 144),
+        with(dense(1, 408, (6, 19), 408, (5, 5)), (1, 2), (2, 2), (1, 1), 408),
         with(dense(2, 64, (13, 13), 64, (5, 5)), (2, 2), (2, 2), (1, 1), 64),
         with(dense(1, 18, (9, 12), 18, (3, 3)), (1, 1), (2, 2), (2, 2), 18),
         with(dense(1, 3, (70, 300), 5, (3, 3)), (2, 2), (1, 1), (1, 1), 1),
@@ -64,43 +67,62 @@ fn after(bias: &[f32], activation: Activation) -> Epilogue<'_> {
     Epilogue { bias: Bias::PerColumn(bias), activation, ..Epilogue::default() }
 }
 
+/// For every instruction set and precision, in either order of the input, with and without sums that are there already.
+fn assert_matches_the_definition(shape: &ConvShape, random: &mut Random, scratch: &mut Vec<f32>) {
+    let (w, x) = (values(random, weights_len(shape)), values(random, shape.input_len()));
+    let (bias, held) = (random.values(shape.c_out), random.values(shape.output_len()));
+    let want = reference(shape, &w, &x, &bias);
+    let last = turned(&x, shape.c_in, shape.h_in * shape.w_in);
+    let pixels = shape.h_out * shape.w_out;
+    let (held_last, k) = (turned(&held, shape.c_out, pixels), weights_len(shape) / shape.c_out);
+    for (way, adds, channels_last) in
+        ways().into_iter().flat_map(|way| [(false, true), (true, true), (true, false)].map(|(adds, last)| (way, adds, last)))
+    {
+        let mut y = if adds { held_last.clone() } else { vec![f32::NAN; held_last.len()] };
+        let image = Image { data: if channels_last { &last } else { &x }, channels_last };
+        let epilogue = Epilogue { adds, ..after(&bias, Activation::Relu) };
+        conv2d_last(shape, &pack(way, shape, &w), image, &epilogue, 0..shape.n * shape.h_out, &mut y, scratch);
+        let want: Vec<(f64, f64)> = want
+            .iter()
+            .zip(&held)
+            .map(|((want, size), held)| {
+                let held = if adds { f64::from(*held) } else { 0.0 };
+                ((want + held).max(0.0), size + held.abs())
+            })
+            .collect();
+        for (at, got) in y.iter().enumerate() {
+            let (sample, pixel, channel) = (at / (pixels * shape.c_out), at / shape.c_out % pixels, at % shape.c_out);
+            let (want, size) = want[(sample * shape.c_out + channel) * pixels + pixel];
+            let bound = 2.0 * (k + 3) as f64 * size * 2f64.powi(-24);
+            assert!(
+                (f64::from(*got) - want).abs() <= bound,
+                "{way:?} {adds} {channels_last} {shape:?}: element {at} is {got}, want {want}"
+            );
+        }
+        scratch.fill(f32::NAN);
+    }
+}
+
 #[test]
 fn they_match_the_definition_for_every_isa_in_either_order_of_the_input() {
     let mut random = Random::new(21);
     // One scratch for all, so that what an earlier shape left behind would show.
     let mut scratch = vec![f32::NAN; 100];
     for shape in all_shapes() {
-        let (w, x) = (values(&mut random, weights_len(&shape)), values(&mut random, shape.input_len()));
-        let (bias, held) = (random.values(shape.c_out), random.values(shape.output_len()));
-        let want = reference(&shape, &w, &x, &bias);
-        let last = turned(&x, shape.c_in, shape.h_in * shape.w_in);
-        let pixels = shape.h_out * shape.w_out;
-        let (held_last, k) = (turned(&held, shape.c_out, pixels), weights_len(&shape) / shape.c_out);
-        for (way, adds, channels_last) in
-            ways().into_iter().flat_map(|way| [(false, true), (true, true), (true, false)].map(|(adds, last)| (way, adds, last)))
-        {
-            let mut y = if adds { held_last.clone() } else { vec![f32::NAN; held_last.len()] };
-            let image = Image { data: if channels_last { &last } else { &x }, channels_last };
-            let epilogue = Epilogue { adds, ..after(&bias, Activation::Relu) };
-            conv2d_last(&shape, &pack(way, &shape, &w), image, &epilogue, 0..shape.n * shape.h_out, &mut y, &mut scratch);
-            let want: Vec<(f64, f64)> = want
-                .iter()
-                .zip(&held)
-                .map(|((want, size), held)| {
-                    let held = if adds { f64::from(*held) } else { 0.0 };
-                    ((want + held).max(0.0), size + held.abs())
-                })
-                .collect();
-            for (at, got) in y.iter().enumerate() {
-                let (sample, pixel, channel) = (at / (pixels * shape.c_out), at / shape.c_out % pixels, at % shape.c_out);
-                let (want, size) = want[(sample * shape.c_out + channel) * pixels + pixel];
-                let bound = 2.0 * (k + 3) as f64 * size * 2f64.powi(-24);
-                assert!(
-                    (f64::from(*got) - want).abs() <= bound,
-                    "{way:?} {adds} {channels_last} {shape:?}: element {at} is {got}, want {want}"
-                );
-            }
-            scratch.fill(f32::NAN);
+        assert_matches_the_definition(&shape, &mut random, &mut scratch);
+    }
+}
+
+#[test]
+fn depthwise_convolutions_of_every_width_match_the_definition() {
+    let mut random = Random::new(29);
+    let mut scratch = Vec::new();
+    for (kernel, stride) in [(3, 1), (3, 2), (5, 1), (5, 2), (4, 1)] {
+        for width in 1..=22 {
+            // Channels for registers of 16, of 8, for one of them, and some that fill none.
+            let shape = ConvShape { w_in: width, ..dense(1, 16 + 8 + 3, (4, 5), 16 + 8 + 3, (3, kernel)) };
+            let shape = with(shape, (1, stride), (1, kernel / 2), (1, 1), shape.c_in);
+            assert_matches_the_definition(&shape, &mut random, &mut scratch);
         }
     }
 }

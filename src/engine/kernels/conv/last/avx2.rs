@@ -1,16 +1,13 @@
-//! Convolution with channels last, with AVX2 and FMA intrinsics: the tile, and the depthwise form. The same sums in the same order as with
-//! AVX-512, with half as many rows of registers half as wide.
+//! Convolution with channels last: the tile with AVX2 and FMA intrinsics. The same sums in the same order as with AVX-512, with half as
+//! many rows of registers half as wide.
 
 use std::arch::x86_64::{
     __m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps,
 };
 
-use super::depthwise::Operands;
 use super::tile::{Tile, bounds};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
-pub(super) use crate::engine::kernels::gemm::avx2::LANES;
-use crate::engine::kernels::gemm::avx2::{POINTERS, REACH, load, store};
+use crate::engine::kernels::gemm::avx2::{LANES, POINTERS, REACH, load, store};
 
 /// Computes a tile.
 ///
@@ -134,77 +131,6 @@ fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize,
         for v in 0..V {
             // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
             acc[i][v] = _mm256_min_ps(high, _mm256_max_ps(low, acc[i][v]));
-        }
-    }
-}
-
-/// Some channels of `count` pixels, a multiple of eight of them; `y` is `[count, pitch]`, the last pixel as far as the channels reach.
-///
-/// # Safety
-///
-/// - The machine has the features named below.
-/// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
-///   and `base` on at least `(count - 1) * step + channels.end - first`; the channels begin with `first` at least, end within `pitch`, and
-///   are whole registers.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation: Activation, y: &mut [f32]) {
-    let bounds = bounds(activation);
-    // SAFETY: the caller's promise.
-    unsafe {
-        match count {
-            8 => depthwise_pixels::<8>(operands, bounds, y),
-            7 => depthwise_pixels::<7>(operands, bounds, y),
-            6 => depthwise_pixels::<6>(operands, bounds, y),
-            5 => depthwise_pixels::<5>(operands, bounds, y),
-            4 => depthwise_pixels::<4>(operands, bounds, y),
-            3 => depthwise_pixels::<3>(operands, bounds, y),
-            2 => depthwise_pixels::<2>(operands, bounds, y),
-            1 => depthwise_pixels::<1>(operands, bounds, y),
-            count => unreachable!("{count} pixels side by side"),
-        }
-    }
-    if bounds.is_none() {
-        activate_each::<true>(activation, y, (count, operands.pitch), operands.channels.clone());
-    }
-}
-
-/// # Safety
-///
-/// As for [`depthwise`], and `P` is the number of pixels.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn depthwise_pixels<const P: usize>(operands: &Operands<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
-    let Operands { x, taps, base, step, first, weights, bias, adds, pitch, .. } = *operands;
-    for channel in operands.channels.clone().step_by(LANES) {
-        let mut sums = [_mm256_setzero_ps(); P];
-        // SAFETY: the caller's promise: the channels are whole registers.
-        unsafe {
-            if adds {
-                for p in 0..P {
-                    sums[p] = _mm256_loadu_ps(y.as_ptr().add(p * pitch + channel));
-                }
-            }
-            for (index, tap) in taps.iter().enumerate() {
-                let weight = _mm256_loadu_ps(weights.as_ptr().add(index * pitch + channel));
-                let from = tap.map(|from| x.as_ptr().add(from + base + channel - first));
-                for p in 0..P {
-                    let value = from.map_or(_mm256_setzero_ps(), |from| _mm256_loadu_ps(from.add(p * step)));
-                    sums[p] = _mm256_fmadd_ps(weight, value, sums[p]);
-                }
-            }
-            if let Some(bias) = bias {
-                let bias = _mm256_loadu_ps(bias.as_ptr().add(channel));
-                for p in 0..P {
-                    sums[p] = _mm256_add_ps(sums[p], bias);
-                }
-            }
-            if let Some((low, high)) = bounds {
-                for p in 0..P {
-                    sums[p] = _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), sums[p]));
-                }
-            }
-            for p in 0..P {
-                _mm256_storeu_ps(y.as_mut_ptr().add(p * pitch + channel), sums[p]);
-            }
         }
     }
 }

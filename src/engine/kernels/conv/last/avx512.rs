@@ -1,4 +1,4 @@
-//! Convolution with channels last, with AVX-512 intrinsics: the tile, and the depthwise form.
+//! Convolution with channels last: the tile with AVX-512 intrinsics.
 //!
 //! As in the tile of matrix products the sums stay in registers; here the rows of the left operand are pixels of an image, and there
 //! are several runs of neighbours in it. Every third row has a pointer of its own, those between are reached by the scaled index that
@@ -9,7 +9,6 @@ use std::arch::x86_64::{
     _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use super::depthwise::Operands;
 use super::tile::{Tile, bounds};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 
@@ -156,77 +155,6 @@ fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize,
         for v in 0..V {
             // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
             acc[i][v] = _mm512_min_ps(high, _mm512_max_ps(low, acc[i][v]));
-        }
-    }
-}
-
-/// Some channels of `count` pixels, `y` being `[count, pitch]`, the last pixel as far as the channels reach.
-///
-/// # Safety
-///
-/// - The machine has the features named below.
-/// - `y` has `(count - 1) * pitch + channels.end` elements, `weights` at least `taps.len() * pitch`, `bias` `pitch`, and `x` from each tap
-///   and `base` on at least `(count - 1) * step + channels.end - first`; the channels begin with `first` at least and end within `pitch`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) unsafe fn depthwise(operands: &Operands<'_>, count: usize, activation: Activation, y: &mut [f32]) {
-    let bounds = bounds(activation);
-    // SAFETY: the caller's promise.
-    unsafe {
-        match count {
-            8 => depthwise_pixels::<8>(operands, bounds, y),
-            7 => depthwise_pixels::<7>(operands, bounds, y),
-            6 => depthwise_pixels::<6>(operands, bounds, y),
-            5 => depthwise_pixels::<5>(operands, bounds, y),
-            4 => depthwise_pixels::<4>(operands, bounds, y),
-            3 => depthwise_pixels::<3>(operands, bounds, y),
-            2 => depthwise_pixels::<2>(operands, bounds, y),
-            1 => depthwise_pixels::<1>(operands, bounds, y),
-            count => unreachable!("{count} pixels side by side"),
-        }
-    }
-    if bounds.is_none() {
-        activate_each::<true>(activation, y, (count, operands.pitch), operands.channels.clone());
-    }
-}
-
-/// # Safety
-///
-/// As for [`depthwise`], and `P` is the number of pixels.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn depthwise_pixels<const P: usize>(operands: &Operands<'_>, bounds: Option<(f32, f32)>, y: &mut [f32]) {
-    let Operands { x, taps, base, step, first, weights, bias, adds, pitch, .. } = *operands;
-    for channel in operands.channels.clone().step_by(LANES) {
-        let mask = ((1_u32 << (operands.channels.end - channel).min(LANES)) - 1) as __mmask16;
-        let mut sums = [_mm512_setzero_ps(); P];
-        // SAFETY: the masks leave out channels beyond the last; the caller's promise covers the rest.
-        unsafe {
-            if adds {
-                for p in 0..P {
-                    sums[p] = _mm512_maskz_loadu_ps(mask, y.as_ptr().add(p * pitch + channel));
-                }
-            }
-            for (index, tap) in taps.iter().enumerate() {
-                let weight = _mm512_maskz_loadu_ps(mask, weights.as_ptr().add(index * pitch + channel));
-                let from = tap.map(|from| x.as_ptr().add(from + base + channel - first));
-                for p in 0..P {
-                    let value = from.map_or(_mm512_setzero_ps(), |from| _mm512_maskz_loadu_ps(mask, from.add(p * step)));
-                    sums[p] = _mm512_fmadd_ps(weight, value, sums[p]);
-                }
-            }
-            if let Some(bias) = bias {
-                let bias = _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(channel));
-                for p in 0..P {
-                    sums[p] = _mm512_add_ps(sums[p], bias);
-                }
-            }
-            if let Some((low, high)) = bounds {
-                for p in 0..P {
-                    sums[p] = _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), sums[p]));
-                }
-            }
-            for p in 0..P {
-                _mm512_mask_storeu_ps(y.as_mut_ptr().add(p * pitch + channel), mask, sums[p]);
-            }
         }
     }
 }
