@@ -20,6 +20,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_finish;
 #[cfg(target_arch = "x86_64")]
+mod avx2_order;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod conv;
 mod dynamic;
@@ -242,7 +244,7 @@ impl Unit {
 
     /// `sums += rows · panel` over some steps, or `sums =` if they are the first. `next` is fetched meanwhile.
     fn multiply(
-        &self,
+        &mut self,
         (left, start, strip): (&Left<'_>, usize, &Strip),
         (right, column): (&PackedInt8, usize),
         steps: Range<usize>,

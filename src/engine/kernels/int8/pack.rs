@@ -1,7 +1,7 @@
 //! The right operand in the order of tiles.
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2::Order;
+use super::avx2_order::Order;
 use super::{FLIP, Line, PANEL, STEP, TILE_COLUMNS, TILE_LINES};
 use crate::engine::kernels::isa::Isa;
 
@@ -106,7 +106,7 @@ impl PackedInt8 {
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
-        let orders = size_of_val(self.orders.as_slice());
+        let orders: usize = self.orders.iter().map(Order::bytes).sum();
         #[cfg(not(target_arch = "x86_64"))]
         let orders = 0;
         size_of_val(self.lines.as_slice()) + size_of_val(self.sums.as_slice()) + self.zeros.as_deref().map_or(0, size_of_val) + orders
