@@ -220,7 +220,7 @@ thread_local! {
 }
 
 /// Calls `work` with the working memory of this thread.
-fn with_working_memory(work: impl FnOnce(&mut Vec<f32>)) {
+pub(super) fn with_working_memory(work: impl FnOnce(&mut Vec<f32>)) {
     let mut memory = WORKING.take();
     work(&mut memory);
     WORKING.set(memory);

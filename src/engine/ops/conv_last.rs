@@ -4,7 +4,7 @@ use smallvec::smallvec;
 
 use super::broadcast;
 use super::columns::Geometry;
-use super::conv::{Conv, flat, flops};
+use super::conv::{Conv, flat, flops, with_working_memory};
 use super::residual::{self, End, Residual};
 use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::conv::last::{Apart, Image, PackedConvLast, conv2d_last, conv2d_last_channels};
@@ -152,6 +152,9 @@ fn standing(sizes: &Geometry) -> Option<ConvShape> {
     Some(if sizes.axes.len() == 1 { turned } else { s })
 }
 
+/// Floating-point operations in the time that it takes to copy an element.
+const COPIED: u64 = 16;
+
 /// Lines of the output on as many threads as the work is worth. The bits do not depend on the split.
 fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
     let bias = bias.map_or(Bias::None, Bias::PerColumn);
@@ -161,37 +164,51 @@ fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[
     if parts <= 1 {
         return conv2d_last(shape, w, x, epilogue, 0..lines, y, &mut ctx.scratch.f32);
     }
-    let pixels = lines * shape.w_out;
     let width = shape.c_out.div_ceil(parts).next_multiple_of(w.channel_step());
     if width < shape.c_out && w.prefers_channels(shape, parts) {
-        let mut strips = vec![0.0; pixels * shape.c_out];
-        if epilogue.adds {
-            exchange(y, &mut strips, (shape.c_out, width), |held, strip| strip.copy_from_slice(held));
-        }
-        let items: Vec<_> = strips.chunks_mut(pixels * width).enumerate().collect();
-        ctx.threads.for_each(items, |(part, y)| {
-            let channels = part * width..part * width + y.len() / pixels;
-            conv2d_last_channels(shape, w, x, epilogue, (0..lines, channels), y, &mut Vec::new());
-        });
-        return exchange(y, &mut strips, (shape.c_out, width), |to, strip| to.copy_from_slice(strip));
+        return by_channels(shape, w, x, epilogue, width, y, ctx);
     }
     let count = lines.div_ceil(parts).next_multiple_of(w.line_step());
     let items = y.chunks_mut((count * shape.w_out * shape.c_out).max(1)).enumerate();
     ctx.threads.for_each(items, |(part, y)| {
         let lines = part * count..lines.min((part + 1) * count);
-        conv2d_last(shape, w, x, epilogue, lines, y, &mut Vec::new());
+        with_working_memory(|memory| conv2d_last(shape, w, x, epilogue, lines, y, memory));
     });
 }
 
-/// Calls `f` with every part of `width` of the rows of `y`, and with its place in the strips that hold each part of all rows.
-fn exchange(y: &mut [f32], strips: &mut [f32], (columns, width): (usize, usize), f: impl Fn(&mut [f32], &mut [f32])) {
-    let rows = y.len() / columns;
-    for (part, strip) in strips.chunks_mut(rows * width).enumerate() {
-        let count = strip.len() / rows;
-        for (row, strip) in y.chunks_exact_mut(columns).zip(strip.chunks_exact_mut(count)) {
-            f(&mut row[part * width..][..count], strip);
+/// Parts of `width` channels side by side. They lie apart in `y`, so each is put aside, and then all of them into the lines.
+fn by_channels(
+    shape: &ConvShape,
+    w: &PackedConvLast,
+    x: Image<'_>,
+    epilogue: &Epilogue<'_>,
+    width: usize,
+    y: &mut [f32],
+    ctx: &mut Context<'_>,
+) {
+    let (lines, columns) = (shape.n * shape.h_out, shape.c_out);
+    let pixels = lines * shape.w_out;
+    let memory = &mut ctx.scratch.f32;
+    memory.resize(memory.len().max(y.len()), 0.0);
+    let strips = &mut memory[..y.len()];
+    let held = &*y;
+    ctx.threads.for_each(strips.chunks_mut(pixels * width).enumerate(), |(part, strip)| {
+        let channels = part * width..part * width + strip.len() / pixels;
+        if epilogue.adds {
+            let rows = strip.chunks_exact_mut(channels.len()).zip(held.chunks_exact(columns));
+            rows.for_each(|(strip, held)| strip.copy_from_slice(&held[channels.clone()]));
         }
-    }
+        with_working_memory(|memory| conv2d_last_channels(shape, w, x, epilogue, (0..lines, channels), strip, memory));
+    });
+    let strips = &*strips;
+    let rows = pixels.div_ceil(ctx.threads.parts(COPIED * y.len() as u64));
+    ctx.threads.for_each(y.chunks_mut(rows * columns).enumerate(), |(part, y)| {
+        for (to, strip) in (0..columns).step_by(width).zip(strips.chunks(pixels * width)) {
+            let count = strip.len() / pixels;
+            let from = strip[part * rows * count..].chunks_exact(count);
+            y.chunks_exact_mut(columns).zip(from).for_each(|(y, from)| y[to..to + count].copy_from_slice(from));
+        }
+    });
 }
 
 impl Op for PackedConvolution {
@@ -225,5 +242,71 @@ impl Op for PackedConvolution {
 
     fn row_wise(&self, _: &Facts<'_>) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::noise;
+    use super::*;
+    use crate::engine::kernels::epilogue::Activation;
+    use crate::engine::kernels::weights::Precision;
+    use crate::engine::op::Scratch;
+    use crate::engine::threads::Threads;
+
+    /// `c_in` to `c_out` channels of a square image.
+    fn square(size: usize, c_in: usize, c_out: usize, kernel: usize) -> ConvShape {
+        ConvShape {
+            n: 1,
+            c_in,
+            h_in: size,
+            w_in: size,
+            c_out,
+            h_out: size,
+            w_out: size,
+            kernel_h: kernel,
+            kernel_w: kernel,
+            stride_h: 1,
+            stride_w: 1,
+            pad_top: kernel / 2,
+            pad_left: kernel / 2,
+            dilation_h: 1,
+            dilation_w: 1,
+            groups: 1,
+        }
+    }
+
+    #[test]
+    fn parts_of_lines_and_of_channels_have_the_bits_of_one_thread() {
+        // The last of the parts of channels is narrower than the others; by Winograd's method and by the definition.
+        for (shape, by_channels) in [
+            (square(7, 264, 1100, 1), true),
+            (square(6, 96, 200, 3), true),
+            (square(28, 96, 120, 1), false),
+            (square(15, 64, 72, 3), false),
+        ] {
+            let taps = shape.kernel_h * shape.kernel_w;
+            let (x, w) = (noise(shape.input_len(), 1), noise(shape.c_out * shape.c_in * taps, 2));
+            let (bias, held) = (noise(shape.c_out, 3), noise(shape.output_len(), 4));
+            let kernel = (shape.kernel_h, shape.kernel_w);
+            let packed = PackedConvLast::pack((Precision::F32, Isa::best()), &w, (shape.c_out, shape.c_in), kernel, (1, Apart::default()));
+            assert_eq!(packed.prefers_channels(&shape, 2), by_channels, "{shape:?}");
+            for adds in [false, true] {
+                let run = |threads: usize| {
+                    let threads = Threads::new(threads).expect("threads");
+                    let mut scratch = Scratch::default();
+                    scratch.f32.resize(10, f32::NAN);
+                    let mut ctx = Context { scratch: &mut scratch, threads: &threads, isa: Isa::best(), budget: 1 << 30, deadline: None };
+                    assert_eq!(ctx.threads.parts(flops(&shape)), threads.count(), "it is worth splitting");
+                    let mut y = if adds { held.clone() } else { vec![f32::NAN; held.len()] };
+                    let end = End { adds, activation: Activation::Relu };
+                    convolve(&shape, &packed, Image { data: &x, channels_last: true }, Some(&bias), end, &mut y, &mut ctx);
+                    y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+                };
+                let one = run(1);
+                assert!(one.iter().any(|bits| *bits != 0) && one.iter().all(|bits| f32::from_bits(*bits).is_finite()));
+                assert!([2, 3].map(run).iter().all(|some| *some == one), "{shape:?}, adds: {adds}");
+            }
+        }
     }
 }

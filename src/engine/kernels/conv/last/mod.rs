@@ -31,6 +31,9 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::Precision;
 
+/// Pixels for which a thread may read all weights: of fewer, memory delivers them more slowly than they are multiplied.
+const PIXELS_OF_A_PART: usize = 64;
+
 /// Weights for images with channels last, packed once at load for one instruction set.
 #[derive(Clone, Debug)]
 pub struct PackedConvLast {
@@ -125,8 +128,8 @@ impl PackedConvLast {
     pub fn prefers_channels(&self, shape: &ConvShape, parts: usize) -> bool {
         let pixels = shape.n * shape.h_out * shape.w_out;
         match self.weights {
-            Weights::Winograd(_) => pixels < parts * winograd::PIXELS_OF_A_PART,
-            _ => shape.c_in * shape.kernel_h * shape.kernel_w > pixels,
+            Weights::Rounded(_) => shape.c_in * shape.kernel_h * shape.kernel_w > pixels,
+            _ => pixels < parts * PIXELS_OF_A_PART,
         }
     }
 

@@ -27,9 +27,6 @@ const PLACES: usize = 16;
 /// Lines, and columns, of a tile's output.
 pub(super) const LINES: usize = 2;
 
-/// Pixels for which a thread may read all weights: of fewer, memory delivers them more slowly than 16 tiles use them.
-pub(super) const PIXELS_OF_A_PART: usize = 16 * LINES * LINES;
-
 /// Taps of the kernel, 3 by 3.
 const TAPS: usize = 9;
 
