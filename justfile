@@ -69,6 +69,10 @@ fuzz SECONDS="3600":
 miri SEEDS="24":
     scripts/miri.sh {{SEEDS}}
 
+# the kernels' tests on aarch64, by an emulator (needs that Rust target, a C compiler for it and qemu-user)
+aarch64 *FILTER:
+    scripts/aarch64.sh {{FILTER}}
+
 # random graphs against ONNX Runtime and the reference evaluator (installs PyTorch and more into .venv)
 differential *ARGS:
     cargo build --release && "$(scripts/python-env.sh)" scripts/differential.py {{ARGS}}

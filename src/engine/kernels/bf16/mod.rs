@@ -221,6 +221,7 @@ impl Multiplier {
 
     /// The products of some rows, at most [`ROWS_BLOCK`], with a panel. `finish` is called with the first row of each strip and its sums,
     /// once they are complete. `touch` is where it writes the first row, and elements to the next: they are fetched before.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "a hint that other processors do not take"))]
     pub(crate) fn multiply_panel(
         &self,
         rows: &Rows<'_>,

@@ -113,6 +113,7 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
 
 /// Computes one tile, and meanwhile fetches `next` into the second-level cache: a hint, which AVX2 and AVX-512 take.
 #[inline]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "a hint that other processors do not take"))]
 pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
     tile.check(shape(isa));
     match isa {

@@ -235,6 +235,7 @@ impl Unit {
     }
 
     /// What the products of some steps with rows of an operand have in common.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "only AVX2 has something to look up"))]
     fn begin(&mut self, left: &Left<'_>, (right, column): (&PackedInt8, usize), steps: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         if let Unit::Avx2(places) = self {
@@ -243,6 +244,7 @@ impl Unit {
     }
 
     /// `sums += rows · panel` over some steps, or `sums =` if they are the first. `next` is fetched meanwhile.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "a hint that other processors do not take"))]
     fn multiply(
         &mut self,
         (left, start, strip): (&Left<'_>, usize, &Strip),
