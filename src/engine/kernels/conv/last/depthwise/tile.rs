@@ -55,6 +55,8 @@ pub(super) fn pixels(isa: Isa, operands: &Operands<'_>, count: usize, channels: 
     if let (Some(row), Some(at)) = (last(rows), last(columns)) {
         let end = row + at + (count - 1) * stride * column + channels.end - first;
         assert!(end <= x.len(), "what the pixels meet is in the image");
+        let neighbours = columns[0].is_some_and(|first| at == first + (columns.len() - 1) * column);
+        assert!(!operands.neighbours || neighbours, "columns {columns:?} are neighbours");
     }
     assert!(channels.start >= first && channels.end <= pitch && y.len() >= (count - 1) * pitch + channels.end);
     assert!(weights.len() >= rows.len() * columns.len() * pitch && bias.is_none_or(|bias| bias.len() == pitch));
