@@ -52,33 +52,33 @@ impl Places {
     }
 }
 
+/// The numbers of a row in some steps.
+type RowCopy = [[u8; GROUP]; LINES / GROUP_LINES];
+
 /// Copies of the rows that are multiplied together, their numbers shuffled.
 #[repr(align(32))]
-struct Copies([[[u8; GROUP]; LINES / GROUP_LINES]; ROWS]);
+struct Copies([RowCopy; ROWS]);
 
-impl Copies {
-    /// Copies a row that begins at `from`, whose steps begin at `offsets` behind it.
-    ///
-    /// # Safety
-    ///
-    /// The machine has the instructions, the row has its steps, and there are [`STEPS`] of them at most.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn copy(&mut self, row: usize, (from, offsets): (*const u8, &[usize]), shuffles: &Shuffles) -> *const u8 {
-        const REGISTER: usize = 2;
-        const REGISTERS: usize = TILE_LINES / GROUP_LINES / REGISTER;
-        let groups = self.0[row].as_chunks_mut::<REGISTER>().0.as_chunks_mut::<REGISTERS>().0;
-        let shuffles = shuffles.as_chunks::<REGISTER>().0.as_chunks::<REGISTERS>().0;
-        for ((to, by), offset) in groups.iter_mut().zip(shuffles).zip(offsets) {
-            for part in 0..REGISTERS {
-                // SAFETY: the caller's promise; the arrays have 32 bytes.
-                unsafe {
-                    let codes = _mm256_loadu_si256(from.add(offset + part * REGISTER * GROUP).cast());
-                    let by = _mm256_loadu_si256(by[part].as_ptr().cast());
-                    _mm256_store_si256(to[part].as_mut_ptr().cast(), _mm256_shuffle_epi8(codes, by));
-                }
+/// Copies a row that begins at `from`, whose steps begin at `offsets` behind it.
+///
+/// # Safety
+///
+/// The machine has the instructions, and the row has its steps; `to` is aligned to 32 bytes.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn copy_row(to: &mut RowCopy, (from, offsets): (*const u8, &[usize]), shuffles: &Shuffles) {
+    const REGISTER: usize = 2;
+    const REGISTERS: usize = TILE_LINES / GROUP_LINES / REGISTER;
+    let groups = to.as_chunks_mut::<REGISTER>().0.as_chunks_mut::<REGISTERS>().0;
+    let shuffles = shuffles.as_chunks::<REGISTER>().0.as_chunks::<REGISTERS>().0;
+    for ((to, by), offset) in groups.iter_mut().zip(shuffles).zip(offsets) {
+        for part in 0..REGISTERS {
+            // SAFETY: the caller's promise; the arrays have 32 bytes.
+            unsafe {
+                let codes = _mm256_loadu_si256(from.add(offset + part * REGISTER * GROUP).cast());
+                let by = _mm256_loadu_si256(by[part].as_ptr().cast());
+                _mm256_store_si256(to[part].as_mut_ptr().cast(), _mm256_shuffle_epi8(codes, by));
             }
         }
-        self.0[row].as_ptr().cast()
     }
 }
 
@@ -109,20 +109,23 @@ pub(super) unsafe fn multiply(
         let mut left = rows.wanted;
         while left != 0 {
             let mut group = [0; ROWS];
-            let mut from = [std::ptr::null(); ROWS];
             let mut count = 0;
             while count < ROWS && left != 0 {
-                let row = left.trailing_zeros() as usize;
+                group[count] = left.trailing_zeros() as usize;
                 left &= left - 1;
-                group[count] = row;
-                let first = rows.left.data.as_ptr().wrapping_add((rows.start + row) * rows.left.stride);
-                from[count] = match &order.shuffles {
-                    // SAFETY: the caller's promise.
-                    Some(shuffles) => unsafe { places.copies.copy(count, (first, &rows.left.offsets[steps.clone()]), shuffles) },
-                    None => first,
-                };
                 count += 1;
             }
+            let begin = |row: usize| rows.left.data.as_ptr().wrapping_add((rows.start + row) * rows.left.stride);
+            let from = match &order.shuffles {
+                Some(shuffles) => {
+                    for (copy, &row) in places.copies.0.iter_mut().zip(&group[..count]) {
+                        // SAFETY: the caller's promise.
+                        unsafe { copy_row(copy, (begin(row), &rows.left.offsets[steps.clone()]), shuffles) };
+                    }
+                    places.copies.0.each_ref().map(|copy| copy.as_ptr().cast())
+                }
+                None => group.map(begin),
+            };
             // SAFETY: the caller's promise, for some of the rows.
             unsafe {
                 match count {
@@ -139,7 +142,7 @@ pub(super) unsafe fn multiply(
 /// The lines of 16 columns in some steps.
 struct Part<'a> {
     lines: &'a [Line],
-    /// Where the four codes that each line meets begin in a row.
+    /// Where the four codes that each line meets begin in a row, or in its copy.
     at: &'a [usize],
     order: &'a Order,
     half: usize,

@@ -27,7 +27,7 @@ pub(super) struct Order {
     pub(super) fours: [u8; LINES],
     /// How many lines are in pairs, single, wide; lines of zeros are in none.
     pub(super) counts: [u16; 3],
-    /// What the numbers of a row are shuffled by; none where all lines fit as they are.
+    /// What the numbers of a row are shuffled by; none where rows are read as they are.
     pub(super) shuffles: Option<Box<Shuffles>>,
 }
 
@@ -95,6 +95,7 @@ impl Order {
 /// 16 bits takes less time than to copy rows.
 #[target_feature(enable = "avx2,fma")]
 fn shuffle(lines: &mut [Line]) -> Option<Box<Shuffles>> {
+    /// One line of so many, at most, are few.
     const FEW: usize = 5;
     const KEPT: [u8; GROUP] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     let wide = |lines: &[Line]| lines.iter().filter(|line| !fits_both(reach(line))).count();

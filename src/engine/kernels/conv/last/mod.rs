@@ -5,7 +5,7 @@
 //! (`product.rs`), and only an image with padding is copied, a strip of lines at a time (`strip.rs`). No output column is wasted on
 //! images of 7 by 7, as it is where the pixels are the columns. Kernels of 3 by 3 whose pixels and taps are neighbours take less than half of
 //! these products (`winograd.rs`). With one channel per group the channels are the lanes
-//! (`depthwise.rs`).
+//! (`depthwise/`).
 //!
 //! Padding is a zero like any other: it is multiplied, so an infinite weight over padding gives NaN.
 

@@ -102,12 +102,7 @@ impl<'a> Work<'a> {
             let pixels = self.pixels(first..shape.w_out.min(first + columns));
             for first in (0..shape.c_out).step_by(together) {
                 let channels = first..shape.c_out.min(first + together);
-                for (line, y) in lines.clone().zip(y.chunks_exact_mut(shape.w_out * shape.c_out)) {
-                    self.rows(line, &mut rows);
-                    for pixels in &pixels {
-                        self.compute(pixels, &rows, channels.clone(), &mut y[pixels.first * shape.c_out..]);
-                    }
-                }
+                self.compute_lines(lines.clone(), &pixels, channels, y, &mut rows);
             }
         }
     }
@@ -166,13 +161,7 @@ impl<'a> Work<'a> {
             }
             let source = Source { data, size: (rows, columns), pad: (0, 0), channels: (first, count) };
             let work = Work { source, ..*self };
-            let pixels = work.pixels(0..shape.w_out);
-            for (line, y) in y.chunks_exact_mut(shape.w_out * shape.c_out).take(lines.len()).enumerate() {
-                work.rows(line, &mut met);
-                for pixels in &pixels {
-                    work.compute(pixels, &met, channels.clone(), &mut y[pixels.first * shape.c_out..]);
-                }
-            }
+            work.compute_lines(0..lines.len(), &work.pixels(0..shape.w_out), channels, y, &mut met);
         }
     }
 
@@ -182,7 +171,7 @@ impl<'a> Work<'a> {
         let inside = self.inside();
         let inside = inside.start.clamp(columns.start, columns.end)..inside.end.clamp(columns.start, columns.end);
         let side = inside.len().div_ceil(inside.len().div_ceil(SIDE).max(1)).max(1);
-        let edges = (columns.start..inside.start).chain(inside.end.max(inside.start)..columns.end).map(|x| (x, 1, false));
+        let edges = (columns.start..inside.start).chain(inside.end..columns.end).map(|x| (x, 1, false));
         let groups = inside.clone().step_by(side).map(|x| (x, side.min(inside.end - x), shape.dilation_w == 1));
         edges.chain(groups).map(|(first, count, neighbours)| Pixels { first, count, columns: self.columns(first), neighbours }).collect()
     }
@@ -200,6 +189,16 @@ impl<'a> Work<'a> {
         let met = |ky: usize| (line * shape.stride_h + ky * shape.dilation_h).wrapping_sub(self.source.pad.0);
         rows.clear();
         rows.extend((0..shape.kernel_h).map(|ky| Some(met(ky)).filter(|row| *row < height).map(|row| row * width * channels)));
+    }
+
+    /// Some channels of some pixels in each of some lines; `y` begins with the first of these. `rows` is memory for [`Work::rows`].
+    fn compute_lines(&self, lines: Range<usize>, pixels: &[Pixels], channels: Range<usize>, y: &mut [f32], rows: &mut Vec<Option<usize>>) {
+        for (line, y) in lines.zip(y.chunks_exact_mut(self.shape.w_out * self.shape.c_out)) {
+            self.rows(line, rows);
+            for pixels in pixels {
+                self.compute(pixels, rows, channels.clone(), &mut y[pixels.first * self.shape.c_out..]);
+            }
+        }
     }
 
     fn compute(&self, pixels: &Pixels, rows: &[Option<usize>], channels: Range<usize>, y: &mut [f32]) {
