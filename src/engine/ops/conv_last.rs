@@ -5,6 +5,7 @@ use smallvec::smallvec;
 use super::broadcast;
 use super::columns::Geometry;
 use super::conv::{Conv, flat, flops, with_working_memory};
+use super::product::join;
 use super::residual::{self, End, Residual};
 use crate::engine::kernels::conv::ConvShape;
 use crate::engine::kernels::conv::last::{Apart, Image, PackedConvLast, conv2d_last, conv2d_last_channels};
@@ -152,9 +153,6 @@ fn standing(sizes: &Geometry) -> Option<ConvShape> {
     Some(if sizes.axes.len() == 1 { turned } else { s })
 }
 
-/// Floating-point operations in the time that it takes to copy an element.
-const COPIED: u64 = 16;
-
 /// Lines of the output on as many threads as the work is worth. The bits do not depend on the split.
 fn convolve(shape: &ConvShape, w: &PackedConvLast, x: Image<'_>, bias: Option<&[f32]>, end: End, y: &mut [f32], ctx: &mut Context<'_>) {
     let bias = bias.map_or(Bias::None, Bias::PerColumn);
@@ -200,15 +198,7 @@ fn by_channels(
         }
         with_working_memory(|memory| conv2d_last_channels(shape, w, x, epilogue, (0..lines, channels), strip, memory));
     });
-    let strips = &*strips;
-    let rows = pixels.div_ceil(ctx.threads.parts(COPIED * y.len() as u64));
-    ctx.threads.for_each(y.chunks_mut(rows * columns).enumerate(), |(part, y)| {
-        for (to, strip) in (0..columns).step_by(width).zip(strips.chunks(pixels * width)) {
-            let count = strip.len() / pixels;
-            let from = strip[part * rows * count..].chunks_exact(count);
-            y.chunks_exact_mut(columns).zip(from).for_each(|(y, from)| y[to..to + count].copy_from_slice(from));
-        }
-    });
+    join(strips, (pixels, columns, width), y, ctx.threads);
 }
 
 impl Op for PackedConvolution {

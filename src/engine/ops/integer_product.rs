@@ -121,7 +121,7 @@ impl<'a> Operands<'a> {
     }
 
     /// Rows, or columns where there are few rows, on as many threads as the work is worth.
-    fn split<T: Copy + Default + Send>(
+    fn split<T: Copy + Default + Send + Sync>(
         &self,
         y: &mut [T],
         bias: Option<&[i32]>,
@@ -159,7 +159,7 @@ impl<'a> Operands<'a> {
         let mut strips = vec![T::default(); m * n];
         let items = strips.chunks_mut(m * width).enumerate();
         self.threads.for_each(items, |(part, strip)| work(0..m, part * width..n.min((part + 1) * width), strip));
-        join(&strips, (m, n, width), y);
+        join(&strips, (m, n, width), y, self.threads);
     }
 }
 

@@ -138,17 +138,21 @@ fn split(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32
         let columns = part * width..n.min((part + 1) * width);
         b.multiply_columns(a, m, columns.clone(), strip, columns.len(), epilogue);
     });
-    join(&strips, (m, n, width), c);
+    join(&strips, (m, n, width), c, threads);
 }
 
-/// Puts strips of `width` columns, the last of fewer, each of `m` rows, side by side into rows of `n`.
-pub(crate) fn join<T: Copy>(strips: &[T], (m, n, width): (usize, usize, usize), y: &mut [T]) {
-    for (part, strip) in strips.chunks(m * width).enumerate() {
-        let count = strip.len() / m;
-        for (row, values) in strip.chunks_exact(count).enumerate() {
-            y[row * n + part * width..][..count].copy_from_slice(values);
+/// Puts strips of `width` columns, the last of fewer, each of `m` rows, side by side into rows of `n`, on as many threads as it is worth.
+pub(crate) fn join<T: Copy + Send + Sync>(strips: &[T], (m, n, width): (usize, usize, usize), y: &mut [T], threads: &Threads) {
+    /// Floating-point operations in the time that it takes to copy an element.
+    const COPIED: u64 = 16;
+    let rows = m.div_ceil(threads.parts(COPIED.saturating_mul(y.len() as u64)));
+    threads.for_each(y.chunks_mut(rows * n).enumerate(), |(part, y)| {
+        for (strip, to) in strips.chunks(m * width).zip((0..n).step_by(width)) {
+            let count = strip.len() / m;
+            let from = strip[part * rows * count..].chunks_exact(count);
+            y.chunks_exact_mut(n).zip(from).for_each(|(y, from)| y[to..to + count].copy_from_slice(from));
         }
-    }
+    });
 }
 
 #[cfg(test)]
@@ -177,6 +181,22 @@ mod tests {
                     assert_eq!(found, want, "m {m}, parts {parts}, {precision}, adds {adds}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn strips_are_joined_the_same_by_some_threads() {
+        // Enough for three threads, neither rows nor columns of which come out even.
+        let (m, n, width) = (641, 1250, 416);
+        let value = |row: usize, column: usize| (row * n + column) as u32;
+        let strips: Vec<u32> = (0..n)
+            .step_by(width)
+            .flat_map(|first| (0..m).flat_map(move |row| (first..n.min(first + width)).map(move |column| value(row, column))))
+            .collect();
+        for threads in [Threads::single(), Threads::new(3).expect("threads")] {
+            let mut y = vec![u32::MAX; m * n];
+            join(&strips, (m, n, width), &mut y, &threads);
+            assert!(y.iter().enumerate().all(|(at, y)| *y == at as u32), "{} threads", threads.count());
         }
     }
 

@@ -101,7 +101,7 @@ impl PackedQConv {
             let ldc = channels.len();
             run(prepared, &self.weights, 0..lines, channels, &mut self.finish(strip, ldc));
         });
-        join(&strips, (pixels, n, width), y);
+        join(&strips, (pixels, n, width), y, threads);
     }
 }
 
