@@ -47,25 +47,23 @@ pub(super) fn multiply(
                     decode(isa, panel, part, shape.width, right);
                     let column = column + part;
                     let count = shape.width.min(columns.end - column);
-                    for row in packed.rows().step_by(shape.rows) {
-                        let rows = shape.rows.min(packed.rows().end - row);
-                        let bias = epilogue.bias.tile(row, rows, column, count);
-                        let mut tile = Tile {
-                            a: &left[packed.start(row, rows, index)..],
-                            a_rows: Rows::Blocked,
-                            b: right,
-                            b_stride: shape.width,
-                            width: shape.width,
-                            k: steps.len(),
-                            rows,
-                            columns: count,
-                            c: &mut c[row * ldc + column - columns.start..],
-                            ldc,
-                            first: steps.start == 0 && !epilogue.adds,
-                            finish: (steps.end == k).then_some(Epilogue { bias, ..*epilogue }),
-                        };
-                        tile::run(isa, &mut tile);
-                    }
+                    let rows = packed.rows();
+                    let bias = epilogue.bias.tile(rows.start, rows.len(), column, count);
+                    let mut tile = Tile {
+                        a: &left[packed.start(rows.start, index)..],
+                        a_rows: Rows::Blocked,
+                        b: right,
+                        b_stride: shape.width,
+                        width: shape.width,
+                        k: steps.len(),
+                        rows: rows.len(),
+                        columns: count,
+                        c: &mut c[rows.start * ldc + column - columns.start..],
+                        ldc,
+                        first: steps.start == 0 && !epilogue.adds,
+                        finish: (steps.end == k).then_some(Epilogue { bias, ..*epilogue }),
+                    };
+                    tile::run(isa, &mut tile);
                 }
             }
         }

@@ -8,8 +8,8 @@ use std::arch::x86_64::{
     __m256, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
-use super::pack::LINE;
-use super::tile::{Rows, Tile, shape};
+pub(in crate::engine::kernels) use super::pack::LINE;
+use super::tile::{Rows, Tile, heights, shape};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 use crate::engine::kernels::isa::Isa;
 
@@ -19,7 +19,7 @@ pub(in crate::engine::kernels) const LANES: usize = 8;
 /// Registers side by side in a full tile.
 const VECTORS_MAX: usize = 2;
 
-/// Computes a tile.
+/// Computes a tile, or several below each other.
 ///
 /// # Safety
 ///
@@ -28,49 +28,151 @@ const VECTORS_MAX: usize = 2;
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(tile: &mut Tile<'_>, next: &[f32]) {
     macro_rules! by_rows {
-        ($vectors:literal, $($rows:literal)*) => {
-            match tile.rows {
+        ($vectors:literal, $height:expr, $group:expr, $($rows:literal)*) => {
+            match $height {
                 // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
-                $($rows => unsafe { body::<$rows, $vectors>(tile, next) },)*
-                rows => unreachable!("a tile of {rows} rows passed the check"),
+                $($rows => unsafe { by_layout::<$rows, $vectors>(tile, $group) },)*
+                rows => unreachable!("a tile of {rows} rows"),
             }
         };
     }
-    if tile.width == VECTORS_MAX * LANES {
-        by_rows!(2, 1 2 3 4 5 6);
-    } else {
-        by_rows!(1, 1 2 3 4 5 6);
+    let share = next.len().div_ceil(tile.rows.div_ceil(shape(Isa::Avx2).rows));
+    let mut rest = next;
+    for (first, height, count) in heights(tile.rows, shape(Isa::Avx2).rows) {
+        if count == 0 {
+            continue;
+        }
+        let next = rest.split_off(..rest.len().min(count * share)).unwrap_or_default();
+        let group = Group { first, count, next, share };
+        if tile.width == VECTORS_MAX * LANES {
+            by_rows!(2, height, group, 1 2 3 4 5 6);
+        } else {
+            by_rows!(1, height, group, 1 2 3 4 5 6);
+        }
+    }
+    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
+    if activation != Activation::None {
+        activate_rows(activation, tile);
     }
 }
 
+/// Tiles of one height: the first row, how many, and what they fetch, `share` elements each.
+pub(in crate::engine::kernels) struct Group<'a> {
+    pub first: usize,
+    pub count: usize,
+    pub next: &'a [f32],
+    pub share: usize,
+}
+
+impl Group<'_> {
+    /// Lines of the cache that a tile fetches in each of its so many quads of steps.
+    pub(in crate::engine::kernels) fn pace(&self, quads: usize) -> usize {
+        if self.next.is_empty() { 0 } else { self.share.div_ceil(LINE).div_ceil(quads.max(1)).min(QUAD) }
+    }
+}
+
+/// How rows of the left operand lie, for the compiler.
+const PACKED: usize = 0;
+const BLOCKED: usize = 1;
+const STRIDED: usize = 2;
+
 /// # Safety
 ///
-/// As for [`tile`], and `R == tile.rows`, `V * 8 == tile.width`.
+/// As for [`tile`]; `V * 8 == tile.width`, and the group's rows, `R` in each of its tiles, are among those of the tile.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, next: &[f32]) {
-    let mut acc = [[_mm256_setzero_ps(); V]; R];
-    if !tile.first {
-        for i in 0..R {
-            acc[i] = load(&tile.c[i * tile.ldc..][..tile.columns]);
-        }
-    }
-    // SAFETY: `check` saw a and b to hold `k` steps in this layout.
+unsafe fn by_layout<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: Group<'_>) {
+    // SAFETY: the caller's promise.
     unsafe {
         match tile.a_rows {
-            Rows::Packed => accumulate::<R, V, true>(tile, 0, &mut acc, next),
-            Rows::Blocked => accumulate::<R, V, false>(tile, const { shape(Isa::Avx2).stride() }, &mut acc, next),
-            Rows::Strided(lda) => accumulate::<R, V, false>(tile, lda, &mut acc, next),
+            Rows::Packed => body::<R, V, PACKED>(tile, 0, group),
+            Rows::Blocked => body::<R, V, BLOCKED>(tile, 0, group),
+            Rows::Strided(lda) => body::<R, V, STRIDED>(tile, lda, group),
         }
     }
-    if let Some(finish) = &tile.finish {
-        scale_and_bias(finish, &mut acc);
-    }
-    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
-    for i in 0..R {
-        store(acc[i], &mut tile.c[i * tile.ldc..][..tile.columns]);
-    }
-    if activation != Activation::None {
-        activate_rows(activation, tile);
+}
+
+/// The sums, scale and bias of some tiles. All of it is one function and its loop: what follows a tile is done while the next one begins.
+///
+/// # Safety
+///
+/// As for [`by_layout`], of which `LAYOUT` and `lda` say how a lies.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn body<const R: usize, const V: usize, const LAYOUT: usize>(tile: &mut Tile<'_>, lda: usize, group: Group<'_>) {
+    let lda = if LAYOUT == BLOCKED { const { shape(Isa::Avx2).stride() } } else { lda };
+    let (columns, ldc, whole) = (tile.columns, tile.ldc, tile.columns == V * LANES);
+    let bias: [__m256; V] = match tile.finish.map(|finish| finish.bias) {
+        Some(Bias::PerColumn(bias)) => load(bias),
+        _ => [_mm256_setzero_ps(); V],
+    };
+    // Only where the rows of b follow one another.
+    let quads = if tile.b_stride == V * LANES { tile.k / QUAD } else { 0 };
+    let pace = group.pace(quads);
+    for index in 0..group.count {
+        let row = group.first + index * R;
+        let mut fetched = group.next.as_ptr().wrapping_add(index * group.share);
+        let mut sums = [[_mm256_setzero_ps(); V]; R];
+        if !tile.first {
+            for i in 0..R {
+                sums[i] = load(&tile.c[(row + i) * ldc..][..columns]);
+            }
+        }
+        let first = tile.a.as_ptr().wrapping_add(row * lda);
+        let mut a: [*const f32; POINTERS] =
+            std::array::from_fn(|p| if LAYOUT == PACKED { first } else { first.wrapping_add(p * REACH * lda) });
+        let mut b = tile.b.as_ptr();
+        // The step that lies `$s` behind the pointers; other than 0 only where the rows of b follow one another.
+        macro_rules! step {
+            ($s:literal) => {
+                // SAFETY: in step s, b points at `s * b_stride`, with `width` elements behind it; a at `s * R` (packed) or `s`, and
+                // the element of row i lies `i` or `i * lda` further: all seen by `check`. Moving on beyond the last step wraps.
+                unsafe {
+                    let mut step = [_mm256_setzero_ps(); V];
+                    for v in 0..V {
+                        step[v] = _mm256_loadu_ps(b.add($s * V * LANES + v * LANES));
+                    }
+                    for i in 0..R {
+                        let at = if LAYOUT == PACKED { a[0].add($s * R + i) } else { a[i / REACH].wrapping_add(i % REACH * lda + $s) };
+                        let value = _mm256_set1_ps(*at);
+                        for v in 0..V {
+                            sums[i][v] = _mm256_fmadd_ps(value, step[v], sums[i][v]);
+                        }
+                    }
+                }
+            };
+        }
+        for _ in 0..quads {
+            for _ in 0..pace {
+                _mm_prefetch::<_MM_HINT_T1>(fetched.cast());
+                fetched = fetched.wrapping_add(LINE);
+            }
+            step!(0);
+            step!(1);
+            step!(2);
+            step!(3);
+            a = a.map(|a| a.wrapping_add(QUAD * if LAYOUT == PACKED { R } else { 1 }));
+            b = b.wrapping_add(QUAD * V * LANES);
+        }
+        for _ in QUAD * quads..tile.k {
+            step!(0);
+            a = a.map(|a| a.wrapping_add(if LAYOUT == PACKED { R } else { 1 }));
+            b = b.wrapping_add(tile.b_stride);
+        }
+        if let Some(finish) = &tile.finish {
+            scale_and_bias(finish, row, bias, &mut sums);
+        }
+        if whole {
+            let c = tile.c[row * ldc..][..(R - 1) * ldc + V * LANES].as_mut_ptr();
+            for i in 0..R {
+                for v in 0..V {
+                    // SAFETY: R rows of V registers of 8 elements, `ldc` apart, were seen to lie within.
+                    unsafe { _mm256_storeu_ps(c.add(i * ldc + v * LANES), sums[i][v]) };
+                }
+            }
+        } else {
+            for i in 0..R {
+                store(sums[i], &mut tile.c[(row + i) * ldc..][..columns]);
+            }
+        }
     }
 }
 
@@ -90,75 +192,10 @@ pub(in crate::engine::kernels) const POINTERS: usize = 2;
 /// Steps whose addresses are computed together.
 const QUAD: usize = 4;
 
-/// Adds `a · b` to the accumulators, and meanwhile fetches `next`.
-///
-/// # Safety
-///
-/// As for [`body`]; `PACKED` says that a is `[k][R]`, otherwise its rows are `lda` apart.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn accumulate<const R: usize, const V: usize, const PACKED: bool>(
-    tile: &Tile<'_>,
-    lda: usize,
-    acc: &mut [[__m256; V]; R],
-    next: &[f32],
-) {
-    let first = tile.a.as_ptr();
-    let mut a: [*const f32; POINTERS] = std::array::from_fn(|p| if PACKED { first } else { first.wrapping_add(p * REACH * lda) });
-    let mut b = tile.b.as_ptr();
-    let mut sums = *acc;
-    // The step that lies `$s` behind the pointers; other than 0 only where the rows of b follow one another.
-    macro_rules! step {
-        ($s:literal) => {
-            // SAFETY: in step s, b points at `s * b_stride`, with `width` elements behind it; a at `s * R` (packed) or `s`, and
-            // the element of row i lies `i` or `i * lda` further: all seen by `check`. Moving on beyond the last step wraps.
-            unsafe {
-                let mut row = [_mm256_setzero_ps(); V];
-                for v in 0..V {
-                    row[v] = _mm256_loadu_ps(b.add($s * V * LANES + v * LANES));
-                }
-                for i in 0..R {
-                    let value =
-                        _mm256_set1_ps(if PACKED { *a[0].add($s * R + i) } else { *a[i / REACH].wrapping_add(i % REACH * lda + $s) });
-                    for v in 0..V {
-                        sums[i][v] = _mm256_fmadd_ps(value, row[v], sums[i][v]);
-                    }
-                }
-            }
-        };
-    }
-    let quads = if tile.b_stride == V * LANES { tile.k / QUAD } else { 0 };
-    let mut fetched = next.as_ptr();
-    // Lines of the cache for each quad.
-    let pace = next.len().div_ceil(LINE).div_ceil(quads.max(1)).min(QUAD);
-    for _ in 0..quads {
-        for _ in 0..pace {
-            _mm_prefetch::<_MM_HINT_T1>(fetched.cast());
-            fetched = fetched.wrapping_add(LINE);
-        }
-        step!(0);
-        step!(1);
-        step!(2);
-        step!(3);
-        a = a.map(|a| a.wrapping_add(QUAD * if PACKED { R } else { 1 }));
-        b = b.wrapping_add(QUAD * V * LANES);
-    }
-    for _ in QUAD * quads..tile.k {
-        step!(0);
-        a = a.map(|a| a.wrapping_add(if PACKED { R } else { 1 }));
-        b = b.wrapping_add(tile.b_stride);
-    }
-    *acc = sums;
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, acc: &mut [[__m256; V]; R]) {
+fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, row: usize, columns: [__m256; V], acc: &mut [[__m256; V]; R]) {
     let alpha = _mm256_set1_ps(finish.alpha);
-    let columns: [__m256; V] = match finish.bias {
-        Bias::PerColumn(bias) => load(bias),
-        _ => [_mm256_setzero_ps(); V],
-    };
     // Indexed loops with the choice outside: the compiler unrolls them and keeps the accumulators in registers.
     match finish.bias {
         Bias::None => {
@@ -176,7 +213,7 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, acc: &m
             }
         }
         Bias::PerRow(bias) => {
-            let bias: &[f32; R] = bias.first_chunk().expect("a bias for each row of the tile");
+            let bias: &[f32; R] = bias[row..].first_chunk().expect("a bias for each row of the tile");
             for i in 0..R {
                 for v in 0..V {
                     acc[i][v] = _mm256_fmadd_ps(alpha, acc[i][v], _mm256_set1_ps(bias[i]));

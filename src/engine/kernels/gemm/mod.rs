@@ -140,10 +140,7 @@ fn multiply(isa: Isa, a: Left<'_>, m: usize, b: Panels<'_>, columns: Range<usize
     // One row passes by each panel once, and there is nothing to keep for others.
     let in_place = a.in_place().filter(|_| m == 1 || columns.len() < PANELS_WORTH_PACKING * b.shape.width);
     if let Some(lda) = in_place {
-        for row in (0..m).step_by(b.shape.rows) {
-            let rows = b.shape.rows.min(m - row);
-            block.run(a.from(row, 0), Rows::Strided(lda), row..row + rows, columns.clone(), c);
-        }
+        block.run(a.from(0, 0), Rows::Strided(lda), 0..m, columns, c);
     } else {
         multiply_packing(&block, m, columns, c);
     }
@@ -162,8 +159,7 @@ fn multiply_packing(block: &Block<'_>, m: usize, columns: Range<usize>, c: &mut 
     PACKED.set(values);
 }
 
-/// Rows of `a` for some steps of `k`: a tile's rows behind each other, in them blocks of `count` steps, in them the rows,
-/// [`Shape::stride`] apart.
+/// Rows of `a` for some steps of `k`: blocks of `count` steps behind each other, in them the rows, [`Shape::stride`] apart.
 pub(crate) struct PackedRows {
     shape: Shape,
     rows: Range<usize>,
@@ -212,21 +208,19 @@ impl PackedRows {
     }
 
     fn pack(&self, a: &Left<'_>, values: &mut Vec<f32>) {
-        let (height, stride) = (self.shape.rows, self.shape.stride());
+        let stride = self.shape.stride();
         values.resize(values.len().max(self.rows.len() * self.block_count() * stride), 0.0);
         let mut rows = values.chunks_exact_mut(stride);
-        for row in self.rows.clone().step_by(height) {
-            for steps in self.blocks() {
-                for (row, to) in (row..self.rows.end.min(row + height)).zip(&mut rows) {
-                    a.copy(row, steps.clone(), to);
-                }
+        for steps in self.blocks() {
+            for (row, to) in self.rows.clone().zip(&mut rows) {
+                a.copy(row, steps.clone(), to);
             }
         }
     }
 
-    /// Where the rows of the tile from `row` on begin, `height` of them, in block `index`.
-    pub(crate) fn start(&self, row: usize, height: usize, index: usize) -> usize {
-        ((row - self.rows.start) * self.block_count() + index * height) * self.shape.stride()
+    /// Where the rows from `row` on begin, in block `index`.
+    pub(crate) fn start(&self, row: usize, index: usize) -> usize {
+        (index * self.rows.len() + row - self.rows.start) * self.shape.stride()
     }
 }
 
@@ -250,8 +244,7 @@ impl Block<'_> {
     /// Multiplies packed rows with the panel at the beginning of `columns`, and fetches what comes next: memory is the slower, the
     /// fewer rows there are.
     fn run_panel(&self, packed: &PackedRows, values: &[f32], columns: Range<usize>, c: &mut [f32]) {
-        let (height, column) = (self.b.shape.rows, columns.start);
-        let tiles = packed.rows.len().div_ceil(height);
+        let (rows, column) = (&packed.rows, columns.start);
         let mut blocks = packed.blocks().enumerate().peekable();
         while let Some((index, steps)) = blocks.next() {
             let next = match blocks.peek() {
@@ -259,16 +252,12 @@ impl Block<'_> {
                 None if column + self.b.shape.width >= columns.end => &[],
                 None => self.b.panel(column + self.b.shape.width, packed.blocks().next().unwrap_or_default()).0,
             };
-            let mut parts = next.chunks(next.len().div_ceil(tiles).max(1));
-            for row in packed.rows.clone().step_by(height) {
-                let rows = row..packed.rows.end.min(row + height);
-                let a = &values[packed.start(row, rows.len(), index)..];
-                self.tile(a, Rows::Blocked, rows, steps.clone(), (column, columns.end), parts.next().unwrap_or_default(), c);
-            }
+            let a = &values[packed.start(rows.start, index)..];
+            self.tile(a, Rows::Blocked, rows.clone(), steps, (column, columns.end), next, c);
         }
     }
 
-    /// Multiplies at most a tile's height of rows, given in `a`, with the panels of `columns`.
+    /// Multiplies rows, given in `a`, with the panels of `columns`.
     #[inline]
     fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
         for column in columns.clone().step_by(self.b.shape.width) {
@@ -278,7 +267,7 @@ impl Block<'_> {
         }
     }
 
-    /// One tile, over `steps` of `k`; fetches `next`.
+    /// One tile, or several below each other, over `steps` of `k`; fetches `next`.
     #[inline]
     #[expect(clippy::too_many_arguments, reason = "the sides of a tile")]
     fn tile(

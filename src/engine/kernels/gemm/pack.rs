@@ -222,7 +222,7 @@ fn copy(from: &[f32], to: &mut [f32]) {
 }
 
 /// Elements of a line of the cache.
-pub(super) const LINE: usize = 16;
+pub(in crate::engine::kernels) const LINE: usize = 16;
 
 /// Left-hand matrices `a[m, k]`, one for each group, packed into row panels for one instruction set: convolution weights.
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! The tile: the innermost piece of every product, a few rows times one column panel, in registers.
+//! The tile: the innermost piece of every product, a few rows times one column panel, in registers; and many rows times that panel, which
+//! are cut into such tiles.
 //!
 //! A tile computes `c = finish(c0 + a · b)` for `rows × columns` elements, each as one chain of multiply-adds over ascending
 //! `k`. Splitting `k` over several calls stores and reloads the partial sum, which is exact, so neither the blocking nor the
@@ -34,7 +35,7 @@ pub(crate) struct Tile<'a> {
     pub width: usize,
     /// Steps of the sum.
     pub k: usize,
-    /// Output rows, 1 to [`Shape::rows`].
+    /// Output rows, at least 1: of packed ones [`Shape::rows`] at most.
     pub rows: usize,
     /// Output columns that are stored, 1 to `width`.
     pub columns: usize,
@@ -90,7 +91,7 @@ impl Tile<'_> {
     /// Panics unless every element the tile touches lies within its slices. Each implementation relies on this.
     #[inline]
     fn check(&self, shape: Shape) {
-        assert!(self.rows >= 1 && self.rows <= shape.rows);
+        assert!(self.rows >= 1 && (self.rows <= shape.rows || !matches!(self.a_rows, Rows::Packed)));
         assert!(self.width == shape.width || 2 * self.width == shape.width);
         assert!(self.columns >= 1 && self.columns <= self.width);
         assert!(self.c.len() >= (self.rows - 1) * self.ldc + self.columns);
@@ -105,17 +106,30 @@ impl Tile<'_> {
     }
 }
 
-/// Computes one tile.
+/// How many rows are cut into tiles of equal height, `most` at most (a low last one would wait for its own sums): the first row, the height
+/// and the number of the higher ones, and of those that are a row lower.
+#[inline]
+pub(crate) fn heights(rows: usize, most: usize) -> [(usize, usize, usize); 2] {
+    let count = rows.div_ceil(most);
+    let (height, higher) = (rows / count, rows % count);
+    [(0, height + 1, higher), (higher * (height + 1), height, count - higher)]
+}
+
+/// Computes one tile, or several below each other.
 #[inline]
 pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
     run_fetching(isa, tile, &[]);
 }
 
-/// Computes one tile, and meanwhile fetches `next` into the second-level cache: a hint, which AVX2 and AVX-512 take.
+/// Computes one tile, or several, and meanwhile fetches `next` into the second-level cache: a hint, which AVX2 and AVX-512 take.
 #[inline]
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "a hint that other processors do not take"))]
 pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
-    tile.check(shape(isa));
+    let shape = shape(isa);
+    tile.check(shape);
+    if isa != Isa::Avx2 && tile.rows > shape.rows {
+        return one_by_one(isa, tile, next);
+    }
     match isa {
         Isa::Scalar => scalar(tile),
         #[cfg(target_arch = "x86_64")]
@@ -135,6 +149,25 @@ pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
         _ => {
             isa.require();
             scalar(tile)
+        }
+    }
+}
+
+/// The tiles that cover the rows, where the instruction set's body computes one.
+fn one_by_one(isa: Isa, whole: &mut Tile<'_>, next: &[f32]) {
+    let Tile { a_rows, b, b_stride, width, k, columns, ldc, first, finish, .. } = *whole;
+    let lda = match a_rows {
+        Rows::Strided(lda) => lda,
+        _ => shape(isa).stride(),
+    };
+    let mut next = next.chunks(next.len().div_ceil(whole.rows.div_ceil(shape(isa).rows)).max(1));
+    for (start, rows, count) in heights(whole.rows, shape(isa).rows) {
+        for row in (0..count).map(|index| start + index * rows) {
+            let finish = finish.map(|finish| Epilogue { bias: finish.bias.tile(row, rows, 0, columns), ..finish });
+            let a = whole.a.get(row * lda..).unwrap_or_default();
+            let c = &mut whole.c[row * ldc..];
+            let mut tile = Tile { a, a_rows, b, b_stride, width, k, rows, columns, c, ldc, first, finish };
+            run_fetching(isa, &mut tile, next.next().unwrap_or_default());
         }
     }
 }

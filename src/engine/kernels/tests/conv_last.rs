@@ -41,6 +41,9 @@ fn all_shapes() -> Vec<ConvShape> {
         ConvShape { h_in: 1, w_in: 2, h_out: 1, w_out: 2, pad_top: 1, pad_left: 1, ..dense(1, 40, (3, 3), 33, (3, 3)) },
         ConvShape { h_in: 4, w_in: 1, h_out: 6, w_out: 3, pad_top: 2, pad_left: 2, ..dense(1, 32, (4, 3), 47, (3, 3)) },
         with(dense(1, 64, (40, 21), 32, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
+        // And images of one tile, and of four in blocks that begin in the middle of a sample.
+        ConvShape { h_in: 2, w_in: 2, h_out: 2, w_out: 2, pad_top: 1, pad_left: 1, ..dense(5, 32, (3, 3), 40, (3, 3)) },
+        with(dense(9, 256, (3, 3), 32, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
         // Several strips: 240 × 70 × 24 elements and more.
         with(dense(1, 24, (240, 70), 3, (3, 3)), (1, 1), (1, 1), (1, 1), 1),
     ]);

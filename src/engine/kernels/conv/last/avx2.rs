@@ -2,55 +2,44 @@
 //! many rows of registers half as wide.
 
 use std::arch::x86_64::{
-    __m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
 use super::tile::{Tile, bounds};
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
-use crate::engine::kernels::gemm::avx2::{LANES, POINTERS, REACH, load, store};
+use crate::engine::kernels::epilogue::{Activation, Bias, activate_each};
+use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, load, store};
+use crate::engine::kernels::gemm::tile::{heights, shape};
+use crate::engine::kernels::isa::Isa;
 
-/// Computes a tile.
+/// Computes a tile, or several behind each other.
 ///
 /// # Safety
 ///
 /// - The machine has the features named below.
-/// - `Tile::check` has passed for AVX2: at most 6 rows, width 16 or 8.
+/// - `Tile::check` has passed for AVX2: width 16 or 8.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
     macro_rules! by_rows {
-        ($vectors:literal, $($rows:literal)*) => {
-            match tile.rows {
+        ($vectors:literal, $height:expr, $group:expr, $($rows:literal)*) => {
+            match $height {
                 // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
-                $($rows => unsafe { body::<$rows, $vectors>(tile) },)*
-                rows => unreachable!("a tile of {rows} rows passed the check"),
+                $($rows => unsafe { body::<$rows, $vectors>(tile, $group) },)*
+                rows => unreachable!("a tile of {rows} rows"),
             }
         };
     }
-    if tile.width == 2 * LANES {
-        by_rows!(2, 1 2 3 4 5 6);
-    } else {
-        by_rows!(1, 1 2 3 4 5 6);
-    }
-}
-
-/// # Safety
-///
-/// As for [`tile`], and `R == tile.rows`, `V * 8 == tile.width`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
-    let mut acc = [[_mm256_setzero_ps(); V]; R];
-    if !tile.first {
-        for i in 0..R {
-            acc[i] = load(&tile.c[i * tile.ldc..][..tile.columns]);
+    let (mut next, share) = (tile.next, tile.next.len().div_ceil(tile.rows.div_ceil(shape(Isa::Avx2).rows)));
+    for (first, height, count) in heights(tile.rows, shape(Isa::Avx2).rows) {
+        if count == 0 {
+            continue;
         }
-    }
-    // SAFETY: `check` saw a and b to hold all runs in this layout.
-    unsafe { accumulate::<R, V>(tile, &mut acc) };
-    if let Some(epilogue) = &tile.finish {
-        finish::<R, V>(epilogue, tile.columns, &mut acc);
-    }
-    for i in 0..R {
-        store(acc[i], &mut tile.c[i * tile.ldc..][..tile.columns]);
+        let group = Group { first, count, next: next.split_off(..next.len().min(count * share)).unwrap_or_default(), share };
+        if tile.width == 2 * LANES {
+            by_rows!(2, height, group, 1 2 3 4 5 6);
+        } else {
+            by_rows!(1, height, group, 1 2 3 4 5 6);
+        }
     }
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
     if bounds(activation).is_none() {
@@ -65,72 +54,99 @@ fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
     activate_each::<true>(activation, tile.c, (tile.rows, tile.ldc), 0..tile.columns);
 }
 
+/// Tiles of `R` pixels: the sums, the bias, and the activations that are a pair of bounds. All of it is one function and its loop: what
+/// follows a tile is done while the next one begins.
+///
 /// # Safety
 ///
-/// As for [`body`].
-#[inline]
+/// As for [`tile`]; the group's pixels are among its own, and `V * 8 == tile.width`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn accumulate<const R: usize, const V: usize>(tile: &Tile<'_>, acc: &mut [[__m256; V]; R]) {
-    let mut sums = *acc;
-    let mut b = tile.b.as_ptr();
-    let lda = tile.lda;
-    // One step of the run, `$s` elements behind the pointers.
-    macro_rules! step {
-        ($a:ident, $s:literal) => {
-            // SAFETY: in step s of the run, b points at `width` elements of the panel, and row i of a has an element s behind the
-            // beginning of the run: all seen by `check`.
-            unsafe {
-                let mut row = [_mm256_setzero_ps(); V];
-                for v in 0..V {
-                    row[v] = _mm256_loadu_ps(b.wrapping_add(($s * V + v) * LANES));
-                }
-                for i in 0..R {
-                    let value = _mm256_set1_ps(*$a[i / REACH].wrapping_add(i % REACH * lda + $s));
+unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: Group<'_>) {
+    let (lda, columns, ldc, whole) = (tile.lda, tile.columns, tile.ldc, tile.columns == V * LANES);
+    let bias: Option<[__m256; V]> = match tile.finish.map(|finish| finish.bias) {
+        Some(Bias::PerColumn(bias)) => Some(load(&bias[..columns])),
+        _ => None,
+    };
+    let bounds = tile.finish.filter(|finish| finish.activation != Activation::None).and_then(|finish| bounds(finish.activation));
+    let limits = bounds.map(|(low, high)| (_mm256_set1_ps(low), _mm256_set1_ps(high)));
+    let pace = group.pace(tile.runs.len() * (tile.len / 4));
+    for index in 0..group.count {
+        let pixel = group.first + index * R;
+        let mut fetched = group.next.as_ptr().wrapping_add(index * group.share);
+        let mut sums = [[_mm256_setzero_ps(); V]; R];
+        if !tile.first {
+            for i in 0..R {
+                sums[i] = load(&tile.c[(pixel + i) * ldc..][..columns]);
+            }
+        }
+        let mut b = tile.b.as_ptr();
+        // One step of the run, `$s` elements behind the pointers.
+        macro_rules! step {
+            ($a:ident, $s:literal) => {
+                // SAFETY: in step s of the run, b points at `width` elements of the panel, and row i of a has an element s behind the
+                // beginning of the run: all seen by `check`.
+                unsafe {
+                    let mut step = [_mm256_setzero_ps(); V];
                     for v in 0..V {
-                        sums[i][v] = _mm256_fmadd_ps(value, row[v], sums[i][v]);
+                        step[v] = _mm256_loadu_ps(b.wrapping_add(($s * V + v) * LANES));
+                    }
+                    for i in 0..R {
+                        let value = _mm256_set1_ps(*$a[i / REACH].wrapping_add(i % REACH * lda + $s));
+                        for v in 0..V {
+                            sums[i][v] = _mm256_fmadd_ps(value, step[v], sums[i][v]);
+                        }
                     }
                 }
+            };
+        }
+        for run in tile.runs {
+            let first = tile.a.as_ptr().wrapping_add(pixel * lda + *run);
+            let mut a: [*const f32; POINTERS] = std::array::from_fn(|p| first.wrapping_add(p * REACH * lda));
+            for _ in 0..tile.len / 4 {
+                for _ in 0..pace {
+                    _mm_prefetch::<_MM_HINT_T1>(fetched.cast());
+                    fetched = fetched.wrapping_add(LINE);
+                }
+                step!(a, 0);
+                step!(a, 1);
+                step!(a, 2);
+                step!(a, 3);
+                a = a.map(|a| a.wrapping_add(4));
+                b = b.wrapping_add(4 * V * LANES);
             }
-        };
-    }
-    for run in tile.runs {
-        let first = tile.a.as_ptr().wrapping_add(*run);
-        let mut a: [*const f32; POINTERS] = std::array::from_fn(|p| first.wrapping_add(p * REACH * lda));
-        for _ in 0..tile.len / 4 {
-            step!(a, 0);
-            step!(a, 1);
-            step!(a, 2);
-            step!(a, 3);
-            a = a.map(|a| a.wrapping_add(4));
-            b = b.wrapping_add(4 * V * LANES);
-        }
-        for _ in 0..tile.len % 4 {
-            step!(a, 0);
-            a = a.map(|a| a.wrapping_add(1));
-            b = b.wrapping_add(V * LANES);
-        }
-    }
-    *acc = sums;
-}
-
-/// The bias, and the activations that are a pair of bounds.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize, acc: &mut [[__m256; V]; R]) {
-    if let Bias::PerColumn(bias) = finish.bias {
-        let bias: [__m256; V] = load(&bias[..columns]);
-        for i in 0..R {
-            for v in 0..V {
-                acc[i][v] = _mm256_add_ps(acc[i][v], bias[v]);
+            for _ in 0..tile.len % 4 {
+                step!(a, 0);
+                a = a.map(|a| a.wrapping_add(1));
+                b = b.wrapping_add(V * LANES);
             }
         }
-    }
-    let Some((low, high)) = bounds(finish.activation).filter(|_| finish.activation != Activation::None) else { return };
-    let (low, high) = (_mm256_set1_ps(low), _mm256_set1_ps(high));
-    for i in 0..R {
-        for v in 0..V {
-            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
-            acc[i][v] = _mm256_min_ps(high, _mm256_max_ps(low, acc[i][v]));
+        if let Some(bias) = bias {
+            for i in 0..R {
+                for v in 0..V {
+                    sums[i][v] = _mm256_add_ps(sums[i][v], bias[v]);
+                }
+            }
+        }
+        if let Some((low, high)) = limits {
+            for i in 0..R {
+                for v in 0..V {
+                    // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+                    sums[i][v] = _mm256_min_ps(high, _mm256_max_ps(low, sums[i][v]));
+                }
+            }
+        }
+        if whole {
+            let c = tile.c[pixel * ldc..][..(R - 1) * ldc + V * LANES].as_mut_ptr();
+            for i in 0..R {
+                for v in 0..V {
+                    // SAFETY: R pixels of V registers of 8 elements, `ldc` apart, were seen to lie within.
+                    unsafe { _mm256_storeu_ps(c.add(i * ldc + v * LANES), sums[i][v]) };
+                }
+            }
+        } else {
+            for i in 0..R {
+                store(sums[i], &mut tile.c[(pixel + i) * ldc..][..columns]);
+            }
         }
     }
 }

@@ -80,6 +80,13 @@ struct Part {
     elements: Range<usize>,
 }
 
+impl Part {
+    /// Of the sums; parts are such that those of one run, or whole runs, follow one another.
+    fn steps(&self) -> usize {
+        self.runs.len() * self.elements.len()
+    }
+}
+
 /// What is the same for all strips.
 struct Plan<'a> {
     job: &'a Job<'a>,
@@ -121,8 +128,13 @@ impl<'a> Plan<'a> {
         let (columns, ldc) = (self.job.columns(group), self.job.channels.len());
         for column in columns.clone().step_by(weights.panel_width()) {
             let (b, width) = weights.panels().panel(column, 0..weights.k());
+            let behind = column + weights.panel_width();
+            let behind = if behind < columns.end { weights.panels().panel(behind, 0..weights.k()).0 } else { &[] };
             for (index, part) in self.parts.iter().enumerate() {
                 let from = part.runs.start * self.len + part.elements.start;
+                // The parts of a panel follow one another, and the next panel the last of them.
+                let next = if index + 1 < self.parts.len() { &b[(from + part.steps()) * width..] } else { behind };
+                let mut next = next[..next.len().min(part.steps() * width)].chunks((part.steps() * width).div_ceil(lines.count).max(1));
                 let panel = Panel {
                     b: &b[from * width..],
                     width,
@@ -135,37 +147,35 @@ impl<'a> Plan<'a> {
                 let a = a.get(part.elements.start..).unwrap_or_default();
                 for line in 0..lines.count {
                     let y = &mut y[line * lines.pixels * ldc..][..lines.pixels * ldc];
-                    self.line(&panel, a.get(line * lines.pitch..).unwrap_or_default(), lines.pixels, y);
+                    let a = a.get(line * lines.pitch..).unwrap_or_default();
+                    self.line(&panel, (a, lines.pixels), next.next().unwrap_or_default(), y);
                 }
             }
         }
     }
 
-    fn line(&self, panel: &Panel<'_>, a: &[f32], pixels: usize, y: &mut [f32]) {
+    /// Some pixels, which fetch what is met next.
+    fn line(&self, panel: &Panel<'_>, (a, pixels): (&[f32], usize), next: &[f32], y: &mut [f32]) {
         let (job, ldc) = (self.job, self.job.channels.len());
         let bias = job.epilogue.bias.tile(0, 0, panel.channel, panel.columns);
-        // Tiles of equal height: a low last one would wait for its own sums.
-        let tiles = pixels.div_ceil(tile::rows_max(job.isa));
-        let mut first = 0;
-        for index in 0..tiles {
-            let rows = (pixels - first).div_ceil(tiles - index);
-            let mut tile = Tile {
-                a: a.get(first * self.lda..).unwrap_or_default(),
+        tile::run(
+            job.isa,
+            &mut Tile {
+                a,
                 lda: self.lda,
                 runs: &self.runs[panel.part.runs.clone()],
                 len: panel.part.elements.len(),
                 b: panel.b,
                 width: panel.width,
-                rows,
+                rows: pixels,
                 columns: panel.columns,
-                c: &mut y[first * ldc + panel.channel - job.channels.start..],
+                c: &mut y[panel.channel - job.channels.start..],
                 ldc,
                 first: panel.first && !job.epilogue.adds,
                 finish: panel.last.then_some(Epilogue { bias, ..job.epilogue }),
-            };
-            tile::run(job.isa, &mut tile);
-            first += rows;
-        }
+                next,
+            },
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! The innermost piece of a convolution with channels last: some pixels of a line times a panel of output channels, in registers.
+//! The innermost piece of a convolution with channels last: some pixels of a line times a panel of output channels, in registers; and
+//! whole lines of pixels, which are cut into such tiles.
 //!
 //! Each sum is one chain of multiply-adds over the lines of the kernel, the columns in each and the channels in those.
 
@@ -21,7 +22,7 @@ pub(super) struct Tile<'a> {
     /// The panel: `width` elements for each element of the runs, one run after the other.
     pub(super) b: &'a [f32],
     pub(super) width: usize,
-    /// Pixels, 1 to [`rows_max`].
+    /// Pixels, at least 1.
     pub(super) rows: usize,
     /// Channels that are stored, 1 to `width`.
     pub(super) columns: usize,
@@ -32,11 +33,8 @@ pub(super) struct Tile<'a> {
     pub(super) first: bool,
     /// What to apply once the sums are complete; the bias is already cut to the tile.
     pub(super) finish: Option<Epilogue<'a>>,
-}
-
-/// Pixels of a tile at most.
-pub(super) fn rows_max(isa: Isa) -> usize {
-    dense::shape(isa).rows
+    /// What is fetched into the second-level cache meanwhile: a hint, which AVX2 takes.
+    pub(super) next: &'a [f32],
 }
 
 impl Tile<'_> {
@@ -44,7 +42,7 @@ impl Tile<'_> {
     #[inline]
     fn check(&self, isa: Isa) {
         let last = self.runs.iter().copied().max().unwrap_or(0);
-        assert!(self.rows >= 1 && self.rows <= rows_max(isa));
+        assert!(self.rows >= 1);
         assert!(self.width == dense::shape(isa).width || 2 * self.width == dense::shape(isa).width);
         assert!(self.columns >= 1 && self.columns <= self.width);
         assert!(self.c.len() >= (self.rows - 1) * self.ldc + self.columns);
@@ -56,22 +54,36 @@ impl Tile<'_> {
     }
 }
 
-/// Computes one tile.
+/// Computes one tile, or several behind each other.
 #[inline]
 pub(super) fn run(isa: Isa, tile: &mut Tile<'_>) {
     tile.check(isa);
     #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx512 {
+    if isa == Isa::Avx2 {
         isa.require();
         // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that every element of
         // the tile lies within its slices.
-        return unsafe { super::avx512::tile(tile) };
+        return unsafe { super::avx2::tile(tile) };
     }
+    let Tile { lda, runs, len, b, width, columns, ldc, first, finish, next, .. } = *tile;
+    for (start, rows, count) in dense::heights(tile.rows, dense::shape(isa).rows) {
+        for row in (0..count).map(|index| start + index * rows) {
+            let (a, c) = (tile.a.get(row * lda..).unwrap_or_default(), &mut tile.c[row * ldc..]);
+            one(isa, &mut Tile { a, lda, runs, len, b, width, rows, columns, c, ldc, first, finish, next });
+        }
+    }
+}
+
+/// Computes a tile of as many pixels as registers hold.
+#[inline]
+fn one(isa: Isa, tile: &mut Tile<'_>) {
+    tile.check(isa);
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx2 {
+    if isa >= Isa::Avx512 {
+        assert!(tile.rows <= dense::shape(isa).rows);
         isa.require();
         // SAFETY: as above.
-        return unsafe { super::avx2::tile(tile) };
+        return unsafe { super::avx512::tile(tile) };
     }
     by_runs(isa, tile);
 }

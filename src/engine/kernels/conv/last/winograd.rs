@@ -36,6 +36,9 @@ const LANES: usize = 8;
 /// Elements of the transformed pixels of some tiles, 256 KiB: half of a second-level cache.
 const BLOCK: usize = 1 << 16;
 
+/// Tiles of a block at least, if there are as many.
+const TILES_LEAST: usize = 24;
+
 /// Weights `G g Gᵀ`: a right operand `[place * c_in, c_out]`.
 #[derive(Clone, Debug)]
 pub(super) struct Winograd(PackedB);
@@ -108,36 +111,37 @@ thread_local! {
 }
 
 pub(super) fn run(job: &Job<'_>, weights: &Winograd, x: Image<'_>, y: &mut [f32]) {
+    let (shape, blocks) = (job.shape, Blocks::new(job));
+    let len = shape.c_in * shape.h_in * shape.w_in;
+    let turned = if x.channels_last { 0 } else { blocks.samples_most() * len };
     let mut scratch = SCRATCH.take();
-    let shape = job.shape;
-    let (line, len) = (shape.w_out * job.channels.len(), shape.c_in * shape.h_in * shape.w_in);
-    let turned = if x.channels_last { 0 } else { len };
-    let mut next = job.lines.start;
-    while next < job.lines.end {
-        let (sample, first) = (next / shape.h_out, next % shape.h_out);
-        let count = (shape.h_out - first).min(job.lines.end - next);
-        let data = &x.data[sample * len..][..len];
-        let lines = first..first + count;
-        let blocks = Blocks::new(job, &lines);
-        scratch.resize(scratch.len().max(turned + (1 + PLACES) * shape.c_in + blocks.len()), 0.0);
-        let (image, rest) = scratch.split_at_mut(turned);
-        let (zeros, rest) = rest.split_at_mut(shape.c_in);
-        let (around, rest) = rest.split_at_mut(PLACES * shape.c_in);
-        zeros.fill(0.0);
-        for (row, to) in image.chunks_exact_mut((shape.w_in * shape.c_in).max(1)).enumerate() {
-            turn(shape, data, row, 1, to);
+    scratch.resize(scratch.len().max(turned + (1 + PLACES) * shape.c_in + blocks.len()), 0.0);
+    let (images, rest) = scratch.split_at_mut(turned);
+    let (zeros, rest) = rest.split_at_mut(shape.c_in);
+    let (around, rest) = rest.split_at_mut(PLACES * shape.c_in);
+    zeros.fill(0.0);
+    let mut held = 0..0;
+    for tiles in blocks.each() {
+        let samples = blocks.samples(&tiles);
+        if !x.channels_last && held != samples {
+            for (sample, to) in samples.clone().zip(images.chunks_exact_mut(len.max(1))) {
+                let data = &x.data[sample * len..][..len];
+                to.chunks_exact_mut((shape.w_in * shape.c_in).max(1)).enumerate().for_each(|(row, to)| turn(shape, data, row, 1, to));
+            }
+            held = samples.clone();
         }
-        let image = if x.channels_last { data } else { image };
-        let work = Work { job, image, zeros, weights: &weights.0, lines: lines.clone() };
-        blocks.run(&work, around, rest, &mut y[(next - job.lines.start) * line..][..count * line]);
-        next += count;
+        let images = if x.channels_last { &x.data[samples.start * len..] } else { &*images };
+        let work = Work { job, images, first: samples.start, zeros, weights: &weights.0 };
+        blocks.run(&work, tiles, around, rest, y);
     }
     SCRATCH.set(scratch);
 }
 
-/// How the tiles of some lines are divided.
+/// How the tiles of a job are divided. Those of all samples are counted on, so that small images fill blocks together.
 struct Blocks {
     tiles: Range<usize>,
+    /// Tiles of a sample.
+    per_sample: usize,
     /// Tiles of a block at most.
     size: usize,
     c_in: usize,
@@ -145,17 +149,34 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn new(job: &Job<'_>, lines: &Range<usize>) -> Blocks {
-        let (shape, dense) = (job.shape, dense::shape(job.isa));
+    fn new(job: &Job<'_>) -> Blocks {
+        let (shape, dense, lines) = (job.shape, dense::shape(job.isa), &job.lines);
         let across = shape.w_out.div_ceil(2);
-        let tiles = lines.start / 2 * across..lines.end.div_ceil(2) * across;
-        let most = (BLOCK / (PLACES * shape.c_in)).max(2 * dense.rows) / dense.rows * dense.rows;
+        let per_sample = shape.h_out.div_ceil(LINES) * across;
+        // The first tile that has pixels of a line.
+        let first = |line: usize| line / shape.h_out * per_sample + line % shape.h_out / LINES * across;
+        let tiles = first(lines.start)..first(lines.end - 1) + across;
+        // Of many channels several tiles of rows, for which the weights, more than a cache holds, are read once.
+        let most = (BLOCK / (PLACES * shape.c_in)).max(TILES_LEAST).max(2 * dense.rows) / dense.rows * dense.rows;
         // Blocks of equal size, in whole tiles of rows if there are several.
         let size = match tiles.len().div_ceil(most) {
             1 => tiles.len(),
             count => tiles.len().div_ceil(count).next_multiple_of(dense.rows),
         };
-        Blocks { tiles, size, c_in: shape.c_in, width: dense.width }
+        Blocks { tiles, per_sample, size, c_in: shape.c_in, width: dense.width }
+    }
+
+    fn each(&self) -> impl Iterator<Item = Range<usize>> {
+        self.tiles.clone().step_by(self.size).map(|first| first..self.tiles.end.min(first + self.size))
+    }
+
+    /// The samples that tiles belong to, and of how many those of a block may be.
+    fn samples(&self, tiles: &Range<usize>) -> Range<usize> {
+        tiles.start / self.per_sample..(tiles.end - 1) / self.per_sample + 1
+    }
+
+    fn samples_most(&self) -> usize {
+        self.each().map(|tiles| self.samples(&tiles).len()).max().unwrap_or(0)
     }
 
     /// From the pixels of a tile to those of the next: odd in lines of the cache, so that rows spread over its sets.
@@ -167,112 +188,117 @@ impl Blocks {
         PLACES * self.size * (self.pitch() + self.width)
     }
 
-    fn run(&self, work: &Work<'_>, around: &mut [f32], scratch: &mut [f32], y: &mut [f32]) {
+    fn run(&self, work: &Work<'_>, tiles: Range<usize>, around: &mut [f32], scratch: &mut [f32], y: &mut [f32]) {
         let (job, pitch) = (work.job, self.pitch());
         let (pixels, sums) = scratch[..self.len()].split_at_mut(PLACES * self.size * pitch);
-        for first in self.tiles.clone().step_by(self.size) {
-            let tiles = first..self.tiles.end.min(first + self.size);
-            work.transform(tiles.clone(), around, (pixels, self.size * pitch, pitch));
-            for column in job.channels.clone().step_by(self.width) {
-                let columns = column..job.channels.end.min(column + self.width);
-                for place in 0..PLACES {
-                    let pixels = &pixels[place * self.size * pitch..][..self.size * pitch];
-                    let sums = &mut sums[place * self.size * self.width..][..self.size * self.width];
-                    work.multiply(place, column, (pixels, pitch), (sums, self.width), tiles.len());
-                }
-                work.finish(tiles.clone(), columns, Sums { values: sums, plane: self.size * self.width, width: self.width }, y);
+        work.transform(tiles.clone(), around, (pixels, self.size * pitch, pitch));
+        for column in job.channels.clone().step_by(self.width) {
+            let columns = column..job.channels.end.min(column + self.width);
+            for place in 0..PLACES {
+                let pixels = &pixels[place * self.size * pitch..][..self.size * pitch];
+                let sums = &mut sums[place * self.size * self.width..][..self.size * self.width];
+                work.multiply(place, column, (pixels, pitch), (sums, self.width), tiles.len());
             }
+            work.finish(tiles.clone(), columns, Sums { values: sums, plane: self.size * self.width, width: self.width }, y);
         }
     }
 }
 
-/// Lines of a sample.
+/// What the tiles of a block meet.
 struct Work<'a> {
     job: &'a Job<'a>,
-    /// `[h_in, w_in, c_in]`.
-    image: &'a [f32],
+    /// `[samples, h_in, w_in, c_in]`, from a sample on.
+    images: &'a [f32],
+    first: usize,
     /// A pixel of the padding.
     zeros: &'a [f32],
     weights: &'a PackedB,
-    /// Lines of the output that are wanted.
-    lines: Range<usize>,
+}
+
+/// Where a tile lies: the sample, and the line and column of its first pixel.
+#[derive(Clone, Copy)]
+struct Origin {
+    sample: usize,
+    line: usize,
+    column: usize,
 }
 
 impl Work<'_> {
-    /// The pixel that lies so far from the top and the left of the padding.
+    /// `[h_in, w_in, c_in]` of a sample.
     #[inline(always)]
-    fn pixel(&self, row: usize, column: usize) -> &[f32] {
-        let ConvShape { c_in, h_in, w_in, pad_top, pad_left, .. } = *self.job.shape;
-        let (row, column) = (row.wrapping_sub(pad_top), column.wrapping_sub(pad_left));
-        if row < h_in && column < w_in { &self.image[(row * w_in + column) * c_in..][..c_in] } else { self.zeros }
+    fn image(&self, sample: usize) -> &[f32] {
+        let len = self.job.shape.h_in * self.job.shape.w_in * self.job.shape.c_in;
+        &self.images[(sample - self.first) * len..][..len]
     }
 
-    /// Line and column of the first pixel of a tile.
-    fn origin(&self, tile: usize) -> (usize, usize) {
-        let across = self.job.shape.w_out.div_ceil(2);
-        (tile / across * 2, tile % across * 2)
+    /// The pixel that lies so far from that of a tile, by places to the right and down.
+    #[inline(always)]
+    fn pixel(&self, origin: Origin, place: usize) -> &[f32] {
+        let ConvShape { c_in, h_in, w_in, pad_top, pad_left, .. } = *self.job.shape;
+        let (row, column) = ((origin.line + place / 4).wrapping_sub(pad_top), (origin.column + place % 4).wrapping_sub(pad_left));
+        if row < h_in && column < w_in { &self.image(origin.sample)[(row * w_in + column) * c_in..][..c_in] } else { self.zeros }
+    }
+
+    fn origin(&self, tile: usize) -> Origin {
+        let (across, down) = (self.job.shape.w_out.div_ceil(2), self.job.shape.h_out.div_ceil(LINES));
+        let (line, sample) = (tile / across % down, tile / across / down);
+        Origin { sample, line: line * LINES, column: tile % across * 2 }
     }
 
     /// `Bᵀ d B` of some tiles: of each place a row of channels for each tile.
     fn transform(&self, tiles: Range<usize>, around: &mut [f32], (to, plane, pitch): (&mut [f32], usize, usize)) {
         let ConvShape { c_in, h_in, w_in, pad_top, pad_left, .. } = *self.job.shape;
         for (index, tile) in tiles.enumerate() {
-            let (line, column) = self.origin(tile);
+            let origin = self.origin(tile);
             let to = Transformed { values: &mut to[index * pitch..], plane };
-            let (row, left) = (line.wrapping_sub(pad_top), column.wrapping_sub(pad_left));
+            let (row, left) = (origin.line.wrapping_sub(pad_top), origin.column.wrapping_sub(pad_left));
             if row < h_in && row + 4 <= h_in && left < w_in && left + 4 <= w_in {
-                let pixels = Pixels { values: &self.image[(row * w_in + left) * c_in..], pitch: w_in * c_in };
+                let pixels = Pixels { values: &self.image(origin.sample)[(row * w_in + left) * c_in..], pitch: w_in * c_in };
                 transform_pixels(self.job.isa, c_in, pixels, to);
             } else {
-                self.gather(line, column, around);
+                self.gather(origin, around);
                 transform_pixels(self.job.isa, c_in, Pixels { values: around, pitch: 4 * c_in }, to);
             }
         }
     }
 
     /// Copies the pixels that a tile meets, with those of the padding.
-    fn gather(&self, line: usize, column: usize, to: &mut [f32]) {
+    fn gather(&self, origin: Origin, to: &mut [f32]) {
         #[inline(always)]
-        fn body<const FMA: bool>(work: &Work<'_>, line: usize, column: usize, to: &mut [f32]) {
-            for (at, to) in to.chunks_exact_mut(work.job.shape.c_in).enumerate() {
-                let pixel = work.pixel(line + at / 4, column + at % 4);
+        fn body<const FMA: bool>(work: &Work<'_>, origin: Origin, to: &mut [f32]) {
+            for (place, to) in to.chunks_exact_mut(work.job.shape.c_in).enumerate() {
+                let pixel = work.pixel(origin, place);
                 to.as_chunks_mut::<LANES>().0.iter_mut().zip(pixel.as_chunks().0).for_each(|(to, pixel)| *to = *pixel);
             }
         }
         let work = self;
-        instantiate!(self.job.isa, body, (work: &Work<'_>, line: usize, column: usize, to: &mut [f32]));
+        instantiate!(self.job.isa, body, (work: &Work<'_>, origin: Origin, to: &mut [f32]));
     }
 
     /// The sums of a place, over the channels, for a panel.
     fn multiply(&self, place: usize, column: usize, (a, pitch): (&[f32], usize), (c, ldc): (&mut [f32], usize), tiles: usize) {
         let (isa, k, panels) = (self.job.isa, self.job.shape.c_in, self.weights.panels());
         let (b, width) = panels.panel(column, place * k..(place + 1) * k);
-        let (mut row, parts) = (0, tiles.div_ceil(dense::shape(isa).rows));
         let next = match place + 1 {
             PLACES if column + width >= panels.n => &[],
             PLACES => panels.panel(column + width, 0..k).0,
             place => panels.panel(column, place * k..(place + 1) * k).0,
         };
-        let mut next = next.chunks(next.len().div_ceil(parts).max(1));
-        for part in 0..parts {
-            let rows = (tiles - row).div_ceil(parts - part);
-            let mut tile = Tile {
-                a: &a[row * pitch..],
-                a_rows: Rows::Strided(pitch),
-                b,
-                b_stride: width,
-                width,
-                k,
-                rows,
-                columns: width,
-                c: &mut c[row * ldc..],
-                ldc,
-                first: true,
-                finish: None,
-            };
-            dense::run_fetching(isa, &mut tile, next.next().unwrap_or_default());
-            row += rows;
-        }
+        let mut tile = Tile {
+            a,
+            a_rows: Rows::Strided(pitch),
+            b,
+            b_stride: width,
+            width,
+            k,
+            rows: tiles,
+            columns: width,
+            c,
+            ldc,
+            first: true,
+            finish: None,
+        };
+        dense::run_fetching(isa, &mut tile, next);
     }
 
     /// The outputs of some tiles, of the channels of a panel.
@@ -296,12 +322,13 @@ impl Work<'_> {
         let (bounded, (low, high)) =
             bounds(epilogue.activation).map_or((false, (f32::NEG_INFINITY, f32::INFINITY)), |bounds| (true, bounds));
         for (index, tile) in tiles.enumerate() {
-            let (line, column) = self.origin(tile);
+            let (origin, wanted) = (self.origin(tile), &self.job.lines);
             // Where each output goes; what nobody wants goes nowhere.
             let places: [Option<usize>; 4] = std::array::from_fn(|at| {
-                let (line, column) = (line + at / 2, column + at % 2);
-                let wanted = self.lines.contains(&line) && column < shape.w_out;
-                wanted.then(|| ((line - self.lines.start) * shape.w_out + column) * ldc + from)
+                let (line, column) = (origin.line + at / 2, origin.column + at % 2);
+                let of_all = origin.sample * shape.h_out + line;
+                let is_wanted = line < shape.h_out && wanted.contains(&of_all) && column < shape.w_out;
+                is_wanted.then(|| ((of_all - wanted.start) * shape.w_out + column) * ldc + from)
             });
             for j in (0..columns.len()).step_by(LANES) {
                 let (mut outputs, finite) = outputs(sums.values, sums.plane, index * sums.width + j);
@@ -333,8 +360,8 @@ impl Work<'_> {
             let (c_in, panel_width) = (work.job.shape.c_in, work.weights.panel_width());
             let first = column / panel_width * panel_width;
             let (b, width) = work.weights.panels().panel(first, 0..PLACES * c_in);
-            let (line, left) = work.origin(tile);
-            let pixels: [&[f32]; PLACES] = std::array::from_fn(|at| work.pixel(line + at / 4, left + at % 4));
+            let origin = work.origin(tile);
+            let pixels: [&[f32]; PLACES] = std::array::from_fn(|place| work.pixel(origin, place));
             let met = |at: usize, tap: usize| 4 * (at / 2 + tap / 3) + at % 2 + tap % 3;
             let nan = pixels.map(|pixel| pixel.iter().fold(false, |nan, value| nan | value.is_nan()));
             let defined = |at: usize| outputs[at].iter().all(|output| output.is_finite()) || (0..TAPS).any(|tap| nan[met(at, tap)]);
