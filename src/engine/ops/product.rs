@@ -40,12 +40,11 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
     let Left { m, k, .. } = left;
     match right {
         Right::Packed(b) => {
-            let parts = ctx.threads.parts(cost(m, k, b.n()));
             if left.transposed && m > 1 && k > 1 {
                 transpose(left.data, k, m, &mut ctx.scratch.f32);
-                split(&ctx.scratch.f32, m, b, epilogue, c, (ctx.threads, parts));
+                multiply_packed(&ctx.scratch.f32, m, b, epilogue, c, ctx.threads);
             } else {
-                split(left.data, m, b, epilogue, c, (ctx.threads, parts));
+                multiply_packed(left.data, m, b, epilogue, c, ctx.threads);
             }
         }
         Right::Plain { data, transposed, n } => {
@@ -66,6 +65,11 @@ pub(crate) fn multiply(left: Left<'_>, right: Right<'_>, epilogue: &Epilogue<'_>
             }
         }
     }
+}
+
+/// `c[m, n] = epilogue(a[m, k] · b)`, on as many threads as it is worth.
+pub(crate) fn multiply_packed(a: &[f32], m: usize, b: &Weights, epilogue: &Epilogue<'_>, c: &mut [f32], threads: &Threads) {
+    split(a, m, b, epilogue, c, (threads, threads.parts(cost(m, b.k(), b.n()))));
 }
 
 /// `to[columns, rows] = from[rows, columns]` transposed.

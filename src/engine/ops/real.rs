@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use half::{bf16, f16};
 
 use super::number::{Number, with_float};
-use super::product::{Left, Right, multiply};
+use super::product::multiply_packed;
 use crate::engine::dtype::DType;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue};
 use crate::engine::kernels::gemm::gemm_generic;
@@ -17,6 +17,7 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::vector;
 use crate::engine::kernels::weights::{Precision, Weights};
 use crate::engine::op::{Context, OpError};
+use crate::engine::threads::Threads;
 use crate::engine::view::{View, ViewMut};
 
 /// f32 or f64.
@@ -32,6 +33,9 @@ pub(crate) trait Real: Number {
 
     /// `c[m, n] = a[m, k] · b` on one thread. The bits of a row depend on that row alone.
     fn multiply(a: &[Self], m: usize, b: &Self::Packed, c: &mut [Self]);
+
+    /// [`Real::multiply`] on as many threads as it is worth.
+    fn multiply_split(a: &[Self], m: usize, b: &Self::Packed, c: &mut [Self], threads: &Threads);
 
     /// `c[m, n] = a[m, k] · b + bias` on all threads; the bias has `n` elements.
     fn project(a: &[Self], m: usize, b: &Self::Packed, bias: &[Self], c: &mut [Self], ctx: &mut Context<'_>);
@@ -72,9 +76,13 @@ impl Real for f32 {
         }
     }
 
+    fn multiply_split(a: &[f32], m: usize, b: &Weights, c: &mut [f32], threads: &Threads) {
+        multiply_packed(a, m, b, &Epilogue::default(), c, threads);
+    }
+
     fn project(a: &[f32], m: usize, b: &Weights, bias: &[f32], c: &mut [f32], ctx: &mut Context<'_>) {
         let epilogue = Epilogue { bias: Bias::PerColumn(bias), ..Epilogue::default() };
-        multiply(Left { data: a, transposed: false, m, k: b.k() }, Right::Packed(b), &epilogue, c, ctx);
+        multiply_packed(a, m, b, &epilogue, c, ctx.threads);
     }
 
     fn sigmoid(isa: Isa, x: &mut [f32]) {
@@ -129,6 +137,10 @@ impl Real for f64 {
 
     fn multiply(a: &[f64], m: usize, b: &Rows, c: &mut [f64]) {
         gemm_generic::<f64, f64, f64>(m, b.k, b.n, a, &b.data, c);
+    }
+
+    fn multiply_split(a: &[f64], m: usize, b: &Rows, c: &mut [f64], _: &Threads) {
+        Self::multiply(a, m, b, c);
     }
 
     fn project(a: &[f64], m: usize, b: &Rows, bias: &[f64], c: &mut [f64], _: &mut Context<'_>) {

@@ -2,12 +2,17 @@
 
 use super::cell::{Cell, Step};
 use super::{Recurrent, Sizes};
+use crate::engine::kernels::cache::caches;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::limits::Arithmetic;
 use crate::engine::kernels::weights::Precision;
 use crate::engine::op::{Context, OpError};
 use crate::engine::ops::quantize_dynamic::{Range8, quantize_dynamically};
 use crate::engine::ops::real::{Real, buffer};
+use crate::engine::threads::Threads;
+
+/// Sequences that are worth reading all weights for: of fewer, memory delivers them more slowly than they are multiplied.
+const SEQUENCES_OF_A_PART: usize = 32;
 
 /// The weights of one direction, laid out for products.
 #[derive(Debug)]
@@ -58,9 +63,9 @@ impl<R: Real> Weights<R> {
 
     /// The products of the states of `count` sequences. Where numbers are quantised, the states that are over do not count: as in
     /// onnxruntime, a sequence's last state still does at the step behind its end.
-    fn multiply(&self, h: &[R], count: usize, over: impl Fn(usize) -> bool, products: &mut [R]) {
+    fn multiply(&self, h: &[R], count: usize, over: impl Fn(usize) -> bool, products: &mut [R], threads: &Threads) {
         let Some([_, scales]) = &self.scales else {
-            R::multiply(h, count, &self.r[0], products);
+            R::multiply_split(h, count, &self.r[0], products, threads);
             return;
         };
         let mut h = h.to_vec();
@@ -68,7 +73,7 @@ impl<R: Real> Weights<R> {
             state.fill(R::ZERO);
         }
         let (whole, scale) = steps(&h, usize::MAX);
-        R::multiply(&whole, count, &self.r[0], products);
+        R::multiply_split(&whole, count, &self.r[0], products, threads);
         for row in products.chunks_exact_mut(scales.len().max(1)) {
             row.iter_mut().zip(scales).for_each(|(p, &s)| *p = p.mul(scale.mul(s)));
         }
@@ -148,8 +153,11 @@ impl<R: Real> Layer<'_, R> {
             weights.project(self.x, steps * batch, longest * batch * self.sizes.input, &mut product, ctx);
             products.push(product);
         }
-        // States that are quantised are so together.
-        let whole = weights.iter().any(|weights| weights.scales.is_some());
+        // States that are quantised are so together. Where weights come from memory in each step, threads that have a few sequences each
+        // would all read all of them: they have a part of the columns instead.
+        let quantised = weights.iter().any(|weights| weights.scales.is_some());
+        let few = batch < SEQUENCES_OF_A_PART * ctx.threads.count() && columns * hidden * size_of::<R>() > caches().second;
+        let whole = quantised || few;
         let parts = if whole { 1 } else { ctx.threads.parts(self.op.work(self.sizes)).div_ceil(weights.len()) };
         let count = batch.div_ceil(parts);
         let mut units: Vec<Unit<'_, R>> = Vec::new();
@@ -163,10 +171,11 @@ impl<R: Real> Layer<'_, R> {
                 units.push(Unit { direction, weights: &weights[direction], products: &products[direction], first: part * count, h, c, y });
             }
         }
-        if parts == 1 && weights.len() == 1 || ctx.threads.parts(self.op.work(self.sizes)) == 1 {
-            units.iter_mut().for_each(|unit| self.unit(unit, ctx.isa));
+        if units.len() == 1 || ctx.threads.parts(self.op.work(self.sizes)) == 1 {
+            units.iter_mut().for_each(|unit| self.unit(unit, ctx.isa, ctx.threads));
         } else {
-            ctx.threads.for_each(units.iter_mut(), |unit| self.unit(unit, ctx.isa));
+            let alone = Threads::single();
+            ctx.threads.for_each(units.iter_mut(), |unit| self.unit(unit, ctx.isa, &alone));
         }
         if let Some(y) = &mut y {
             units.iter().for_each(|unit| self.place(unit, y));
@@ -186,7 +195,7 @@ impl<R: Real> Layer<'_, R> {
         }
     }
 
-    fn unit(&self, unit: &mut Unit<'_, R>, isa: Isa) {
+    fn unit(&self, unit: &mut Unit<'_, R>, isa: Isa, threads: &Threads) {
         let hidden = self.sizes.hidden;
         let count = unit.h.len() / hidden;
         let lengths = &self.lengths[unit.first..][..count];
@@ -198,9 +207,9 @@ impl<R: Real> Layer<'_, R> {
         for at in 0..longest {
             let active = |b: &usize| lengths[*b] > at;
             if unit.weights.r.len() == 2 {
-                self.gru_step(unit, &step, at, (0..count).filter(active), &mut gates, &mut changed);
+                self.gru_step(unit, &step, at, (0..count).filter(active), &mut gates, &mut changed, threads);
             } else {
-                self.step(unit, &step, at, (0..count).filter(active), &mut gates);
+                self.step(unit, &step, at, (0..count).filter(active), &mut gates, threads);
             }
             if !unit.y.is_empty() {
                 for b in (0..count).filter(active) {
@@ -232,10 +241,10 @@ impl<R: Real> Layer<'_, R> {
     }
 
     /// A step of a layer whose gates all multiply the same state.
-    fn step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize>, gates: &mut [R]) {
+    fn step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize>, gates: &mut [R], threads: &Threads) {
         let hidden = self.sizes.hidden;
         let columns = self.op.cell.gates() * hidden;
-        unit.weights.multiply(unit.h, unit.h.len() / hidden, |b| self.lengths[unit.first + b] < at, gates);
+        unit.weights.multiply(unit.h, unit.h.len() / hidden, |b| self.lengths[unit.first + b] < at, gates, threads);
         for b in active {
             let products = self.products(unit, b, at);
             let gates = &mut gates[b * columns..][..columns];
@@ -264,11 +273,11 @@ impl<R: Real> Layer<'_, R> {
 
     /// A step of a GRU whose last gate multiplies the state as the reset gate has changed it. `gates` has the two others of all
     /// sequences first, then the last one.
-    fn gru_step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize> + Clone, gates: &mut [R], changed: &mut [R]) {
+    fn gru_step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize> + Clone, gates: &mut [R], changed: &mut [R], threads: &Threads) {
         let hidden = self.sizes.hidden;
         let count = unit.h.len() / hidden;
         let (zr, last) = gates.split_at_mut(count * 2 * hidden);
-        R::multiply(unit.h, count, &unit.weights.r[0], zr);
+        R::multiply_split(unit.h, count, &unit.weights.r[0], zr, threads);
         for b in active.clone() {
             let zr = &mut zr[b * 2 * hidden..][..2 * hidden];
             add(zr, &self.products(unit, b, at)[..2 * hidden]);
@@ -277,7 +286,7 @@ impl<R: Real> Layer<'_, R> {
             let changed = &mut changed[b * hidden..][..hidden];
             changed.iter_mut().zip(&zr[hidden..]).zip(h).for_each(|((to, &r), &h)| *to = r.mul(h));
         }
-        R::multiply(changed, count, &unit.weights.r[1], last);
+        R::multiply_split(changed, count, &unit.weights.r[1], last, threads);
         for b in active {
             let last = &mut last[b * hidden..][..hidden];
             add(last, &self.products(unit, b, at)[2 * hidden..]);

@@ -121,6 +121,23 @@ fn the_batch_may_come_first() {
     }
 }
 
+/// Weights that are more than a cache holds, few sequences: each thread has some columns of a step. What runs a case compares its bits on
+/// two threads.
+#[test]
+fn few_sequences_have_the_same_bits_on_several_threads() {
+    for (name, gates) in LAYERS {
+        for (directions, batch) in [(1, 1), (1, 5), (2, 1)] {
+            let operands = operands(gates, directions, [3, batch, 17, 400]);
+            let direction = if directions == 1 { "forward" } else { "bidirectional" };
+            for linear in [0_i64, 1].into_iter().take(if name == "GRU" { 2 } else { 1 }) {
+                let case = layer(name).attr("hidden_size", 400_i64).attr("direction", direction);
+                let case = if name == "GRU" { case.attr("linear_before_reset", linear) } else { case };
+                case.run_some(&some(&operands)).unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn functions_clipping_and_old_opsets() {
     let (x, w, r) = (tensor(&[1, 1, 1], &[2.0_f32]), tensor(&[1, 1, 1], &[1.0_f32]), tensor(&[1, 1, 1], &[0.0_f32]));
