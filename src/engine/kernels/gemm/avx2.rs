@@ -36,14 +36,7 @@ pub(super) unsafe fn tile(tile: &mut Tile<'_>, next: &[f32]) {
             }
         };
     }
-    let share = next.len().div_ceil(tile.rows.div_ceil(shape(Isa::Avx2).rows));
-    let mut rest = next;
-    for (first, height, count) in heights(tile.rows, shape(Isa::Avx2).rows) {
-        if count == 0 {
-            continue;
-        }
-        let next = rest.split_off(..rest.len().min(count * share)).unwrap_or_default();
-        let group = Group { first, count, next, share };
+    for (height, group) in groups(tile.rows, next) {
         if tile.width == VECTORS_MAX * LANES {
             by_rows!(2, height, group, 1 2 3 4 5 6);
         } else {
@@ -62,6 +55,16 @@ pub(in crate::engine::kernels) struct Group<'a> {
     pub count: usize,
     pub next: &'a [f32],
     pub share: usize,
+}
+
+/// The groups that rows are cut into and the height of their tiles, which fetch an equal share of `next` each.
+pub(in crate::engine::kernels) fn groups(rows: usize, mut next: &[f32]) -> impl Iterator<Item = (usize, Group<'_>)> {
+    let most = shape(Isa::Avx2).rows;
+    let share = next.len().div_ceil(rows.div_ceil(most));
+    heights(rows, most).into_iter().filter(|(.., count)| *count > 0).map(move |(first, height, count)| {
+        let next = next.split_off(..next.len().min(count * share)).unwrap_or_default();
+        (height, Group { first, count, next, share })
+    })
 }
 
 impl Group<'_> {

@@ -134,6 +134,8 @@ struct Unit<'u, R: Real> {
     c: &'u mut [R],
     /// Their outputs, `[steps, sequences, hidden]`, if wanted.
     y: Vec<R>,
+    /// For the products of a step.
+    threads: &'u Threads,
 }
 
 impl<R: Real> Layer<'_, R> {
@@ -160,6 +162,9 @@ impl<R: Real> Layer<'_, R> {
         let whole = quantised || few;
         let parts = if whole { 1 } else { ctx.threads.parts(self.op.work(self.sizes)).div_ceil(weights.len()) };
         let count = batch.div_ceil(parts);
+        let one_by_one = weights.len() * batch.div_ceil(count) == 1 || ctx.threads.parts(self.op.work(self.sizes)) == 1;
+        let alone = Threads::single();
+        let threads = if one_by_one { ctx.threads } else { &alone };
         let mut units: Vec<Unit<'_, R>> = Vec::new();
         let mut cells = if c.is_empty() { Vec::new() } else { c.chunks_mut(batch * hidden).collect() };
         cells.reverse();
@@ -168,14 +173,13 @@ impl<R: Real> Layer<'_, R> {
             for (part, h) in h.chunks_mut(count * hidden).enumerate() {
                 let y = buffer(&[if y.is_some() { steps } else { 0 }, h.len()])?;
                 let c = cells.as_mut().and_then(Iterator::next).unwrap_or_default();
-                units.push(Unit { direction, weights: &weights[direction], products: &products[direction], first: part * count, h, c, y });
+                units.push(Unit { direction, weights: &weights[direction], products: &products[direction], first: part * count, h, c, y, threads });
             }
         }
-        if units.len() == 1 || ctx.threads.parts(self.op.work(self.sizes)) == 1 {
-            units.iter_mut().for_each(|unit| self.unit(unit, ctx.isa, ctx.threads));
+        if one_by_one {
+            units.iter_mut().for_each(|unit| self.unit(unit, ctx.isa));
         } else {
-            let alone = Threads::single();
-            ctx.threads.for_each(units.iter_mut(), |unit| self.unit(unit, ctx.isa, &alone));
+            ctx.threads.for_each(units.iter_mut(), |unit| self.unit(unit, ctx.isa));
         }
         if let Some(y) = &mut y {
             units.iter().for_each(|unit| self.place(unit, y));
@@ -195,7 +199,7 @@ impl<R: Real> Layer<'_, R> {
         }
     }
 
-    fn unit(&self, unit: &mut Unit<'_, R>, isa: Isa, threads: &Threads) {
+    fn unit(&self, unit: &mut Unit<'_, R>, isa: Isa) {
         let hidden = self.sizes.hidden;
         let count = unit.h.len() / hidden;
         let lengths = &self.lengths[unit.first..][..count];
@@ -207,9 +211,9 @@ impl<R: Real> Layer<'_, R> {
         for at in 0..longest {
             let active = |b: &usize| lengths[*b] > at;
             if unit.weights.r.len() == 2 {
-                self.gru_step(unit, &step, at, (0..count).filter(active), &mut gates, &mut changed, threads);
+                self.gru_step(unit, &step, at, (0..count).filter(active), &mut gates, &mut changed);
             } else {
-                self.step(unit, &step, at, (0..count).filter(active), &mut gates, threads);
+                self.step(unit, &step, at, (0..count).filter(active), &mut gates);
             }
             if !unit.y.is_empty() {
                 for b in (0..count).filter(active) {
@@ -241,10 +245,10 @@ impl<R: Real> Layer<'_, R> {
     }
 
     /// A step of a layer whose gates all multiply the same state.
-    fn step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize>, gates: &mut [R], threads: &Threads) {
+    fn step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize>, gates: &mut [R]) {
         let hidden = self.sizes.hidden;
         let columns = self.op.cell.gates() * hidden;
-        unit.weights.multiply(unit.h, unit.h.len() / hidden, |b| self.lengths[unit.first + b] < at, gates, threads);
+        unit.weights.multiply(unit.h, unit.h.len() / hidden, |b| self.lengths[unit.first + b] < at, gates, unit.threads);
         for b in active {
             let products = self.products(unit, b, at);
             let gates = &mut gates[b * columns..][..columns];
@@ -273,11 +277,11 @@ impl<R: Real> Layer<'_, R> {
 
     /// A step of a GRU whose last gate multiplies the state as the reset gate has changed it. `gates` has the two others of all
     /// sequences first, then the last one.
-    fn gru_step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize> + Clone, gates: &mut [R], changed: &mut [R], threads: &Threads) {
+    fn gru_step(&self, unit: &mut Unit<'_, R>, step: &Step<'_, R>, at: usize, active: impl Iterator<Item = usize> + Clone, gates: &mut [R], changed: &mut [R]) {
         let hidden = self.sizes.hidden;
         let count = unit.h.len() / hidden;
         let (zr, last) = gates.split_at_mut(count * 2 * hidden);
-        R::multiply_split(unit.h, count, &unit.weights.r[0], zr, threads);
+        R::multiply_split(unit.h, count, &unit.weights.r[0], zr, unit.threads);
         for b in active.clone() {
             let zr = &mut zr[b * 2 * hidden..][..2 * hidden];
             add(zr, &self.products(unit, b, at)[..2 * hidden]);
@@ -286,7 +290,7 @@ impl<R: Real> Layer<'_, R> {
             let changed = &mut changed[b * hidden..][..hidden];
             changed.iter_mut().zip(&zr[hidden..]).zip(h).for_each(|((to, &r), &h)| *to = r.mul(h));
         }
-        R::multiply_split(changed, count, &unit.weights.r[1], last, threads);
+        R::multiply_split(changed, count, &unit.weights.r[1], last, unit.threads);
         for b in active {
             let last = &mut last[b * hidden..][..hidden];
             add(last, &self.products(unit, b, at)[2 * hidden..]);

@@ -8,9 +8,7 @@ use std::arch::x86_64::{
 
 use super::tile::{Tile, bounds};
 use crate::engine::kernels::epilogue::{Activation, Bias, activate_each};
-use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, load, store};
-use crate::engine::kernels::gemm::tile::{heights, shape};
-use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, groups, load, store};
 
 /// Computes a tile, or several behind each other.
 ///
@@ -29,12 +27,7 @@ pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
             }
         };
     }
-    let (mut next, share) = (tile.next, tile.next.len().div_ceil(tile.rows.div_ceil(shape(Isa::Avx2).rows)));
-    for (first, height, count) in heights(tile.rows, shape(Isa::Avx2).rows) {
-        if count == 0 {
-            continue;
-        }
-        let group = Group { first, count, next: next.split_off(..next.len().min(count * share)).unwrap_or_default(), share };
+    for (height, group) in groups(tile.rows, tile.next) {
         if tile.width == 2 * LANES {
             by_rows!(2, height, group, 1 2 3 4 5 6);
         } else {

@@ -81,7 +81,7 @@ struct Part {
 }
 
 impl Part {
-    /// Of the sums; parts are such that those of one run, or whole runs, follow one another.
+    /// How many steps of the sums, which follow one another in a panel: a part has elements of one run, or whole runs.
     fn steps(&self) -> usize {
         self.runs.len() * self.elements.len()
     }
