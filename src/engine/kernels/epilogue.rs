@@ -102,6 +102,19 @@ pub enum Activation {
     HardSwish,
 }
 
+impl Activation {
+    /// The bounds of one that is a pair of them; the identity has infinite ones.
+    #[inline]
+    pub(crate) fn bounds(self) -> Option<(f32, f32)> {
+        match self {
+            Activation::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
+            Activation::Relu => Some((0.0, f32::INFINITY)),
+            Activation::Clip { min, max } => Some((min, max)),
+            _ => None,
+        }
+    }
+}
+
 /// Applies the activation in place; inlined into feature-gated callers, so that each gets its own vector code.
 #[inline(always)]
 pub(crate) fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {

@@ -5,7 +5,8 @@
 //! `#[target_feature]` functions; `unsafe` is for loads and stores, whose bounds [`super::tile::run`] has checked.
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
 pub(in crate::engine::kernels) use super::pack::LINE;
@@ -44,7 +45,7 @@ pub(super) unsafe fn tile(tile: &mut Tile<'_>, next: &[f32]) {
         }
     }
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
-    if activation != Activation::None {
+    if activation.bounds().is_none() {
         activate_rows(activation, tile);
     }
 }
@@ -94,7 +95,8 @@ unsafe fn by_layout<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: 
     }
 }
 
-/// The sums, scale and bias of some tiles. All of it is one function and its loop: what follows a tile is done while the next one begins.
+/// The sums of some tiles, their scale and bias, and the activations that are a pair of bounds. All of it is one function and its loop: what
+/// follows a tile is done while the next one begins.
 ///
 /// # Safety
 ///
@@ -107,6 +109,8 @@ unsafe fn body<const R: usize, const V: usize, const LAYOUT: usize>(tile: &mut T
         Some(Bias::PerColumn(bias)) => load(bias),
         _ => [_mm256_setzero_ps(); V],
     };
+    let bounds = tile.finish.filter(|finish| finish.activation != Activation::None).and_then(|finish| finish.activation.bounds());
+    let limits = bounds.map(|(low, high)| (_mm256_set1_ps(low), _mm256_set1_ps(high)));
     // Only where the rows of b follow one another.
     let quads = if tile.b_stride == V * LANES { tile.k / QUAD } else { 0 };
     let pace = group.pace(quads);
@@ -163,6 +167,9 @@ unsafe fn body<const R: usize, const V: usize, const LAYOUT: usize>(tile: &mut T
         if let Some(finish) = &tile.finish {
             scale_and_bias(finish, row, bias, &mut sums);
         }
+        if let Some((low, high)) = limits {
+            bound(low, high, &mut sums);
+        }
         if whole {
             let c = tile.c[row * ldc..][..(R - 1) * ldc + V * LANES].as_mut_ptr();
             for i in 0..R {
@@ -179,7 +186,7 @@ unsafe fn body<const R: usize, const V: usize, const LAYOUT: usize>(tile: &mut T
     }
 }
 
-/// The activation, on what was stored; one copy of its code serves all tile sizes.
+/// The other activations, on what was stored; one copy of their code serves all tile sizes.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
@@ -222,6 +229,18 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, row: us
                     acc[i][v] = _mm256_fmadd_ps(alpha, acc[i][v], _mm256_set1_ps(bias[i]));
                 }
             }
+        }
+    }
+}
+
+/// The activations that are a pair of bounds.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(in crate::engine::kernels) fn bound<const R: usize, const V: usize>(low: __m256, high: __m256, acc: &mut [[__m256; V]; R]) {
+    for i in 0..R {
+        for v in 0..V {
+            // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
+            acc[i][v] = _mm256_min_ps(high, _mm256_max_ps(low, acc[i][v]));
         }
     }
 }

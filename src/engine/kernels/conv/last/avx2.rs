@@ -2,13 +2,12 @@
 //! many rows of registers half as wide.
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_storeu_ps,
+    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
-use super::tile::{Tile, bounds};
+use super::tile::Tile;
 use crate::engine::kernels::epilogue::{Activation, Bias, activate_each};
-use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, groups, load, store};
+use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, bound, groups, load, store};
 
 /// Computes a tile, or several behind each other.
 ///
@@ -35,7 +34,7 @@ pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
         }
     }
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
-    if bounds(activation).is_none() {
+    if activation.bounds().is_none() {
         activate_rows(activation, tile);
     }
 }
@@ -60,7 +59,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: Group
         Some(Bias::PerColumn(bias)) => Some(load(&bias[..columns])),
         _ => None,
     };
-    let bounds = tile.finish.filter(|finish| finish.activation != Activation::None).and_then(|finish| bounds(finish.activation));
+    let bounds = tile.finish.filter(|finish| finish.activation != Activation::None).and_then(|finish| finish.activation.bounds());
     let limits = bounds.map(|(low, high)| (_mm256_set1_ps(low), _mm256_set1_ps(high)));
     let pace = group.pace(tile.runs.len() * (tile.len / 4));
     for index in 0..group.count {
@@ -121,12 +120,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: Group
             }
         }
         if let Some((low, high)) = limits {
-            for i in 0..R {
-                for v in 0..V {
-                    // The second operand is the answer if either is NaN, so a NaN sum stays NaN.
-                    sums[i][v] = _mm256_min_ps(high, _mm256_max_ps(low, sums[i][v]));
-                }
-            }
+            bound(low, high, &mut sums);
         }
         if whole {
             let c = tile.c[pixel * ldc..][..(R - 1) * ldc + V * LANES].as_mut_ptr();

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
     _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use super::tile::{Tile, bounds};
+use super::tile::Tile;
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 
 /// Elements per register.
@@ -68,7 +68,7 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>) {
         }
     }
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
-    if bounds(activation).is_none() {
+    if activation.bounds().is_none() {
         activate_rows(activation, tile);
     }
 }
@@ -149,7 +149,7 @@ fn finish<const R: usize, const V: usize>(finish: &Epilogue<'_>, columns: usize,
             }
         }
     }
-    let Some((low, high)) = bounds(finish.activation).filter(|_| finish.activation != Activation::None) else { return };
+    let Some((low, high)) = finish.activation.bounds().filter(|_| finish.activation != Activation::None) else { return };
     let (low, high) = (_mm512_set1_ps(low), _mm512_set1_ps(high));
     for i in 0..R {
         for v in 0..V {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::engine::kernels::epilogue::{Activation, Epilogue};
+use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm::tile as dense;
 use crate::engine::kernels::isa::Isa;
 
@@ -86,17 +86,6 @@ fn one(isa: Isa, tile: &mut Tile<'_>) {
         return unsafe { super::avx512::tile(tile) };
     }
     by_runs(isa, tile);
-}
-
-/// The activations that are a pair of bounds.
-#[inline]
-pub(super) fn bounds(activation: Activation) -> Option<(f32, f32)> {
-    match activation {
-        Activation::None => Some((f32::NEG_INFINITY, f32::INFINITY)),
-        Activation::Relu => Some((0.0, f32::INFINITY)),
-        Activation::Clip { min, max } => Some((min, max)),
-        _ => None,
-    }
 }
 
 /// Elements of the left operand that are put in order for one product, of the greatest number of pixels.

@@ -13,7 +13,6 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::strip::turn;
-use super::tile::bounds;
 use super::{ConvShape, Image, Job};
 use crate::engine::kernels::epilogue::{Bias, activate};
 use crate::engine::kernels::gemm::PackedB;
@@ -320,7 +319,7 @@ impl Work<'_> {
             bias[..columns.len()].copy_from_slice(&values[columns.clone()]);
         }
         let (bounded, (low, high)) =
-            bounds(epilogue.activation).map_or((false, (f32::NEG_INFINITY, f32::INFINITY)), |bounds| (true, bounds));
+            epilogue.activation.bounds().map_or((false, (f32::NEG_INFINITY, f32::INFINITY)), |bounds| (true, bounds));
         for (index, tile) in tiles.enumerate() {
             let (origin, wanted) = (self.origin(tile), &self.job.lines);
             // Where each output goes; what nobody wants goes nowhere.

@@ -7,7 +7,6 @@
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
-use super::super::tile::bounds;
 use super::register::Register;
 use crate::engine::kernels::epilogue::{Activation, activate, activate_each};
 use crate::engine::kernels::isa::{Isa, instantiate};
@@ -137,7 +136,7 @@ macro_rules! by_registers {
                     _ => by_count!(count, apart, (1), (operands, channels.clone(), y)),
                 }
             }
-            if bounds(operands.activation).is_none() {
+            if operands.activation.bounds().is_none() {
                 activate_each::<$fma>(operands.activation, y, (count, operands.pitch), channels);
             }
         }
@@ -275,7 +274,7 @@ unsafe fn end<R: Register, const P: usize, const V: usize>(operands: &Operands<'
                     sums[p][v] = sums[p][v].plus(bias);
                 }
             }
-            if let Some((low, high)) = bounds(operands.activation) {
+            if let Some((low, high)) = operands.activation.bounds() {
                 for p in 0..P {
                     sums[p][v] = sums[p][v].limited(low, high);
                 }
