@@ -16,7 +16,7 @@ use crate::engine::kernels::gemm::gemm_generic;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::vector;
 use crate::engine::kernels::weights::{Precision, Weights};
-use crate::engine::op::{Context, OpError};
+use crate::engine::op::OpError;
 use crate::engine::threads::Threads;
 use crate::engine::view::{View, ViewMut};
 
@@ -34,11 +34,8 @@ pub(crate) trait Real: Number {
     /// `c[m, n] = a[m, k] · b` on one thread. The bits of a row depend on that row alone.
     fn multiply(a: &[Self], m: usize, b: &Self::Packed, c: &mut [Self]);
 
-    /// [`Real::multiply`] on as many threads as it is worth.
-    fn multiply_split(a: &[Self], m: usize, b: &Self::Packed, c: &mut [Self], threads: &Threads);
-
-    /// `c[m, n] = a[m, k] · b + bias` on all threads; the bias has `n` elements.
-    fn project(a: &[Self], m: usize, b: &Self::Packed, bias: &[Self], c: &mut [Self], ctx: &mut Context<'_>);
+    /// `c[m, n] = a[m, k] · b + bias` on as many threads as it is worth; a bias has `n` elements.
+    fn project(a: &[Self], m: usize, b: &Self::Packed, bias: Option<&[Self]>, c: &mut [Self], threads: &Threads);
 
     /// `x = 1 / (1 + exp(-x))`.
     fn sigmoid(isa: Isa, x: &mut [Self]);
@@ -76,13 +73,9 @@ impl Real for f32 {
         }
     }
 
-    fn multiply_split(a: &[f32], m: usize, b: &Weights, c: &mut [f32], threads: &Threads) {
-        multiply_packed(a, m, b, &Epilogue::default(), c, threads);
-    }
-
-    fn project(a: &[f32], m: usize, b: &Weights, bias: &[f32], c: &mut [f32], ctx: &mut Context<'_>) {
-        let epilogue = Epilogue { bias: Bias::PerColumn(bias), ..Epilogue::default() };
-        multiply_packed(a, m, b, &epilogue, c, ctx.threads);
+    fn project(a: &[f32], m: usize, b: &Weights, bias: Option<&[f32]>, c: &mut [f32], threads: &Threads) {
+        let epilogue = Epilogue { bias: bias.map_or(Bias::None, Bias::PerColumn), ..Epilogue::default() };
+        multiply_packed(a, m, b, &epilogue, c, threads);
     }
 
     fn sigmoid(isa: Isa, x: &mut [f32]) {
@@ -139,12 +132,9 @@ impl Real for f64 {
         gemm_generic::<f64, f64, f64>(m, b.k, b.n, a, &b.data, c);
     }
 
-    fn multiply_split(a: &[f64], m: usize, b: &Rows, c: &mut [f64], _: &Threads) {
+    fn project(a: &[f64], m: usize, b: &Rows, bias: Option<&[f64]>, c: &mut [f64], _: &Threads) {
         Self::multiply(a, m, b, c);
-    }
-
-    fn project(a: &[f64], m: usize, b: &Rows, bias: &[f64], c: &mut [f64], _: &mut Context<'_>) {
-        Self::multiply(a, m, b, c);
+        let Some(bias) = bias else { return };
         for row in c.chunks_exact_mut(b.n.max(1)) {
             row.iter_mut().zip(bias).for_each(|(c, b)| *c += b);
         }

@@ -28,22 +28,8 @@ const VECTORS_MAX: usize = 2;
 /// - `Tile::check` has passed for the AVX2 shape: 6 rows, width 16 or 8.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(tile: &mut Tile<'_>, next: &[f32]) {
-    macro_rules! by_rows {
-        ($vectors:literal, $height:expr, $group:expr, $($rows:literal)*) => {
-            match $height {
-                // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
-                $($rows => unsafe { by_layout::<$rows, $vectors>(tile, $group) },)*
-                rows => unreachable!("a tile of {rows} rows"),
-            }
-        };
-    }
-    for (height, group) in groups(tile.rows, next) {
-        if tile.width == VECTORS_MAX * LANES {
-            by_rows!(2, height, group, 1 2 3 4 5 6);
-        } else {
-            by_rows!(1, height, group, 1 2 3 4 5 6);
-        }
-    }
+    // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
+    unsafe { each_group!(tile, next, by_layout) };
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
     if activation.bounds().is_none() {
         activate_rows(activation, tile);
@@ -57,6 +43,20 @@ pub(in crate::engine::kernels) struct Group<'a> {
     pub next: &'a [f32],
     pub share: usize,
 }
+
+/// Calls `$body::<R, V>(tile, group)`, which is unsafe, with each group of a tile's rows: of `R` rows in each tile, and of panels of `V` registers.
+macro_rules! each_group {
+    ($tile:ident, $next:expr, $body:ident) => { $crate::engine::kernels::gemm::avx2::each_group!($tile, $next, $body, 1 2 3 4 5 6) };
+    ($tile:ident, $next:expr, $body:ident, $($rows:literal)*) => {
+        for (height, group) in $crate::engine::kernels::gemm::avx2::groups($tile.rows, $next) {
+            match ($tile.width / $crate::engine::kernels::gemm::avx2::LANES, height) {
+                $((2, $rows) => $body::<$rows, 2>($tile, group), (_, $rows) => $body::<$rows, 1>($tile, group),)*
+                (_, rows) => unreachable!("a tile of {rows} rows"),
+            }
+        }
+    };
+}
+pub(in crate::engine::kernels) use each_group;
 
 /// The groups that rows are cut into and the height of their tiles, which fetch an equal share of `next` each.
 pub(in crate::engine::kernels) fn groups(rows: usize, mut next: &[f32]) -> impl Iterator<Item = (usize, Group<'_>)> {
@@ -104,13 +104,12 @@ unsafe fn by_layout<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn body<const R: usize, const V: usize, const LAYOUT: usize>(tile: &mut Tile<'_>, lda: usize, group: Group<'_>) {
     let lda = if LAYOUT == BLOCKED { const { shape(Isa::Avx2).stride() } } else { lda };
-    let (columns, ldc, whole) = (tile.columns, tile.ldc, tile.columns == V * LANES);
+    let (columns, ldc) = (tile.columns, tile.ldc);
     let bias: [__m256; V] = match tile.finish.map(|finish| finish.bias) {
         Some(Bias::PerColumn(bias)) => load(bias),
         _ => [_mm256_setzero_ps(); V],
     };
-    let bounds = tile.finish.filter(|finish| finish.activation != Activation::None).and_then(|finish| finish.activation.bounds());
-    let limits = bounds.map(|(low, high)| (_mm256_set1_ps(low), _mm256_set1_ps(high)));
+    let limits = limits(tile.finish);
     // Only where the rows of b follow one another.
     let quads = if tile.b_stride == V * LANES { tile.k / QUAD } else { 0 };
     let pace = group.pace(quads);
@@ -170,19 +169,7 @@ unsafe fn body<const R: usize, const V: usize, const LAYOUT: usize>(tile: &mut T
         if let Some((low, high)) = limits {
             bound(low, high, &mut sums);
         }
-        if whole {
-            let c = tile.c[row * ldc..][..(R - 1) * ldc + V * LANES].as_mut_ptr();
-            for i in 0..R {
-                for v in 0..V {
-                    // SAFETY: R rows of V registers of 8 elements, `ldc` apart, were seen to lie within.
-                    unsafe { _mm256_storeu_ps(c.add(i * ldc + v * LANES), sums[i][v]) };
-                }
-            }
-        } else {
-            for i in 0..R {
-                store(sums[i], &mut tile.c[(row + i) * ldc..][..columns]);
-            }
-        }
+        store_rows(sums, &mut tile.c[row * ldc..], ldc, columns);
     }
 }
 
@@ -233,7 +220,15 @@ fn scale_and_bias<const R: usize, const V: usize>(finish: &Epilogue<'_>, row: us
     }
 }
 
-/// The activations that are a pair of bounds.
+/// The bounds of an activation that is a pair of them, in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(in crate::engine::kernels) fn limits(finish: Option<Epilogue<'_>>) -> Option<(__m256, __m256)> {
+    let finish = finish.filter(|finish| finish.activation != Activation::None)?;
+    finish.activation.bounds().map(|(low, high)| (_mm256_set1_ps(low), _mm256_set1_ps(high)))
+}
+
+/// Applies [`limits`] to sums.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(in crate::engine::kernels) fn bound<const R: usize, const V: usize>(low: __m256, high: __m256, acc: &mut [[__m256; V]; R]) {
@@ -274,6 +269,30 @@ pub(in crate::engine::kernels) fn store<const V: usize>(registers: [__m256; V], 
     }
     if !whole {
         cut(&padded, row);
+    }
+}
+
+/// Stores `columns` lanes of each row, rows `ldc` apart.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(in crate::engine::kernels) fn store_rows<const R: usize, const V: usize>(
+    rows: [[__m256; V]; R],
+    c: &mut [f32],
+    ldc: usize,
+    columns: usize,
+) {
+    if columns == V * LANES {
+        let c = c[..(R - 1) * ldc + V * LANES].as_mut_ptr();
+        for i in 0..R {
+            for v in 0..V {
+                // SAFETY: R rows of V registers of 8 elements, `ldc` apart, were seen to lie within.
+                unsafe { _mm256_storeu_ps(c.add(i * ldc + v * LANES), rows[i][v]) };
+            }
+        }
+    } else {
+        for i in 0..R {
+            store(rows[i], &mut c[i * ldc..][..columns]);
+        }
     }
 }
 

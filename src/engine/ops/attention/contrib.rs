@@ -227,7 +227,7 @@ impl Op for Attention {
         let bias = bias.unwrap_or_else(|| vec![0.0; columns].into());
         let packed = f32::pack(Precision::F32, ctx.isa, &w, weights.shape()[0], columns, false);
         let mut all = buffer::<f32>(&[batch, queries, columns])?;
-        f32::project(&x, batch * queries, &packed, &bias, &mut all, ctx);
+        f32::project(&x, batch * queries, &packed, Some(&bias), &mut all, ctx.threads);
         let half = past.as_ref().map_or(0, |past| past.len() / 2);
         let part = |index: usize, size: usize| -> Result<Vec<f32>, OpError> {
             let first: usize = hidden[..index].iter().sum();

@@ -121,7 +121,7 @@ impl Packed {
             let columns: usize = parts.iter().sum();
             let packed = f32::pack(Precision::F32, ctx.isa, &w, inputs.at(1)?.shape()[0], columns, false);
             let mut all = buffer::<f32>(&[plan.tokens, columns])?;
-            f32::project(&x, plan.tokens, &packed, &bias.unwrap_or_else(|| vec![0.0; columns].into()), &mut all, ctx);
+            f32::project(&x, plan.tokens, &packed, Some(&bias.unwrap_or_else(|| vec![0.0; columns].into())), &mut all, ctx.threads);
             let mut first = 0;
             return Ok(parts.map(|size| {
                 let part = all.chunks_exact(columns.max(1)).flat_map(|row| row[first..first + size].iter().copied()).collect();

@@ -49,13 +49,13 @@ impl<R: Real> Weights<R> {
     }
 
     /// The products of `rows` inputs, of which the first `counting` elements say how they are quantised, with the bias.
-    fn project(&self, x: &[R], rows: usize, counting: usize, products: &mut [R], ctx: &mut Context<'_>) {
+    fn project(&self, x: &[R], rows: usize, counting: usize, products: &mut [R], threads: &Threads) {
         let Some([scales, _]) = &self.scales else {
-            R::project(x, rows, &self.w, &self.bias, products, ctx);
+            R::project(x, rows, &self.w, Some(&self.bias), products, threads);
             return;
         };
         let (whole, scale) = steps(x, counting);
-        R::project(&whole, rows, &self.w, &vec![R::ZERO; self.bias.len()], products, ctx);
+        R::project(&whole, rows, &self.w, Some(&vec![R::ZERO; self.bias.len()]), products, threads);
         for row in products.chunks_exact_mut(self.bias.len().max(1)) {
             row.iter_mut().zip(scales).zip(&self.bias).for_each(|((p, &s), &b)| *p = p.mul(scale.mul(s)).add(b));
         }
@@ -65,7 +65,7 @@ impl<R: Real> Weights<R> {
     /// onnxruntime, a sequence's last state still does at the step behind its end.
     fn multiply(&self, h: &[R], count: usize, over: impl Fn(usize) -> bool, products: &mut [R], threads: &Threads) {
         let Some([_, scales]) = &self.scales else {
-            R::multiply_split(h, count, &self.r[0], products, threads);
+            R::project(h, count, &self.r[0], None, products, threads);
             return;
         };
         let mut h = h.to_vec();
@@ -73,7 +73,7 @@ impl<R: Real> Weights<R> {
             state.fill(R::ZERO);
         }
         let (whole, scale) = steps(&h, usize::MAX);
-        R::multiply_split(&whole, count, &self.r[0], products, threads);
+        R::project(&whole, count, &self.r[0], None, products, threads);
         for row in products.chunks_exact_mut(scales.len().max(1)) {
             row.iter_mut().zip(scales).for_each(|(p, &s)| *p = p.mul(scale.mul(s)));
         }
@@ -152,17 +152,17 @@ impl<R: Real> Layer<'_, R> {
             let mut product = buffer::<R>(&[steps, batch, columns])?;
             // What lies behind the end of the longest sequence does not count.
             let longest = self.lengths.iter().copied().max().unwrap_or(0);
-            weights.project(self.x, steps * batch, longest * batch * self.sizes.input, &mut product, ctx);
+            weights.project(self.x, steps * batch, longest * batch * self.sizes.input, &mut product, ctx.threads);
             products.push(product);
         }
         // States that are quantised are so together. Where weights come from memory in each step, threads that have a few sequences each
         // would all read all of them: they have a part of the columns instead.
         let quantised = weights.iter().any(|weights| weights.scales.is_some());
         let few = batch < SEQUENCES_OF_A_PART * ctx.threads.count() && columns * hidden * size_of::<R>() > caches().second;
-        let whole = quantised || few;
-        let parts = if whole { 1 } else { ctx.threads.parts(self.op.work(self.sizes)).div_ceil(weights.len()) };
+        let worth = ctx.threads.parts(self.op.work(self.sizes));
+        let parts = if quantised || few { 1 } else { worth.div_ceil(weights.len()) };
         let count = batch.div_ceil(parts);
-        let one_by_one = weights.len() * batch.div_ceil(count) == 1 || ctx.threads.parts(self.op.work(self.sizes)) == 1;
+        let one_by_one = weights.len() * batch.div_ceil(count) == 1 || worth == 1;
         let alone = Threads::single();
         let threads = if one_by_one { ctx.threads } else { &alone };
         let mut units: Vec<Unit<'_, R>> = Vec::new();
@@ -281,7 +281,7 @@ impl<R: Real> Layer<'_, R> {
         let hidden = self.sizes.hidden;
         let count = unit.h.len() / hidden;
         let (zr, last) = gates.split_at_mut(count * 2 * hidden);
-        R::multiply_split(unit.h, count, &unit.weights.r[0], zr, unit.threads);
+        R::project(unit.h, count, &unit.weights.r[0], None, zr, unit.threads);
         for b in active.clone() {
             let zr = &mut zr[b * 2 * hidden..][..2 * hidden];
             add(zr, &self.products(unit, b, at)[..2 * hidden]);
@@ -290,7 +290,7 @@ impl<R: Real> Layer<'_, R> {
             let changed = &mut changed[b * hidden..][..hidden];
             changed.iter_mut().zip(&zr[hidden..]).zip(h).for_each(|((to, &r), &h)| *to = r.mul(h));
         }
-        R::multiply_split(changed, count, &unit.weights.r[1], last, unit.threads);
+        R::project(changed, count, &unit.weights.r[1], None, last, unit.threads);
         for b in active {
             let last = &mut last[b * hidden..][..hidden];
             add(last, &self.products(unit, b, at)[2 * hidden..]);

@@ -2,12 +2,12 @@
 //! many rows of registers half as wide.
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m256, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
 };
 
 use super::tile::Tile;
 use crate::engine::kernels::epilogue::{Activation, Bias, activate_each};
-use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, bound, groups, load, store};
+use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, bound, each_group, limits, load, store_rows};
 
 /// Computes a tile, or several behind each other.
 ///
@@ -17,22 +17,8 @@ use crate::engine::kernels::gemm::avx2::{Group, LANES, LINE, POINTERS, REACH, bo
 /// - `Tile::check` has passed for AVX2: width 16 or 8.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn tile(tile: &mut Tile<'_>) {
-    macro_rules! by_rows {
-        ($vectors:literal, $height:expr, $group:expr, $($rows:literal)*) => {
-            match $height {
-                // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
-                $($rows => unsafe { body::<$rows, $vectors>(tile, $group) },)*
-                rows => unreachable!("a tile of {rows} rows"),
-            }
-        };
-    }
-    for (height, group) in groups(tile.rows, tile.next) {
-        if tile.width == 2 * LANES {
-            by_rows!(2, height, group, 1 2 3 4 5 6);
-        } else {
-            by_rows!(1, height, group, 1 2 3 4 5 6);
-        }
-    }
+    // SAFETY: the caller's promise, with the constants equal to the tile's own sizes.
+    unsafe { each_group!(tile, tile.next, body) };
     let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
     if activation.bounds().is_none() {
         activate_rows(activation, tile);
@@ -54,13 +40,12 @@ fn activate_rows(activation: Activation, tile: &mut Tile<'_>) {
 /// As for [`tile`]; the group's pixels are among its own, and `V * 8 == tile.width`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: Group<'_>) {
-    let (lda, columns, ldc, whole) = (tile.lda, tile.columns, tile.ldc, tile.columns == V * LANES);
+    let (lda, columns, ldc) = (tile.lda, tile.columns, tile.ldc);
     let bias: Option<[__m256; V]> = match tile.finish.map(|finish| finish.bias) {
         Some(Bias::PerColumn(bias)) => Some(load(&bias[..columns])),
         _ => None,
     };
-    let bounds = tile.finish.filter(|finish| finish.activation != Activation::None).and_then(|finish| finish.activation.bounds());
-    let limits = bounds.map(|(low, high)| (_mm256_set1_ps(low), _mm256_set1_ps(high)));
+    let limits = limits(tile.finish);
     let pace = group.pace(tile.runs.len() * (tile.len / 4));
     for index in 0..group.count {
         let pixel = group.first + index * R;
@@ -122,18 +107,6 @@ unsafe fn body<const R: usize, const V: usize>(tile: &mut Tile<'_>, group: Group
         if let Some((low, high)) = limits {
             bound(low, high, &mut sums);
         }
-        if whole {
-            let c = tile.c[pixel * ldc..][..(R - 1) * ldc + V * LANES].as_mut_ptr();
-            for i in 0..R {
-                for v in 0..V {
-                    // SAFETY: R pixels of V registers of 8 elements, `ldc` apart, were seen to lie within.
-                    unsafe { _mm256_storeu_ps(c.add(i * ldc + v * LANES), sums[i][v]) };
-                }
-            }
-        } else {
-            for i in 0..R {
-                store(sums[i], &mut tile.c[(pixel + i) * ldc..][..columns]);
-            }
-        }
+        store_rows(sums, &mut tile.c[pixel * ldc..], ldc, columns);
     }
 }

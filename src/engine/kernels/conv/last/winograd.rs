@@ -156,7 +156,7 @@ impl Blocks {
         let first = |line: usize| line / shape.h_out * per_sample + line % shape.h_out / LINES * across;
         let tiles = first(lines.start)..first(lines.end - 1) + across;
         // Of many channels several tiles of rows, for which the weights, more than a cache holds, are read once.
-        let most = (BLOCK / (PLACES * shape.c_in)).max(TILES_LEAST).max(2 * dense.rows) / dense.rows * dense.rows;
+        let most = (BLOCK / (PLACES * shape.c_in)).max(TILES_LEAST) / dense.rows * dense.rows;
         // Blocks of equal size, in whole tiles of rows if there are several.
         let size = match tiles.len().div_ceil(most) {
             1 => tiles.len(),
