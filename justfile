@@ -73,6 +73,10 @@ miri SEEDS="24":
 aarch64 *FILTER:
     scripts/aarch64.sh {{FILTER}}
 
+# the kernels' tests with AVX-512 and VNNI where the processor has neither, in an emulated computer (what that needs: scripts/avx512.sh)
+avx512 *FILTER:
+    scripts/avx512.sh {{FILTER}}
+
 # random graphs against ONNX Runtime and the reference evaluator (installs PyTorch and more into .venv)
 differential *ARGS:
     cargo build --release && "$(scripts/python-env.sh)" scripts/differential.py {{ARGS}}

@@ -1,7 +1,7 @@
 //! Which instruction set the kernels use: detected once, lowered on request, never read from the environment.
 //!
 //! The features that `detect` tests for and those named in `#[target_feature]` at the kernels must be the same;
-//! `instantiate!` is the one place that names them for portable bodies, `gemm/avx512.rs` for intrinsics.
+//! `instantiate!` is the one place that names them for portable bodies, `gemm/body.rs` for bodies over a type of registers.
 
 use std::fmt;
 use std::str::FromStr;

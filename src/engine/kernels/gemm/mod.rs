@@ -8,10 +8,7 @@
 //! No function spawns threads. To split one product, give each thread disjoint rows of `a` and `c`
 //! ([`gemm_packed_b`]) or a range of columns with an output of its own ([`gemm_packed_b_columns`]); the bits are the same.
 
-#[cfg(target_arch = "x86_64")]
-pub(super) mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
+mod body;
 mod generic;
 mod pack;
 pub(crate) mod tile;
@@ -259,7 +256,7 @@ impl Block<'_> {
 
     /// Multiplies rows, given in `a`, with the panels of `columns`.
     #[inline]
-    fn run(&self, a: &[f32], a_rows: Rows, rows: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
+    fn run(&self, a: &[f32], a_rows: Rows<'_>, rows: Range<usize>, columns: Range<usize>, c: &mut [f32]) {
         for column in columns.clone().step_by(self.b.shape.width) {
             // With AVX2 that gains nothing: what a single row reads it uses at once.
             let ahead = if self.isa == Isa::Avx2 { &[] } else { self.b.ahead(column) };
@@ -273,7 +270,7 @@ impl Block<'_> {
     fn tile(
         &self,
         a: &[f32],
-        a_rows: Rows,
+        a_rows: Rows<'_>,
         rows: Range<usize>,
         steps: Range<usize>,
         (column, end): (usize, usize),

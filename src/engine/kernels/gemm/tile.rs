@@ -5,19 +5,31 @@
 //! `k`. Splitting `k` over several calls stores and reloads the partial sum, which is exact, so neither the blocking nor the
 //! tile height changes a bit of the result.
 
-use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
+use super::body::portable;
+#[cfg(target_arch = "x86_64")]
+use super::body::{avx2, avx512};
+use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::isa::Isa;
-use crate::engine::kernels::vector::math;
 
 /// How the left operand of a tile lies in memory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Rows {
+pub(crate) enum Rows<'a> {
     /// `a[k][rows]`: for each step of `k` the values of all rows, contiguous.
     Packed,
     /// `a[rows][..]` with [`Shape::stride`] from row to row.
     Blocked,
     /// `a[rows][..]` with this distance from row to row.
     Strided(usize),
+    /// As strided, of which the steps of the sum meet runs of `len` neighbours, which begin at `runs`: what a pixel meets of an image. The rows
+    /// of b follow one another.
+    Runs {
+        /// Distance from row to row.
+        lda: usize,
+        /// Where the runs of the first row begin.
+        runs: &'a [usize],
+        /// Elements of a run.
+        len: usize,
+    },
 }
 
 /// One tile to compute.
@@ -26,7 +38,7 @@ pub(crate) struct Tile<'a> {
     /// Left operand.
     pub a: &'a [f32],
     /// Layout of `a`.
-    pub a_rows: Rows,
+    pub a_rows: Rows<'a>,
     /// Right operand: row `k` starts at `k * b_stride` and has at least `width` elements.
     pub b: &'a [f32],
     /// Distance from row to row of `b`.
@@ -88,19 +100,26 @@ pub(crate) const fn shape(isa: Isa) -> Shape {
 }
 
 impl Tile<'_> {
-    /// Panics unless every element the tile touches lies within its slices. Each implementation relies on this.
+    /// Panics unless every element the tile touches lies within its slices. The bodies rely on this.
     #[inline]
     fn check(&self, shape: Shape) {
         assert!(self.rows >= 1 && (self.rows <= shape.rows || !matches!(self.a_rows, Rows::Packed)));
         assert!(self.width == shape.width || 2 * self.width == shape.width);
         assert!(self.columns >= 1 && self.columns <= self.width);
         assert!(self.c.len() >= (self.rows - 1) * self.ldc + self.columns);
+        if let Rows::Runs { runs, len, .. } = self.a_rows {
+            assert!(self.k == runs.len() * len && self.b_stride == self.width);
+        }
         if self.k > 0 {
             assert!(self.b.len() >= (self.k - 1) * self.b_stride + self.width);
             match self.a_rows {
                 Rows::Packed => assert!(self.a.len() >= self.k * self.rows),
                 Rows::Blocked => assert!(self.a.len() >= (self.rows - 1) * shape.stride() + self.k),
                 Rows::Strided(lda) => assert!(self.a.len() >= (self.rows - 1) * lda + self.k),
+                Rows::Runs { lda, runs, len } => {
+                    let last = runs.iter().copied().max().unwrap_or(0);
+                    assert!(self.a.len() >= last + (self.rows - 1) * lda + len);
+                }
             }
         }
     }
@@ -123,127 +142,18 @@ pub(crate) fn run(isa: Isa, tile: &mut Tile<'_>) {
 
 /// Computes one tile, or several, and meanwhile fetches `next` into the second-level cache: a hint, which AVX2 and AVX-512 take.
 #[inline]
-#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "a hint that other processors do not take"))]
 pub(crate) fn run_fetching(isa: Isa, tile: &mut Tile<'_>, next: &[f32]) {
-    let shape = shape(isa);
-    tile.check(shape);
-    if isa != Isa::Avx2 && tile.rows > shape.rows {
-        return one_by_one(isa, tile, next);
-    }
-    match isa {
-        Isa::Scalar => scalar(tile),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            isa.require();
-            // SAFETY: `require` has shown that this machine has the features it is compiled for; `check` has shown that
-            // every element of the tile lies within its slices.
-            unsafe { super::avx2::tile(tile, next) }
+    isa.require();
+    tile.check(shape(isa));
+    // SAFETY: `require` has shown that this machine has the features each is compiled for; `check` has shown that every element of the tile
+    // lies within its slices.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2(tile, next),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => avx512(tile, next),
+            _ => portable(tile, next),
         }
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => {
-            isa.require();
-            // SAFETY: as above.
-            unsafe { super::avx512::tile(tile, next) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => {
-            isa.require();
-            scalar(tile)
-        }
-    }
-}
-
-/// The tiles that cover the rows, where the instruction set's body computes one.
-fn one_by_one(isa: Isa, whole: &mut Tile<'_>, next: &[f32]) {
-    let Tile { a_rows, b, b_stride, width, k, columns, ldc, first, finish, .. } = *whole;
-    let lda = match a_rows {
-        Rows::Strided(lda) => lda,
-        _ => shape(isa).stride(),
-    };
-    let mut next = next.chunks(next.len().div_ceil(whole.rows.div_ceil(shape(isa).rows)).max(1));
-    for (start, rows, count) in heights(whole.rows, shape(isa).rows) {
-        for row in (0..count).map(|index| start + index * rows) {
-            let finish = finish.map(|finish| Epilogue { bias: finish.bias.tile(row, rows, 0, columns), ..finish });
-            let a = whole.a.get(row * lda..).unwrap_or_default();
-            let c = &mut whole.c[row * ldc..];
-            let mut tile = Tile { a, a_rows, b, b_stride, width, k, rows, columns, c, ldc, first, finish };
-            run_fetching(isa, &mut tile, next.next().unwrap_or_default());
-        }
-    }
-}
-
-fn scalar(tile: &mut Tile<'_>) {
-    scalar_product(tile);
-    let activation = tile.finish.map_or(Activation::None, |finish| finish.activation);
-    if activation != Activation::None {
-        activate_each::<false>(activation, tile.c, (tile.rows, tile.ldc), 0..tile.columns);
-    }
-}
-
-fn scalar_product(tile: &mut Tile<'_>) {
-    match (tile.width, tile.rows) {
-        (8, 1) => portable::<false, 1, 8>(tile),
-        (8, 2) => portable::<false, 2, 8>(tile),
-        (8, 3) => portable::<false, 3, 8>(tile),
-        (8, _) => portable::<false, 4, 8>(tile),
-        (_, 1) => portable::<false, 1, 4>(tile),
-        (_, 2) => portable::<false, 2, 4>(tile),
-        (_, 3) => portable::<false, 3, 4>(tile),
-        (_, _) => portable::<false, 4, 4>(tile),
-    }
-}
-
-/// The tile in plain Rust: the arrays of accumulators become registers.
-#[inline(always)]
-fn portable<const FMA: bool, const R: usize, const W: usize>(tile: &mut Tile<'_>) {
-    let mut acc = [[0.0f32; W]; R];
-    if !tile.first {
-        for i in 0..R {
-            acc[i][..tile.columns].copy_from_slice(&tile.c[i * tile.ldc..][..tile.columns]);
-        }
-    }
-    // With k = 0 there is no row of b; a stride of 0 is not a chunk length.
-    let b_rows = tile.b.chunks(tile.b_stride.max(1)).take(tile.k);
-    match tile.a_rows {
-        Rows::Packed => {
-            for (b, a) in b_rows.zip(tile.a.as_chunks::<R>().0) {
-                accumulate::<FMA, R, W>(&mut acc, *a, b);
-            }
-        }
-        rows @ (Rows::Blocked | Rows::Strided(_)) => {
-            let lda = if let Rows::Strided(lda) = rows { lda } else { const { shape(Isa::Scalar).stride() } };
-            let a: [&[f32]; R] = std::array::from_fn(|i| &tile.a[i * lda..][..tile.k]);
-            for (step, b) in b_rows.enumerate() {
-                accumulate::<FMA, R, W>(&mut acc, std::array::from_fn(|i| a[i][step]), b);
-            }
-        }
-    }
-    for i in 0..R {
-        let row = &mut tile.c[i * tile.ldc..][..tile.columns];
-        if let Some(finish) = &tile.finish {
-            scale_and_bias::<FMA, W>(&mut acc[i], finish, i);
-        }
-        row.copy_from_slice(&acc[i][..tile.columns]);
-    }
-}
-
-#[inline(always)]
-fn accumulate<const FMA: bool, const R: usize, const W: usize>(acc: &mut [[f32; W]; R], a: [f32; R], b: &[f32]) {
-    let b: &[f32; W] = b.first_chunk().expect("checked: a row of b has at least the panel's width");
-    for i in 0..R {
-        for j in 0..W {
-            acc[i][j] = math::fma::<FMA>(a[i], b[j], acc[i][j]);
-        }
-    }
-}
-
-#[inline(always)]
-fn scale_and_bias<const FMA: bool, const W: usize>(acc: &mut [f32; W], finish: &Epilogue<'_>, row: usize) {
-    match finish.bias {
-        Bias::None => acc.iter_mut().for_each(|v| *v *= finish.alpha),
-        Bias::PerColumn(bias) => {
-            acc.iter_mut().zip(bias).for_each(|(v, bias)| *v = math::fma::<FMA>(finish.alpha, *v, *bias));
-        }
-        Bias::PerRow(bias) => acc.iter_mut().for_each(|v| *v = math::fma::<FMA>(finish.alpha, *v, bias[row])),
     }
 }

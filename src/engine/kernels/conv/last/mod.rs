@@ -9,16 +9,11 @@
 //!
 //! Padding is a zero like any other: it is multiplied, so an infinite weight over padding gives NaN.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod depthwise;
 mod placed;
 mod product;
 mod rounded;
 mod strip;
-mod tile;
 mod winograd;
 
 use std::ops::Range;

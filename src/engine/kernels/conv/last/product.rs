@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use super::strip::Reading;
-use super::tile::{self, Tile};
 use super::{ConvShape, Image, Job};
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm::PackedB;
+use crate::engine::kernels::gemm::tile::{self, Rows, Tile};
 use crate::engine::kernels::isa::Isa;
 
 /// Steps of a panel that are used for all pixels of a strip before the next. With AVX-512 192 × 32 × 4 = 24 KiB, beside what a tile meets of
@@ -158,24 +158,22 @@ impl<'a> Plan<'a> {
     fn line(&self, panel: &Panel<'_>, (a, pixels): (&[f32], usize), next: &[f32], y: &mut [f32]) {
         let (job, ldc) = (self.job, self.job.channels.len());
         let bias = job.epilogue.bias.tile(0, 0, panel.channel, panel.columns);
-        tile::run(
-            job.isa,
-            &mut Tile {
-                a,
-                lda: self.lda,
-                runs: &self.runs[panel.part.runs.clone()],
-                len: panel.part.elements.len(),
-                b: panel.b,
-                width: panel.width,
-                rows: pixels,
-                columns: panel.columns,
-                c: &mut y[panel.channel - job.channels.start..],
-                ldc,
-                first: panel.first && !job.epilogue.adds,
-                finish: panel.last.then_some(Epilogue { bias, ..job.epilogue }),
-                next,
-            },
-        );
+        let (runs, len) = (&self.runs[panel.part.runs.clone()], panel.part.elements.len());
+        let mut tile = Tile {
+            a,
+            a_rows: Rows::Runs { lda: self.lda, runs, len },
+            b: panel.b,
+            b_stride: panel.width,
+            width: panel.width,
+            k: panel.part.steps(),
+            rows: pixels,
+            columns: panel.columns,
+            c: &mut y[panel.channel - job.channels.start..],
+            ldc,
+            first: panel.first && !job.epilogue.adds,
+            finish: panel.last.then_some(Epilogue { bias, ..job.epilogue }),
+        };
+        tile::run_fetching(job.isa, &mut tile, next);
     }
 }
 

@@ -3,7 +3,6 @@
 //! An image with its channels last is read where it lies, padding or not: what a tap would meet in the padding is a zero in a register. A pixel
 //! at the left or right edge is computed alone for that, so where many are there the image is copied with its padding, some channels at a time.
 
-mod register;
 mod tile;
 
 use std::ops::Range;

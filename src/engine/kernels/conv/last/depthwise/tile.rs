@@ -7,9 +7,9 @@
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
-use super::register::Register;
 use crate::engine::kernels::epilogue::{Activation, activate, activate_each};
 use crate::engine::kernels::isa::{Isa, instantiate};
+use crate::engine::kernels::register::Register;
 use crate::engine::kernels::vector::math;
 
 /// Pixels that are computed side by side at most: chains of multiply-adds enough to keep the units busy.

@@ -1,0 +1,282 @@
+//! Registers: what sums are kept in, by instruction set. Kernels whose bodies are generic over them are written once.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::asm;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps,
+};
+
+use super::isa::Isa;
+use super::vector::math;
+
+/// Some neighbouring elements. The functions become instructions where they are inlined into one that is compiled for the instruction set.
+///
+/// # Safety
+///
+/// Of all functions: the machine has the instructions of the type; what is read or written has [`Register::LANES`] elements, or as many as
+/// are named.
+pub(super) trait Register: Copy {
+    /// The instruction set that has them.
+    const ISA: Isa;
+
+    const LANES: usize;
+
+    unsafe fn zero() -> Self;
+
+    /// The same value in all lanes.
+    unsafe fn all(value: f32) -> Self;
+
+    unsafe fn read(from: *const f32) -> Self;
+
+    /// The first `count` elements, [`Register::LANES`] at most; the other lanes are zero.
+    unsafe fn read_first(from: *const f32, count: usize) -> Self;
+
+    unsafe fn write(self, to: *mut f32);
+
+    /// The first `count` lanes, [`Register::LANES`] at most.
+    unsafe fn write_first(self, to: *mut f32, count: usize);
+
+    /// Fetches a line of the cache into the second level: a hint.
+    unsafe fn fetch(from: *const f32);
+
+    /// The same number, of which the compiler does not know that it is: what is computed with it stays where it is.
+    unsafe fn unknown(number: usize) -> usize;
+
+    unsafe fn plus(self, other: Self) -> Self;
+
+    unsafe fn times(self, other: Self) -> Self;
+
+    /// `self + a * b`, rounded once if there is an instruction for it.
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
+
+    /// Limited to `low..=high`; NaN stays NaN.
+    unsafe fn limited(self, low: f32, high: f32) -> Self;
+}
+
+/// Where there are no others: loops that the compiler makes vector code of.
+impl<const N: usize> Register for [f32; N] {
+    const ISA: Isa = Isa::Scalar;
+    const LANES: usize = N;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        [0.0; N]
+    }
+
+    #[inline(always)]
+    unsafe fn all(value: f32) -> Self {
+        [value; N]
+    }
+
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; an array is aligned as its elements are.
+        unsafe { from.cast::<Self>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { padded(from, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        // SAFETY: the caller's promise; an array is aligned as its elements are.
+        unsafe { to.cast::<Self>().write(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { cut(&self, to, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(_: *const f32) {}
+
+    #[inline(always)]
+    unsafe fn unknown(number: usize) -> usize {
+        number
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] + other[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] * other[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        std::array::from_fn(|lane| math::fma::<false>(a[lane], b[lane], self[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn limited(self, low: f32, high: f32) -> Self {
+        self.map(|value| math::clamp(value, low, high))
+    }
+}
+
+/// The first `count` elements, and zeros. A call, as is [`cut`]: where such a copy is inlined, the compiler makes one of it and of the whole
+/// registers' way, and every row of every tile goes through memory and a copy of a length that is not known.
+///
+/// # Safety
+///
+/// `from` has `count` elements.
+#[inline(never)]
+unsafe fn padded<const N: usize>(from: *const f32, count: usize) -> [f32; N] {
+    let mut values = [0.0; N];
+    // SAFETY: the caller's promise.
+    values[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(from, count) });
+    values
+}
+
+/// Copies the first `count` of some values.
+///
+/// # Safety
+///
+/// `to` has `count` elements, which nothing else refers to.
+#[inline(never)]
+unsafe fn cut(values: &[f32], to: *mut f32, count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(to, count) }.copy_from_slice(&values[..count]);
+}
+
+/// The functions that are one instruction of x86: `min` and `max` answer with their second operand if either is NaN.
+#[cfg(target_arch = "x86_64")]
+macro_rules! instructions {
+    ($zero:ident, $all:ident, $read:ident, $write:ident, $plus:ident, $times:ident, $fma:ident, $min:ident, $max:ident) => {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $zero() }
+        }
+
+        #[inline(always)]
+        unsafe fn all(value: f32) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $all(value) }
+        }
+
+        #[inline(always)]
+        unsafe fn read(from: *const f32) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $read(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn write(self, to: *mut f32) {
+            // SAFETY: the caller's promise.
+            unsafe { $write(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn fetch(from: *const f32) {
+            // SAFETY: a hint, which every address may be given to.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn unknown(mut number: usize) -> usize {
+            // SAFETY: no instruction.
+            unsafe { asm!("/* {} */", inout(reg) number, options(nomem, nostack, preserves_flags)) };
+            number
+        }
+
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $plus(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn times(self, other: Self) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $times(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $fma(a, b, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn limited(self, low: f32, high: f32) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { $min($all(high), $max($all(low), self)) }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Register for __m256 {
+    const ISA: Isa = Isa::Avx2;
+    const LANES: usize = 8;
+
+    instructions!(
+        _mm256_setzero_ps,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_mul_ps,
+        _mm256_fmadd_ps,
+        _mm256_min_ps,
+        _mm256_max_ps
+    );
+
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::read(padded::<8>(from, count).as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        let mut values = [0.0; 8];
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.write(values.as_mut_ptr());
+            cut(&values, to, count);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Register for __m512 {
+    const ISA: Isa = Isa::Avx512;
+    const LANES: usize = 16;
+
+    instructions!(
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_min_ps,
+        _mm512_max_ps
+    );
+
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's promise: the mask leaves out what lies behind.
+        unsafe { _mm512_maskz_loadu_ps(((1_u32 << count) - 1) as u16, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_ps(to, ((1_u32 << count) - 1) as u16, self) }
+    }
+}
