@@ -12,6 +12,13 @@
 # BOCHS   the emulator (default: bochs)
 # KERNEL  the kernel (default: the newest /boot/vmlinuz-*)
 # CPU     the model it emulates (default: tigerlake)
+#
+# With CPU=sapphire_rapids and a Bochs built with --enable-amx, too, AMX is tested as well. Bochs 3.0 needs to be mended in three places for that:
+#
+# - cpu/avx/amx.cc multiplies signed bytes as unsigned ones (DPBDSS, DPBDSU, DPBDUS);
+# - cpu/avx/avx512_bf16.cc takes the upper half of VCVTNE2PS2BF16 from beyond the end of its operand;
+# - Linux uses AMX only with XFD: the bits of CPUID 0xd.1 eax[4] and 0xd.18 ecx[2], and the registers 0x1c4 and 0x1c5, of which
+#   reading 0 and ignoring what is written is enough for a single process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bochs=${BOCHS:-bochs}
