@@ -1,5 +1,7 @@
 //! Registers: what sums are kept in, by instruction set. Kernels whose bodies are generic over them are written once.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::{float32x4_t, vaddq_f32, vdupq_n_f32, vld1q_f32, vmaxq_f32, vminq_f32, vmulq_f32, vst1q_f32};
 #[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +58,13 @@ pub(super) trait Register: Copy {
     /// Limited to `low..=high`; NaN stays NaN.
     unsafe fn limited(self, low: f32, high: f32) -> Self;
 }
+
+/// Four elements of the portable set.
+#[cfg(target_arch = "aarch64")]
+pub(super) type Four = float32x4_t;
+/// Four elements of the portable set.
+#[cfg(not(target_arch = "aarch64"))]
+pub(super) type Four = [f32; 4];
 
 /// Where there are no others: loops that the compiler makes vector code of.
 impl<const N: usize> Register for [f32; N] {
@@ -148,6 +157,85 @@ unsafe fn padded<const N: usize>(from: *const f32, count: usize) -> [f32; N] {
 unsafe fn cut(values: &[f32], to: *mut f32, count: usize) {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts_mut(to, count) }.copy_from_slice(&values[..count]);
+}
+
+/// NEON, which every processor of aarch64 has. A product and a sum round separately, as they do elsewhere in the portable set.
+#[cfg(target_arch = "aarch64")]
+impl Register for float32x4_t {
+    const ISA: Isa = Isa::Scalar;
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vdupq_n_f32(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn all(value: f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vdupq_n_f32(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vld1q_f32(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::read(padded::<4>(from, count).as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { vst1q_f32(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        let mut values = [0.0; 4];
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.write(values.as_mut_ptr());
+            cut(&values, to, count);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(_: *const f32) {}
+
+    #[inline(always)]
+    unsafe fn unknown(number: usize) -> usize {
+        number
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vaddq_f32(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vmulq_f32(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vaddq_f32(self, vmulq_f32(a, b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn limited(self, low: f32, high: f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { vminq_f32(vdupq_n_f32(high), vmaxq_f32(vdupq_n_f32(low), self)) }
+    }
 }
 
 /// The functions that are one instruction of x86: `min` and `max` answer with their second operand if either is NaN.

@@ -10,7 +10,7 @@ use super::pack::LINE;
 use super::tile::{Rows, Tile, heights, shape};
 use crate::engine::kernels::epilogue::{Activation, Bias, Epilogue, activate_each};
 use crate::engine::kernels::isa::Isa;
-use crate::engine::kernels::register::Register;
+use crate::engine::kernels::register::{Four, Register};
 
 /// Tiles of one height: the first row, how many, and what they fetch, `share` elements each.
 struct Group<'a> {
@@ -87,7 +87,7 @@ macro_rules! by_registers {
     };
 }
 
-by_registers!(portable, [f32; 4], false, 1 2 3 4);
+by_registers!(portable, Four, false, 1 2 3 4);
 #[cfg(target_arch = "x86_64")]
 by_registers!(avx2, __m256, true, 1 2 3 4 5 6; "avx2,fma");
 #[cfg(target_arch = "x86_64")]

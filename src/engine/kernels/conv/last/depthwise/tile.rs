@@ -12,6 +12,12 @@ use crate::engine::kernels::isa::{Isa, instantiate};
 use crate::engine::kernels::register::Register;
 use crate::engine::kernels::vector::math;
 
+/// What the portable set has its sums in: elsewhere than on aarch64 eight elements, with which the compiler keeps more chains in flight.
+#[cfg(target_arch = "aarch64")]
+type Portable = crate::engine::kernels::register::Four;
+#[cfg(not(target_arch = "aarch64"))]
+type Portable = [f32; 8];
+
 /// Pixels that are computed side by side at most: chains of multiply-adds enough to keep the units busy.
 pub(super) const SIDE: usize = 8;
 
@@ -76,7 +82,7 @@ pub(super) fn pixels(isa: Isa, operands: &Operands<'_>, count: usize, channels: 
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2(operands, count, whole(8), y),
-            _ => portable(operands, count, whole(8), y),
+            _ => portable(operands, count, whole(Portable::LANES), y),
         }
     }
     if !rest.is_empty() {
@@ -143,7 +149,7 @@ macro_rules! by_registers {
     };
 }
 
-by_registers!(portable, [f32; 8], false);
+by_registers!(portable, Portable, false);
 #[cfg(target_arch = "x86_64")]
 by_registers!(avx2, __m256, true, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
