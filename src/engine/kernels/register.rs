@@ -52,7 +52,7 @@ pub(super) trait Register: Copy {
 
     unsafe fn times(self, other: Self) -> Self;
 
-    /// `self + a * b`, rounded once if there is an instruction for it.
+    /// `self + a * b`, rounded once with AVX2 and AVX-512, twice in the portable set.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
 
     /// Limited to `low..=high`; NaN stays NaN.

@@ -12,7 +12,7 @@ use crate::engine::kernels::isa::{Isa, instantiate};
 use crate::engine::kernels::register::Register;
 use crate::engine::kernels::vector::math;
 
-/// What the portable set has its sums in: elsewhere than on aarch64 eight elements, with which the compiler keeps more chains in flight.
+/// What the portable set has its sums in. Of eight elements the compiler makes two registers on x86, and single numbers on aarch64.
 #[cfg(target_arch = "aarch64")]
 type Portable = crate::engine::kernels::register::Four;
 #[cfg(not(target_arch = "aarch64"))]
