@@ -35,18 +35,36 @@ pub(super) trait Register: Copy {
     unsafe fn read(from: *const f32) -> Self;
 
     /// The first `count` elements, [`Register::LANES`] at most; the other lanes are zero.
-    unsafe fn read_first(from: *const f32, count: usize) -> Self;
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        const { assert!(Self::LANES <= PART) };
+        // SAFETY: the caller's promise, and a register is not wider than the copy.
+        unsafe { Self::read(padded(from, count).as_ptr()) }
+    }
 
     unsafe fn write(self, to: *mut f32);
 
     /// The first `count` lanes, [`Register::LANES`] at most.
-    unsafe fn write_first(self, to: *mut f32, count: usize);
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        const { assert!(Self::LANES <= PART) };
+        let mut values = [0.0; PART];
+        // SAFETY: as for reading.
+        unsafe {
+            self.write(values.as_mut_ptr());
+            cut(&values, to, count);
+        }
+    }
 
-    /// Fetches a line of the cache into the second level: a hint.
-    unsafe fn fetch(from: *const f32);
+    /// Fetches a line of the cache into the second level: a hint, which is not taken unless a type says how.
+    #[inline(always)]
+    unsafe fn fetch(_: *const f32) {}
 
-    /// The same number, of which the compiler does not know that it is: what is computed with it stays where it is.
-    unsafe fn unknown(number: usize) -> usize;
+    /// The same number, of which the compiler does not know that it is, if a type says how: what is computed with it stays where it is.
+    #[inline(always)]
+    unsafe fn unknown(number: usize) -> usize {
+        number
+    }
 
     unsafe fn plus(self, other: Self) -> Self;
 
@@ -88,29 +106,9 @@ impl<const N: usize> Register for [f32; N] {
     }
 
     #[inline(always)]
-    unsafe fn read_first(from: *const f32, count: usize) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { padded(from, count) }
-    }
-
-    #[inline(always)]
     unsafe fn write(self, to: *mut f32) {
         // SAFETY: the caller's promise; an array is aligned as its elements are.
         unsafe { to.cast::<Self>().write(self) }
-    }
-
-    #[inline(always)]
-    unsafe fn write_first(self, to: *mut f32, count: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { cut(&self, to, count) }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(_: *const f32) {}
-
-    #[inline(always)]
-    unsafe fn unknown(number: usize) -> usize {
-        number
     }
 
     #[inline(always)]
@@ -134,6 +132,9 @@ impl<const N: usize> Register for [f32; N] {
     }
 }
 
+/// Elements that a part of a register is copied to: those of one of AVX2. AVX-512 has masks.
+const PART: usize = 8;
+
 /// The first `count` elements, and zeros. A call, as is [`cut`]: where such a copy is inlined, the compiler makes one of it and of the whole
 /// registers' way, and every row of every tile goes through memory and a copy of a length that is not known.
 ///
@@ -141,8 +142,8 @@ impl<const N: usize> Register for [f32; N] {
 ///
 /// `from` has `count` elements.
 #[inline(never)]
-unsafe fn padded<const N: usize>(from: *const f32, count: usize) -> [f32; N] {
-    let mut values = [0.0; N];
+unsafe fn padded(from: *const f32, count: usize) -> [f32; PART] {
+    let mut values = [0.0; PART];
     // SAFETY: the caller's promise.
     values[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(from, count) });
     values
@@ -154,7 +155,7 @@ unsafe fn padded<const N: usize>(from: *const f32, count: usize) -> [f32; N] {
 ///
 /// `to` has `count` elements, which nothing else refers to.
 #[inline(never)]
-unsafe fn cut(values: &[f32], to: *mut f32, count: usize) {
+unsafe fn cut(values: &[f32; PART], to: *mut f32, count: usize) {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts_mut(to, count) }.copy_from_slice(&values[..count]);
 }
@@ -184,33 +185,9 @@ impl Register for float32x4_t {
     }
 
     #[inline(always)]
-    unsafe fn read_first(from: *const f32, count: usize) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self::read(padded::<4>(from, count).as_ptr()) }
-    }
-
-    #[inline(always)]
     unsafe fn write(self, to: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe { vst1q_f32(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn write_first(self, to: *mut f32, count: usize) {
-        let mut values = [0.0; 4];
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.write(values.as_mut_ptr());
-            cut(&values, to, count);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(_: *const f32) {}
-
-    #[inline(always)]
-    unsafe fn unknown(number: usize) -> usize {
-        number
     }
 
     #[inline(always)]
@@ -321,22 +298,6 @@ impl Register for __m256 {
         _mm256_min_ps,
         _mm256_max_ps
     );
-
-    #[inline(always)]
-    unsafe fn read_first(from: *const f32, count: usize) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self::read(padded::<8>(from, count).as_ptr()) }
-    }
-
-    #[inline(always)]
-    unsafe fn write_first(self, to: *mut f32, count: usize) {
-        let mut values = [0.0; 8];
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.write(values.as_mut_ptr());
-            cut(&values, to, count);
-        }
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
