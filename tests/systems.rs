@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ndserve::engine::{DType, LoadOptions, Model, PASSES, Session, Tensor, Threads, Value, onnx};
+use ndserve::engine::{DType, LoadOptions, Model, PASSES, Precision, Session, Tensor, Threads, Value, WeightCachePlace, onnx};
 use serde::Deserialize;
 use zip::ZipArchive;
 
@@ -81,7 +81,7 @@ fn read(archive: &mut ZipArchive<File>, entry: &str) -> Vec<u8> {
 }
 
 /// The cases of one archive, their models unpacked.
-fn cases_of(path: &Path) -> Vec<Case> {
+fn cases_of(path: &Path, place: &str) -> Vec<Case> {
     let stem = path.file_stem().unwrap().to_str().unwrap();
     let mut archive = ZipArchive::new(File::open(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let names: Vec<String> = archive.file_names().map(|name| name.unwrap().into_owned()).collect();
@@ -95,7 +95,7 @@ fn cases_of(path: &Path) -> Vec<Case> {
     for case in names.iter().filter_map(|name| name.strip_suffix("/case.json")) {
         let about: About = serde_json::from_slice(&read(&mut archive, &format!("{case}/case.json"))).unwrap();
         assert!(!about.samples.is_empty(), "{case} has no sample");
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("systems").join(stem);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(place).join(stem);
         std::fs::create_dir_all(&folder).unwrap();
         let model = folder.join(format!("{case}.onnx"));
         std::fs::write(&model, read(&mut archive, &format!("{case}/model.onnx"))).unwrap();
@@ -104,11 +104,12 @@ fn cases_of(path: &Path) -> Vec<Case> {
     cases
 }
 
-fn cases() -> Vec<Case> {
+/// All cases, their models unpacked into a folder that no other test writes to.
+fn cases(place: &str) -> Vec<Case> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(fixtures()).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "zip"));
     paths.sort();
-    paths.iter().flat_map(|path| cases_of(path)).collect()
+    paths.iter().flat_map(|path| cases_of(path, place)).collect()
 }
 
 impl Case {
@@ -134,6 +135,54 @@ impl Case {
             }
         }
         Ok(())
+    }
+}
+
+/// How many bytes of packed weights the second of two loads at a precision found, if it answered as the first did, to the bit.
+fn found_again(case: &Case, precision: Precision) -> Result<usize, String> {
+    let weight_cache = Some(WeightCachePlace::Folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join("weights")));
+    let options = LoadOptions { precision, memory_limit: LIMIT, weight_cache, ..LoadOptions::default() };
+    let load = || Model::load(&case.model, &options).map_err(|e| format!("load: {e}"));
+    let answers = |model: Model| -> Result<Vec<String>, String> {
+        let mut session = Session::new(Arc::new(model), Arc::new(Threads::new(1).unwrap()));
+        let inputs = |sample: &Sample| -> Vec<Tensor> { sample.inputs.iter().map(|name| case.tensors[name].clone()).collect() };
+        case.about.samples.values().map(|sample| session.run(&inputs(sample)).map(bits).map_err(|e| e.to_string())).collect()
+    };
+    let first = load()?;
+    let lacks = first.lacks_kept_weights();
+    for kept in first.keep_weights() {
+        kept?;
+    }
+    let second = load()?;
+    let found = second.found_bytes();
+    match () {
+        () if second.damaged_weights().is_some() => Err(format!("{:?}", second.damaged_weights())),
+        () if second.lacks_kept_weights() || (lacks && found == 0) => Err(format!("{precision}: what was kept was not found")),
+        () if answers(first)? != answers(second)? => Err(format!("{precision}: other answers with weights that were found")),
+        () => Ok(found),
+    }
+}
+
+/// Outputs with all bits of their elements.
+fn bits(outputs: Vec<Value>) -> String {
+    let one = |value: &Value| match value {
+        Value::Tensor(tensor) => match tensor.slice::<f32>() {
+            Some(values) => format!("{:?}", values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
+            None => format!("{tensor:?}"),
+        },
+        other => format!("{other:?}"),
+    };
+    outputs.iter().map(one).collect()
+}
+
+#[test]
+fn packed_weights_that_were_kept_are_those_that_would_be_packed() {
+    let cases = cases("systems-kept");
+    // Files that have just been written are not trusted to be what was read of them.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int4Weights] {
+        let found: usize = cases.iter().map(|case| found_again(case, precision).unwrap_or_else(|e| panic!("{}: {e}", case.id))).sum();
+        assert!(found > 100 << 10, "{precision}: {found} bytes are too few to show anything");
     }
 }
 
@@ -179,7 +228,7 @@ fn outcomes(cases: &[Case]) -> Vec<Result<(), String>> {
 
 #[test]
 fn every_system_gives_what_its_framework_gave() {
-    let (cases, gaps) = (cases(), gaps());
+    let (cases, gaps) = (cases("systems"), gaps());
     let mut wrong = Vec::new();
     for (case, outcome) in cases.iter().zip(outcomes(&cases)) {
         match (outcome, gaps.iter().find(|gap| gap.case == case.id)) {
@@ -197,7 +246,7 @@ fn every_system_gives_what_its_framework_gave() {
 
 #[test]
 fn the_page_lists_every_case() {
-    let (mut cases, gaps) = (cases(), gaps());
+    let (mut cases, gaps) = (cases("systems-gaps"), gaps());
     cases.sort_by(|a, b| (&a.about.system, &a.id).cmp(&(&b.about.system, &b.id)));
     let mut rows = String::new();
     for case in &cases {

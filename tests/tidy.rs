@@ -112,6 +112,7 @@ const LAYERS: &[Layer] = &[
             "engine::tensor",
             "engine::threads",
             "engine::view",
+            "engine::weight_cache",
         ],
         may: &["kernels"],
         why: "values, views and the operator's contract: what every part of the engine speaks",

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
 pub use endpoint::{Endpoint, Endpoints};
-pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Ratio, ReadyWhen, Value};
+pub use value::{Bytes, Count, IsaChoice, LogFormat, Names, NonFinite, Period, Ratio, ReadyWhen, Value, WeightCache};
 
 use crate::engine::{Isa, LoadOptions, PASSES, Precision};
 use crate::resources;
@@ -261,6 +261,12 @@ settings! {
     /// Leave weights in the order of their file. A model is ready sooner, by the time that ordering them for the kernels takes, and each
     /// run is slower, for it orders them itself; answers are the same. Only at precision `f32`: a lower one is made with the order.
     no_prepack: bool = "false";
+    /// Where weights are kept in the order of the kernels, for the next start: `beside` the model's file, as a hidden file, or in a folder. That
+    /// start maps the file instead of reading and ordering the model's weights, and is a third to a half shorter; the file takes as much
+    /// room again as the model. Only one that this very program wrote of this very model is used, every piece of it after a look at its hash;
+    /// otherwise it is written anew once the models serve, or by `ndserve check`. Delete it whenever you like, but do not write into it: it
+    /// is mapped. Of ONNX files whose weights lie in them.
+    weight_cache: WeightCache = "off";
     /// Optimiser passes to leave out, by name. For finding out which pass changed a result.
     disable_pass: Names = "";
 
@@ -331,6 +337,7 @@ impl Settings {
             memory_limit: self.memory_limit.0,
             run_limit: Some(self.run_limit.0),
             no_prepack: self.no_prepack,
+            weight_cache: self.weight_cache.0.clone(),
             disabled_passes: self.disable_pass.0.clone(),
             ..LoadOptions::default()
         }

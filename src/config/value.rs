@@ -13,7 +13,7 @@ use clap::Arg;
 use clap::builder::BoolishValueParser;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-use crate::engine::{Isa, Precision};
+use crate::engine::{Isa, Precision, WeightCachePlace};
 
 /// A type of settings.
 pub trait Value: Clone + Send + Sync + 'static {
@@ -115,12 +115,29 @@ macro_rules! deserialize_as_text {
         })*
     };
 }
-deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, Precision, LogFormat, NonFinite, Ratio);
+deserialize_as_text!(Period, ReadyWhen, Bytes, Count, IsaChoice, Precision, WeightCache, LogFormat, NonFinite, Ratio);
 
 /// A number and the unit behind it.
 fn split_unit(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     (&text[..end], text[end..].trim())
+}
+
+/// Where packed weights are kept, if they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightCache(pub Option<WeightCachePlace>);
+
+impl Value for WeightCache {
+    const NAME: &'static str = "off|beside|FOLDER";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self(match text {
+            "" => return Err("the folder is empty; wanted is off, beside or a folder".into()),
+            "off" => None,
+            "beside" => Some(WeightCachePlace::Beside),
+            folder => Some(WeightCachePlace::Folder(folder.into())),
+        }))
+    }
 }
 
 /// A duration: `250ms`, `5s`, `2m`, `1h`; `0` needs no unit.

@@ -3,10 +3,13 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use super::kernels::allocator::prefer_huge_pages;
+use super::kernels::stored::{self, Stored, lines_of};
 use super::threads::Threads;
+use super::weight_cache::{WeightCache, WeightCachePlace};
 
 /// Memory of numbers that were read and are not needed any more, for the next ones.
 pub(crate) type Spare = Arc<Mutex<Vec<Vec<f32>>>>;
@@ -16,10 +19,21 @@ pub(crate) struct InFile {
     file: Arc<WeightFile>,
     offset: u64,
     len: usize,
-    read: OnceLock<Vec<f32>>,
+    read: OnceLock<Numbers>,
     /// Where memory to read to may be found, and is left.
     spare: Option<Spare>,
 }
+
+/// Numbers that were read.
+enum Numbers {
+    /// To memory that may come from, and go to, others.
+    Here(Vec<f32>),
+    /// To stay, or found in a file of packed weights.
+    Stored(Stored),
+}
+
+/// The form of numbers that nobody packs.
+const AS_THEY_ARE: &str = "numbers";
 
 impl InFile {
     /// `len` numbers from `offset` on.
@@ -44,7 +58,7 @@ impl InFile {
 
     /// The numbers, which the first call reads.
     pub(crate) fn get(&self) -> &[f32] {
-        self.read.get_or_init(|| {
+        let read = self.read.get_or_init(|| {
             let spare = self.spare.as_ref().and_then(|spare| spare.lock().unwrap_or_else(PoisonError::into_inner).pop());
             let mut values = match spare {
                 Some(mut values) if values.capacity() >= self.len => {
@@ -54,8 +68,24 @@ impl InFile {
                 _ => zeros(self.len),
             };
             self.file.read(bytemuck::cast_slice_mut(&mut values), self.offset);
-            values
-        })
+            Numbers::Here(values)
+        });
+        match read {
+            Numbers::Here(values) => values,
+            Numbers::Stored(stored) => &stored.elements()[..self.len],
+        }
+    }
+
+    /// What the numbers became in `form`, if a file of packed weights has it in as many lines.
+    pub(crate) fn kept(&self, form: &str, lines: usize) -> Option<Stored> {
+        self.file.cache.get()?.kept(self.offset, form, lines)
+    }
+
+    /// Lets the file of packed weights have what the numbers became.
+    pub(crate) fn keep(&self, form: &str, stored: &Stored) {
+        if let Some(cache) = self.file.cache.get() {
+            cache.keep(self.offset, form, stored);
+        }
     }
 }
 
@@ -68,7 +98,7 @@ fn zeros(len: usize) -> Vec<f32> {
 
 impl Drop for InFile {
     fn drop(&mut self) {
-        if let (Some(spare), Some(values)) = (&self.spare, self.read.take()) {
+        if let (Some(spare), Some(Numbers::Here(values))) = (&self.spare, self.read.take()) {
             spare.lock().unwrap_or_else(PoisonError::into_inner).push(values);
         }
     }
@@ -82,6 +112,8 @@ pub(crate) struct WeightFile {
     /// The first failure. What could not be read is zeros, which whoever calls [`WeightFile::finish`] throws away.
     error: Mutex<Option<io::Error>>,
     unread: Mutex<Vec<Weak<InFile>>>,
+    /// What another process made of the weights.
+    cache: OnceLock<Arc<WeightCache>>,
     #[cfg(not(unix))]
     place: Mutex<()>,
 }
@@ -93,6 +125,7 @@ impl WeightFile {
             file: RwLock::new(Some(file)),
             error: Mutex::default(),
             unread: Mutex::default(),
+            cache: OnceLock::new(),
             #[cfg(not(unix))]
             place: Mutex::new(()),
         })
@@ -100,6 +133,20 @@ impl WeightFile {
 
     pub(crate) fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Lets weights be found in a file of packed ones, and be kept there, as `place` says. Without one, they are read.
+    pub(crate) fn use_cache(&self, place: &WeightCachePlace, label: &str, threads: &Threads) -> io::Result<()> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*file {
+            let _ = self.cache.set(Arc::new(WeightCache::open(place, Path::new(&self.path), file, label, threads)?));
+        }
+        Ok(())
+    }
+
+    /// The packed weights that are kept, if any are to be.
+    pub(crate) fn cache(&self) -> Option<&Arc<WeightCache>> {
+        self.cache.get()
     }
 
     /// Reads all that is still in use and was not looked at, side by side where there are threads for it, and closes the file.
@@ -111,16 +158,25 @@ impl WeightFile {
         const PIECE: usize = 4 << 20;
         let unread = std::mem::take(&mut *self.unread.lock().unwrap_or_else(PoisonError::into_inner));
         let unread = unread.into_iter().filter_map(|numbers| numbers.upgrade()).filter(|numbers| numbers.read.get().is_none());
-        let mut unread: Vec<(Arc<InFile>, Vec<f32>)> = unread.map(|numbers| (Arc::clone(&numbers), zeros(numbers.len))).collect();
+        let unread: Vec<Arc<InFile>> = unread.collect();
+        threads.for_each(unread.iter(), |numbers| {
+            if let Some(stored) = numbers.kept(AS_THEY_ARE, lines_of::<f32>(numbers.len)) {
+                let _ = numbers.read.set(Numbers::Stored(stored));
+            }
+        });
+        let unread = unread.into_iter().filter(|numbers| numbers.read.get().is_none());
+        let mut unread: Vec<_> = unread.map(|numbers| (stored::zeros::<f32>(numbers.len), numbers)).collect();
         let mut pieces: Vec<(&mut [u8], u64)> = Vec::new();
-        for (numbers, values) in &mut unread {
-            let bytes = bytemuck::cast_slice_mut::<f32, u8>(values);
+        for (lines, numbers) in &mut unread {
+            let bytes = &mut bytemuck::cast_slice_mut(lines)[..numbers.len * size_of::<f32>()];
             pieces.extend(bytes.chunks_mut(PIECE).zip(0..).map(|(piece, i)| (piece, numbers.offset + i * PIECE as u64)));
         }
         threads.for_each(pieces, |(to, offset)| self.read(to, offset));
-        for (numbers, values) in unread {
+        for (lines, numbers) in unread {
+            let stored = Stored::from(lines);
+            numbers.keep(AS_THEY_ARE, &stored);
             // Somebody may have looked meanwhile.
-            let _ = numbers.read.set(values);
+            let _ = numbers.read.set(Numbers::Stored(stored));
         }
         self.file.write().unwrap_or_else(PoisonError::into_inner).take();
         match self.error.lock().unwrap_or_else(PoisonError::into_inner).take() {

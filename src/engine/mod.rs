@@ -34,6 +34,7 @@ mod subgraph;
 mod tensor;
 mod threads;
 mod view;
+mod weight_cache;
 
 pub use adjoint::{Adjoint, Emit, Gradients, Rule};
 pub use append::{APPENDED_OPSET, Appender};
@@ -62,3 +63,4 @@ pub use signature::{Mismatch, Port, Signature};
 pub use tensor::{Buffer, Kind, Tensor, Value};
 pub use threads::Threads;
 pub use view::{Slice, SliceMut, View, ViewMut, emptied};
+pub use weight_cache::{KeptWeights, WeightCachePlace, wait_until_settled};

@@ -20,6 +20,7 @@ use super::program::Program;
 use super::signature::{Port, Signature};
 use super::tensor::{Kind, Tensor};
 use super::threads::Threads;
+use super::weight_cache::{KeptWeights, WeightCache, WeightCachePlace};
 
 /// What the caller decides about loading.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct LoadOptions {
     pub disabled_passes: Vec<String>,
     /// Whether weights stay in the order of the file, and each run packs what its kernels want in another.
     pub no_prepack: bool,
+    /// Where packed weights are kept for the next process, if they are.
+    pub weight_cache: Option<WeightCachePlace>,
     /// Whether every step of a run allocates its results by itself, to find out what the plan does.
     pub unplanned: bool,
     /// The threads that read and pack weights.
@@ -51,6 +54,7 @@ impl Default for LoadOptions {
             run_limit: Some(Duration::from_secs(60)),
             disabled_passes: Vec::new(),
             no_prepack: false,
+            weight_cache: None,
             unplanned: false,
             threads: Arc::new(Threads::single()),
         }
@@ -74,6 +78,8 @@ pub struct Model {
     run_limit: Option<Duration>,
     overrides: Option<Overrides>,
     portions: Portions,
+    /// Of each file that weights were packed from, if what they became is kept.
+    kept: Vec<Arc<WeightCache>>,
 }
 
 /// Counts of what was loaded.
@@ -93,7 +99,43 @@ impl Model {
     /// # Errors
     /// If the file cannot be read, is malformed, or has nodes that the engine cannot run (all of them are named).
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        Self::build(load::open_unread(path, options)?, options)
+        let loaded = load::open_unread(path, options)?;
+        let files = loaded.files();
+        if let Some(place) = &options.weight_cache {
+            let label = format!("{}-{}", options.isa, options.precision);
+            for file in &files {
+                let io = |source| LoadError::Io { path: file.path().to_owned(), source };
+                file.use_cache(place, &label, &options.threads).map_err(io)?;
+            }
+        }
+        let mut model = Self::build(loaded, options)?;
+        model.kept = files.iter().filter_map(|file| file.cache().cloned()).collect();
+        model.kept.iter().filter(|cache| !cache.is_incomplete()).for_each(|cache| cache.forget());
+        Ok(model)
+    }
+
+    /// Bytes of packed weights that were found in files of an earlier process.
+    pub fn found_bytes(&self) -> usize {
+        self.kept.iter().map(|cache| cache.found_bytes()).sum()
+    }
+
+    /// What is wrong with a file of packed weights that was found; what it should have had was packed.
+    pub fn damaged_weights(&self) -> Option<String> {
+        self.kept.iter().find_map(|cache| cache.damage())
+    }
+
+    /// Whether [`Model::keep_weights`] has something to write.
+    pub fn lacks_kept_weights(&self) -> bool {
+        self.kept.iter().any(|cache| cache.is_incomplete())
+    }
+
+    /// Writes what the files of packed weights lack, once: see [`LoadOptions::weight_cache`]. It takes as long as to read the model, and to
+    /// write it.
+    ///
+    /// # Errors
+    /// For each file why it was not written.
+    pub fn keep_weights(&self) -> Vec<Result<KeptWeights, String>> {
+        self.kept.iter().filter_map(|cache| cache.write()).collect()
     }
 
     /// What each pass does to the model at `path`, in the order of the passes.
@@ -129,7 +171,16 @@ impl Model {
         probe_outputs(&graph, &mut signature, options);
         let program = Program::new(graph, options);
         summary.weight_bytes = program.weight_bytes() + overrides.as_ref().map_or(0, |overrides| overrides.weight_bytes(&program));
-        Ok(Self { program, signature, metadata, summary, run_limit: options.run_limit, overrides, portions: Portions::default() })
+        Ok(Self {
+            program,
+            signature,
+            metadata,
+            summary,
+            run_limit: options.run_limit,
+            overrides,
+            portions: Portions::default(),
+            kept: Vec::new(),
+        })
     }
 
     /// What the model takes and gives.

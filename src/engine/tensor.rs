@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::dtype::{DType, Element, for_each_dtype, with_narrow};
 use super::elements::{InFile, Spare, WeightFile};
+use super::kernels::stored::{Source, Stored};
 use super::narrow::{F4E2M1, F6E2M3, F6E3M2, F8E4M3Fn, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0, I2, I4, Narrow as _, U2, U4};
 use super::view::{Slice, SliceMut, View, ViewMut};
 
@@ -174,6 +175,15 @@ impl Tensor {
         }
     }
 
+    /// The numbers to pack, which are read from the model's file only if nobody remembers what they became; `None` if they are of another
+    /// type than f32.
+    pub(crate) fn source(&self) -> Option<Numbers<'_>> {
+        match self {
+            Self::F32(numbers) => Some(Numbers(numbers)),
+            _ => None,
+        }
+    }
+
     /// A tensor of `shape` with `values` in row-major order; `None` if their number differs.
     pub fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Option<Self> {
         T::buffer(values).into_tensor(shape)
@@ -247,6 +257,32 @@ impl Tensor {
         shape[0] = range.len();
         let slice = self.data().range(range.start * row..range.end * row);
         slice.to_buffer().into_tensor(&shape).expect("as many elements as the rows have")
+    }
+}
+
+/// The elements of a tensor of type f32, as what packs them takes them.
+pub(crate) struct Numbers<'a>(&'a Dense<f32>);
+
+impl Source for Numbers<'_> {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn numbers(&self) -> &[f32] {
+        self.0.slice()
+    }
+
+    fn kept(&self, form: &str, lines: usize) -> Option<Stored> {
+        match &self.0.0 {
+            Elements::Here(_) => None,
+            Elements::InFile(weight) => weight.1.kept(form, lines),
+        }
+    }
+
+    fn keep(&self, form: &str, stored: &Stored) {
+        if let Elements::InFile(weight) = &self.0.0 {
+            weight.1.keep(form, stored);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::sequence::{self, Padding};
 use super::settings::{ModelSettings, Warmup, WarmupData};
 use super::worker::panic_text;
 use crate::engine::{DType, Dim, LoadOptions, Model, Port, Session, Shape, Tensor, Threads, Value};
-use crate::resources::thread_time;
+use crate::resources::{lower_priority, thread_time};
 
 /// What is to be loaded.
 #[derive(Debug)]
@@ -67,6 +67,12 @@ pub(super) fn prepare(task: Task<'_>) -> Result<Parts, String> {
     let derived = Derived::new(file, &options.load);
     let load = LoadOptions { threads: Arc::clone(&threads), ..options.load.clone() };
     let model = Model::load(file, &load).map_err(|error| format!("{}: {error}", file.display()))?;
+    if let Some(reason) = model.damaged_weights() {
+        tracing::warn!(model = name, version, reason, "packed weights that were kept are damaged, and were packed again");
+    }
+    if load.weight_cache.is_some() {
+        tracing::debug!(model = name, version, bytes = model.found_bytes(), "found packed weights");
+    }
     let model = Arc::new(model);
     if settings.labels.is_empty() {
         settings.labels.clone_from(&model.metadata().labels);
@@ -168,6 +174,32 @@ fn if_slow(session: &mut Session, inputs: &[Tensor], settings: &ModelSettings) -
 fn operations(model: &Model, inputs: &[Tensor]) -> u64 {
     let shapes: Vec<Shape> = inputs.iter().map(|input| input.shape().into()).collect();
     model.plan(&shapes).map_or(0, |plan| plan.work())
+}
+
+/// Writes packed weights for the next process, if they are to be kept and are not yet, on a thread that gets the time which others leave.
+pub(super) fn keep_weights(handles: Vec<Arc<Handle>>) {
+    let lacking = |handle: &Arc<Handle>| handle.model().lacks_kept_weights();
+    let lacking: Vec<Arc<Handle>> = handles.into_iter().filter(lacking).collect();
+    if lacking.is_empty() {
+        return;
+    }
+    let work = move || {
+        lower_priority();
+        lacking.iter().for_each(|handle| keep_weights_of(handle));
+    };
+    if let Err(error) = std::thread::Builder::new().name("keep".to_owned()).spawn(work) {
+        tracing::warn!(%error, "packed weights are not kept: the system cannot start a thread");
+    }
+}
+
+fn keep_weights_of(handle: &Handle) {
+    let (model, version) = (handle.name(), handle.version());
+    for kept in handle.model().keep_weights() {
+        match kept {
+            Ok(kept) => tracing::info!(model, version, file = %kept.path.display(), bytes = kept.bytes, "kept packed weights"),
+            Err(reason) => tracing::warn!(model, version, reason, "packed weights are not kept"),
+        }
+    }
 }
 
 /// Finds out what the start left, while the version serves.

@@ -49,6 +49,7 @@ fn a_wrong_value_names_the_setting() {
     folder.run(&["check", "model.onnx", "--disable-pass", "magic"]).fails(1, &["there is no pass `magic`"]);
     folder.run(&["check", "model.onnx", "--no-prepack", "--precision", "bf16"]).fails(1, &["no-prepack: weights at precision bf16"]);
     folder.run(&["check", "model.onnx", "--no-prepack"]).ok();
+    folder.run(&["check", "model.onnx", "--weight-cache", ""]).fails(2, &["--weight-cache", "wanted is off, beside or a folder"]);
     folder.run(&["check", "model.onnx", "--log-filter", "a=loud"]).fails(1, &["log-filter: `a=loud`"]);
     folder.run(&["serve", "--listen", "everywhere"]).fails(2, &["--listen", "`everywhere` is not an address"]);
     folder.run(&["--drain-delay", "5"]).fails(2, &["--drain-delay", "`5` is not a duration"]);

@@ -7,6 +7,8 @@ mod configuration;
 mod fixture;
 mod life;
 #[cfg(unix)]
+mod packed;
+#[cfg(unix)]
 mod server;
 #[cfg(unix)]
 mod tutorial;

@@ -17,7 +17,9 @@ use self::passes::PassText;
 use super::target::Target;
 use super::{Outcome, print, progress};
 use crate::config::{Bytes, Flags, Inspection, Settings};
-use crate::engine::{Kind, LoadError, Metadata, Model, Port, Session, Shape, Signature, Threads, Unsupported, describe};
+use crate::engine::{
+    Kind, LoadError, Metadata, Model, Port, Session, Shape, Signature, Threads, Unsupported, describe, wait_until_settled,
+};
 use crate::serve::{Golden, ModelSettings, Options, Repository, load_version};
 use crate::telemetry;
 
@@ -66,7 +68,11 @@ pub(super) fn command(args: Args) -> Outcome {
         let text: Vec<String> = reports.iter().map(Report::text).collect();
         print(&text.join("\n"))?;
     }
-    Ok(if reports.iter().all(|report| report.servable) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if reports.iter().all(|report| report.servable && report.packed_weights_error.is_none()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// What is known of one model.
@@ -84,6 +90,12 @@ struct Report {
     about: Option<About>,
     #[serde(flatten)]
     details: Option<Details>,
+    /// What became of packed weights that are to be kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    packed_weights: Vec<String>,
+    /// Why they are not kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packed_weights_error: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     passes: Vec<PassText>,
 }
@@ -167,6 +179,9 @@ type Around = Option<Result<Repository, String>>;
 fn inspect(target: &Target, settings: &Settings, threads: &Arc<Threads>, around: &mut Around) -> Report {
     let path = target.file.as_ref().ok().or(target.folder.as_ref()).map(|path| path.display().to_string()).unwrap_or_default();
     let mut report = Report { name: target.name.clone(), path, ..Report::default() };
+    if let (Some(_), Ok(file)) = (&settings.weight_cache.0, &target.file) {
+        wait_until_settled(file);
+    }
     match &target.folder {
         Some(folder) => inspect_folder(&mut report, target, folder, settings, (threads, around)),
         None => match target.load(&settings.load_options()) {
@@ -268,6 +283,15 @@ impl Report {
     /// What is known of a model that was loaded.
     fn tell(&mut self, model: &Model, max_rows: usize, golden: Option<&Golden>) -> &mut Details {
         self.about = Some(About::new(model.metadata(), model.signature()));
+        if model.found_bytes() > 0 {
+            self.packed_weights.push(format!("{} found", Bytes(model.found_bytes())));
+        }
+        for kept in model.keep_weights() {
+            match kept {
+                Ok(kept) => self.packed_weights.push(format!("{} kept in {}", Bytes(kept.bytes as usize), kept.path.display())),
+                Err(reason) => self.packed_weights_error = Some(reason),
+            }
+        }
         self.details.insert(Details::new(model, max_rows, golden))
     }
 
@@ -294,6 +318,10 @@ impl Report {
         }
         if let Some(details) = &self.details {
             details.write(&mut text);
+        }
+        self.packed_weights.iter().for_each(|packed| line(&mut text, "packed", packed));
+        if let Some(reason) = &self.packed_weights_error {
+            line(&mut text, "packed", &format!("FAILED: weights are not kept: {reason}"));
         }
         let verdict = self.error.as_ref().map_or("ok".to_owned(), |error| format!("FAILED: {}", error.trim_end().replace('\n', "\n    ")));
         let _ = writeln!(text, "  {verdict}");

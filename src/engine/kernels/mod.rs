@@ -9,10 +9,10 @@
 //!   one chain of multiply-adds over ascending `k`, whatever the number of rows, their position or the split of the work.
 //! - **NaN and infinity propagate.** No term is skipped because a factor is zero.
 //!
-//! This is the only folder of the crate that may contain `unsafe`, and only for nine things: loads and stores through
+//! This is the only folder of the crate that may contain `unsafe`, and only for ten things: loads and stores through
 //! pointers in the tiles, the assembly of the tile unit (`bf16/amx.rs`, `int8/amx.rs`), one of no instruction (`register.rs`), calls into code compiled for instructions
 //! that were detected beforehand, calls into the allocator and advice on memory to the system (`allocator.rs`), a copy of bytes
-//! into memory that is not cleared (`bytes.rs`), closures that other threads call while their owner waits (`offers.rs`), and loops that
+//! into memory that is not cleared (`bytes.rs`), a file in memory (`stored.rs`), closures that other threads call while their owner waits (`offers.rs`), and loops that
 //! measure the processor (`limits.rs`).
 #![allow(unsafe_code, reason = "vector loads and calls into feature-gated code; each block states why it is sound")]
 
@@ -33,6 +33,7 @@ pub mod offers;
 pub mod pool;
 mod register;
 pub mod rows;
+pub mod stored;
 pub mod vector;
 pub mod weights;
 

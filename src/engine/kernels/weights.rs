@@ -11,6 +11,7 @@ use super::gemm::{PackedB, gemm_packed_b_columns};
 use super::int8::{self, DynamicInt8};
 use super::isa::Isa;
 use super::limits::Arithmetic;
+use super::stored::Source;
 
 /// In which arithmetic products with constant weights are taken; everything else is computed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,8 +83,8 @@ pub enum Weights {
 
 impl Weights {
     /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. A matrix that has no codes, for it holds NaN or infinity,
-    /// stays as it is at `int8-weights` and `int4-weights`. Panics unless `b.len() == k * n` and the instruction set is available.
-    pub fn pack(precision: Precision, isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> Weights {
+    /// stays as it is at `int8-weights` and `int4-weights`. Panics unless there are `k * n` numbers and the instruction set is available.
+    pub fn pack(precision: Precision, isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> Weights {
         let codes = |bits| match PackedCodes::pack(isa, bits, b, k, n, transposed) {
             Some(codes) => Weights::Codes(codes),
             None => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
@@ -91,7 +92,7 @@ impl Weights {
         match precision {
             Precision::F32 => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
             Precision::Bf16 => Weights::Bf16(PackedBf16::pack(isa, b, k, n, transposed)),
-            Precision::Int8 => Weights::Int8(DynamicInt8::pack(isa, b, k, n, transposed)),
+            Precision::Int8 => Weights::Int8(DynamicInt8::pack(isa, b.numbers(), k, n, transposed)),
             Precision::Int8Weights => codes(CodeBits::Eight),
             Precision::Int4Weights => codes(CodeBits::Four),
         }

@@ -12,6 +12,7 @@ use crate::engine::kernels::conv::last::{Apart, Image, PackedConvLast, conv2d_la
 use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::limits::Arithmetic;
+use crate::engine::kernels::stored::Source;
 use crate::engine::op::{Context, Facts, Inputs, Op, OpError, Outputs, Prepacked, Shape};
 use crate::engine::tensor::Tensor;
 
@@ -57,7 +58,7 @@ impl Op for ConvLast {
 
     fn run(&self, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let w = inputs.at(1)?;
-        let packed = PackedConvolution::new(self, w.shape(), w.slice()?, None, ctx.isa);
+        let packed = PackedConvolution::new(self, w.shape(), w.slice::<f32>()?, None, ctx.isa);
         packed.run(inputs, outputs, ctx)
     }
 
@@ -67,19 +68,19 @@ impl Op for ConvLast {
 
     fn run_in_place(&self, index: usize, inputs: &Inputs<'_>, outputs: &mut Outputs<'_, '_>, ctx: &mut Context<'_>) -> Result<(), OpError> {
         let w = inputs.at(1)?;
-        let packed = PackedConvolution::new(self, w.shape(), w.slice()?, None, ctx.isa);
+        let packed = PackedConvolution::new(self, w.shape(), w.slice::<f32>()?, None, ctx.isa);
         packed.run_in_place(index, inputs, outputs, ctx)
     }
 
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
         let w = constants.get(1).copied().flatten()?;
-        let values = w.slice::<f32>()?;
+        let values = w.source()?;
         let bias = constants.get(2).copied().flatten().filter(|bias| bias.shape() == [w.shape()[0]]).and_then(Tensor::slice::<f32>);
         let mut consumed = smallvec![1];
         if bias.is_some() {
             consumed.push(2);
         }
-        Some(Prepacked { op: Box::new(PackedConvolution::new(self, w.shape(), values, bias, isa)), consumed })
+        Some(Prepacked { op: Box::new(PackedConvolution::new(self, w.shape(), &values, bias, isa)), consumed })
     }
 
     fn flops(&self, inputs: &Facts<'_>) -> u64 {
@@ -98,7 +99,7 @@ struct PackedConvolution {
 }
 
 impl PackedConvolution {
-    fn new(op: &ConvLast, shape: &[usize], values: &[f32], bias: Option<&[f32]>, isa: Isa) -> Self {
+    fn new(op: &ConvLast, shape: &[usize], values: &(impl Source + ?Sized), bias: Option<&[f32]>, isa: Isa) -> Self {
         let w = PackedConvLast::pack(
             (op.conv.precision, isa),
             values,

@@ -235,7 +235,7 @@ impl Op for Gemm {
         if k == 0 {
             return None;
         }
-        let packed = Weights::pack(self.precision, isa, b.slice::<f32>()?, k, n, self.trans_b);
+        let packed = Weights::pack(self.precision, isa, &b.source()?, k, n, self.trans_b);
         let mut consumed = smallvec![1];
         let mut gemm = self.clone();
         // A constant row is scaled and built in; another shape of c stays an operand.

@@ -230,7 +230,7 @@ impl Op for MatMul {
 
     fn prepack(&self, constants: &[Option<&Tensor>], isa: Isa) -> Option<Prepacked> {
         let b = constants.get(1).copied().flatten()?;
-        let (&[k, n], values) = (b.shape(), b.slice::<f32>()?) else { return None };
+        let (&[k, n], values) = (b.shape(), b.source()?) else { return None };
         let mut consumed = smallvec![1];
         let bias = match constants.get(2).copied().flatten() {
             Some(bias) => {
@@ -239,7 +239,7 @@ impl Op for MatMul {
             }
             None => None,
         };
-        let b = Weights::pack(self.precision, isa, values, k, n, false);
+        let b = Weights::pack(self.precision, isa, &values, k, n, false);
         Some(Prepacked { op: Box::new(PackedMatMul { b, bias, activation: self.activation }), consumed })
     }
 

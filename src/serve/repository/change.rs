@@ -20,7 +20,7 @@ use crate::error::{Error, Kind};
 use crate::resources;
 use crate::serve::Servable;
 use crate::serve::handle::{Handle, Parts};
-use crate::serve::loading::{Task, prepare};
+use crate::serve::loading::{Task, keep_weights, prepare};
 use crate::serve::settings::ModelSettings;
 use crate::serve::worker::panic_text;
 
@@ -264,7 +264,12 @@ impl Repository {
         // The workers inherit this thread's priority, not that of the one that loaded.
         let started = prepared.and_then(|parts| {
             let handle = Handle::start(parts).map_err(|error| format!("the system cannot start a worker: {error}"))?;
-            Ok(Servable::from(Arc::new(handle)))
+            let handle = Arc::new(handle);
+            // Behind the start this is done for all models at once; what came with a request is gone with the process.
+            if pace == Pace::Background && found.scratch.is_none() {
+                keep_weights(vec![Arc::clone(&handle)]);
+            }
+            Ok(Servable::from(handle))
         });
         match &started {
             Ok(_) => tracing::info!(model = name, version, "loaded"),

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use super::Servable;
 use super::compute::Compute;
 use super::handle::Handle;
-use super::loading::settle;
+use super::loading::{keep_weights, settle};
 use super::settings::{Defaults, ModelSettings};
 use super::shadow::{Shadow, ShadowSnapshot, ShadowStats};
 use super::worker::panic_text;
@@ -286,6 +286,7 @@ impl Repository {
         {
             tracing::warn!(reason, "requests of models that take long are not batched");
         }
+        keep_weights(self.ready());
         self.release_memory();
     }
 

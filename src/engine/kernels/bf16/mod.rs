@@ -21,15 +21,18 @@ mod pack;
 use std::cell::Cell;
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
+
 pub(crate) use finish::finish;
 pub(crate) use pack::{PackedLeft, Part, RoundedLeft, left_part, pair, round_pixels};
 
 use super::epilogue::Epilogue;
 use super::isa::{Isa, instantiate};
+use super::stored::{Source, Stored, packed};
 use super::vector::math;
 
 /// 16 pairs of bf16, the even one in the low half: a row of a tile, and a line of the cache.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Zeroable, Pod)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u32; 16]);
 
@@ -62,16 +65,21 @@ pub struct PackedBf16 {
     isa: Isa,
     k: usize,
     n: usize,
-    lines: Vec<Line>,
+    lines: Stored,
 }
 
 impl PackedBf16 {
     /// Rounds and packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
     /// instruction set is available.
-    pub fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> PackedBf16 {
+    pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> PackedBf16 {
         isa.require();
-        assert_eq!(b.len(), k * n, "length of b against k * n");
-        PackedBf16 { isa, k, n, lines: pack::right(b, k, n, transposed) }
+        assert_eq!(b.count(), k * n, "length of b against k * n");
+        let form = format!("bf16 {k} {n} {}", if transposed { "columns" } else { "rows" });
+        let lines = packed(b, &form, pack::right_len(k, n), |b, lines| {
+            pack::right(b, k, n, transposed, lines);
+            true
+        });
+        PackedBf16 { isa, k, n, lines: lines.expect("every matrix can be rounded") }
     }
 
     /// Rows: the length of the sums.
@@ -86,7 +94,7 @@ impl PackedBf16 {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(self.lines.elements::<u8>())
     }
 
     /// Columns per panel: where column ranges given to [`gemm_bf16_columns`] may start and end.
@@ -101,7 +109,7 @@ impl PackedBf16 {
     /// The panel that starts at `column`.
     pub(crate) fn panel(&self, column: usize) -> &[Line] {
         let len = self.steps() * 2 * TILE_LINES;
-        &self.lines[column / PANEL * len..][..len]
+        &self.lines.elements()[column / PANEL * len..][..len]
     }
 }
 

@@ -85,9 +85,8 @@ impl RoundedLeft {
 }
 
 /// Packs a right operand: panels of 32 columns, in each for each step two tiles. What lies beyond `k` and `n` is zero.
-pub(super) fn right(b: &[f32], k: usize, n: usize, transposed: bool) -> Vec<Line> {
+pub(super) fn right(b: &[f32], k: usize, n: usize, transposed: bool, lines: &mut [Line]) {
     let steps = k.div_ceil(STEP);
-    let mut lines = vec![Line::default(); n.div_ceil(PANEL) * steps * 2 * TILE_LINES];
     let at = |row: usize, column: usize| match (row < k && column < n, transposed) {
         (false, _) => 0.0,
         (true, false) => b[row * n + column],
@@ -107,7 +106,11 @@ pub(super) fn right(b: &[f32], k: usize, n: usize, transposed: bool) -> Vec<Line
             }
         }
     }
-    lines
+}
+
+/// Lines of a packed right operand.
+pub(super) fn right_len(k: usize, n: usize) -> usize {
+    n.div_ceil(PANEL) * k.div_ceil(STEP) * 2 * TILE_LINES
 }
 
 /// Rounds and packs `m` rows of a left operand, `lda` apart. What lies beyond `k` is zero.

@@ -17,10 +17,12 @@ mod pack;
 
 use std::ops::Range;
 
-use super::allocator::prefer_huge_pages;
+use bytemuck::{Pod, Zeroable};
+
 use super::epilogue::{Activation, Bias, Epilogue};
 use super::gemm::tile::{self, Rows, Tile};
 use super::isa::Isa;
+use super::stored::{Source, Stored, packed};
 
 /// Columns per panel.
 pub(crate) const PANEL: usize = 32;
@@ -56,12 +58,12 @@ impl CodeBits {
 }
 
 /// Neighbours along `k` of a panel's columns, a word of codes for each.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Zeroable, Pod)]
 #[repr(C, align(64))]
 struct Words([u32; PANEL]);
 
 /// The scales of a panel's columns for a group.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Zeroable, Pod)]
 #[repr(C, align(64))]
 struct Scales([f32; PANEL]);
 
@@ -72,8 +74,8 @@ pub struct PackedCodes {
     bits: CodeBits,
     k: usize,
     n: usize,
-    words: Vec<Words>,
-    scales: Vec<Scales>,
+    /// The words of all panels, then their scales.
+    stored: Stored,
 }
 
 /// A panel's part, from the beginning of a group on.
@@ -90,14 +92,26 @@ impl PackedCodes {
     /// The scale of a group is its greatest magnitude by the greatest code, though at least the least normal number: `|b - code * scale| <=
     /// scale / 2`. `None` if a scale times the greatest code is not finite: codes have no infinity and no NaN. Panics unless `b.len() == k *
     /// n` and the instruction set is available.
-    pub fn pack(isa: Isa, bits: CodeBits, b: &[f32], k: usize, n: usize, transposed: bool) -> Option<PackedCodes> {
+    pub fn pack(isa: Isa, bits: CodeBits, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> Option<PackedCodes> {
         isa.require();
-        assert_eq!(b.len(), k * n, "length of b against k * n");
+        assert_eq!(b.count(), k * n, "length of b against k * n");
         let panels = n.div_ceil(PANEL);
-        let mut words = vec![Words::default(); panels * k.div_ceil(bits.per_word())];
-        let mut scales = vec![Scales::default(); panels * k.div_ceil(GROUP)];
-        prefer_huge_pages(&mut words);
-        pack::right(isa, bits, b, (k, n), transposed, &mut words, &mut scales).then_some(PackedCodes { isa, bits, k, n, words, scales })
+        let (words, scales) = (panels * k.div_ceil(bits.per_word()), panels * k.div_ceil(GROUP));
+        let form = format!("codes {bits:?} {k} {n} {}", if transposed { "columns" } else { "rows" });
+        let stored = packed(b, &form, words + scales, |b, lines: &mut [Words]| {
+            let (words, scales) = lines.split_at_mut(words);
+            pack::right(isa, bits, b, (k, n), transposed, words, bytemuck::cast_slice_mut(scales))
+        })?;
+        Some(PackedCodes { isa, bits, k, n, stored })
+    }
+
+    fn words(&self) -> &[Words] {
+        &self.stored.elements()[..self.n.div_ceil(PANEL) * self.k.div_ceil(self.bits.per_word())]
+    }
+
+    fn scales(&self) -> &[Scales] {
+        let words = self.words().len();
+        &self.stored.elements()[words..]
     }
 
     /// Rows: the length of the sums.
@@ -112,7 +126,7 @@ impl PackedCodes {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.words.as_slice()) + size_of_val(self.scales.as_slice())
+        size_of_val(self.stored.elements::<u8>())
     }
 
     /// Columns per panel: where column ranges given to [`PackedCodes::multiply_columns`] may start and end.
@@ -122,13 +136,13 @@ impl PackedCodes {
 
     /// The scale of an element's group.
     pub fn scale(&self, row: usize, column: usize) -> f32 {
-        self.scales[column / PANEL * self.k.div_ceil(GROUP) + row / GROUP].0[column % PANEL]
+        self.scales()[column / PANEL * self.k.div_ceil(GROUP) + row / GROUP].0[column % PANEL]
     }
 
     /// What is multiplied in the place of an element: a whole number of [`PackedCodes::scale`], rounded to f32.
     pub fn value(&self, row: usize, column: usize) -> f32 {
         let per_word = self.bits.per_word();
-        let word = self.words[column / PANEL * self.k.div_ceil(per_word) + row / per_word].0[column % PANEL];
+        let word = self.words()[column / PANEL * self.k.div_ceil(per_word) + row / per_word].0[column % PANEL];
         let code = match self.bits {
             CodeBits::Four => code::<8>(word, row % per_word),
             CodeBits::Eight => code::<4>(word, row % per_word),
@@ -198,8 +212,8 @@ impl PackedCodes {
         let (word, group) = (column / PANEL * words, column / PANEL * groups);
         Panel {
             bits: self.bits,
-            words: &self.words[word + steps.start / per_word..word + steps.end.div_ceil(per_word)],
-            scales: &self.scales[group + steps.start / GROUP..group + steps.end.div_ceil(GROUP)],
+            words: &self.words()[word + steps.start / per_word..word + steps.end.div_ceil(per_word)],
+            scales: &self.scales()[group + steps.start / GROUP..group + steps.end.div_ceil(GROUP)],
         }
     }
 }

@@ -8,8 +8,8 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::tile::{self, Shape};
-use crate::engine::kernels::allocator::prefer_huge_pages;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::stored::{Source, Stored, packed};
 
 /// A constant right-hand matrix `b[k, n]`, packed once at load into column panels for one instruction set.
 #[derive(Clone, Debug)]
@@ -17,49 +17,64 @@ pub struct PackedB {
     isa: Isa,
     k: usize,
     n: usize,
-    panels: Vec<f32>,
-    /// Where the panels begin: at a line of the cache, so that no load of a tile touches two.
-    start: usize,
+    panels: Stored,
 }
 
 impl PackedB {
     /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
     /// instruction set is available.
-    pub fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> PackedB {
-        isa.require();
-        assert_eq!(b.len(), k * n, "length of b against k * n");
-        let mut panels = fresh(tile::shape(isa), (k, n));
-        let ldb = if transposed { k } else { n };
-        let start = pack_b(tile::shape(isa), b, ldb, (k, n), transposed, &mut panels);
-        PackedB { isa, k, n, panels, start }
+    pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> PackedB {
+        assert_eq!(b.count(), k * n, "length of b against k * n");
+        let (shape, ldb) = (tile::shape(isa), if transposed { k } else { n });
+        let form = format!("matrix {k} {n} {}", if transposed { "columns" } else { "rows" });
+        let packed = Self::from_source(isa, (k, n), b, &form, |b, panels| {
+            fill(shape, b, ldb, (k, n), transposed, panels);
+            true
+        });
+        packed.expect("every matrix has panels")
     }
 
     /// Packs the weights of a convolution, `[n, channels, taps]`, as the matrix `[taps * channels, n]`. Panics unless the length fits and
     /// the instruction set is available.
-    pub fn pack_taps(isa: Isa, weights: &[f32], n: usize, (channels, taps): (usize, usize)) -> PackedB {
-        isa.require();
+    pub fn pack_taps(isa: Isa, weights: &(impl Source + ?Sized), n: usize, (channels, taps): (usize, usize)) -> PackedB {
         let k = channels * taps;
-        assert_eq!(weights.len(), k * n, "length of the weights");
-        let shape = tile::shape(isa);
-        let mut panels = fresh(shape, (k, n));
-        let start = panels_start(&panels);
-        for (column, panel) in panels_of(shape, &mut panels[start..], (k, n)) {
-            turn(panel, |j| &weights[(column + j) * k..][..k], taps);
-        }
-        PackedB { isa, k, n, panels, start }
+        assert_eq!(weights.count(), k * n, "length of the weights");
+        let packed = Self::from_source(isa, (k, n), weights, &format!("taps {channels} {taps} {n}"), |weights, panels| {
+            for (column, panel) in panels_of(tile::shape(isa), panels, (k, n)) {
+                turn(panel, |j| &weights[(column + j) * k..][..k], taps);
+            }
+            true
+        });
+        packed.expect("every convolution has panels")
     }
 
-    /// Packs a matrix `[k, n]` panel by panel: `fill` is given the first column of each, its width, how many columns there are, and
-    /// zeros for `[k][width]`.
-    pub(crate) fn pack_with(isa: Isa, (k, n): (usize, usize), mut fill: impl FnMut(usize, usize, usize, &mut [f32])) -> PackedB {
+    /// Packs a matrix `[k, n]` that is made of `source`, panel by panel: `fill` is given the numbers, the first column of each, its width, how
+    /// many columns there are, and zeros for `[k][width]`. `None` if it says once that there is no such matrix. `form` is its name, with all
+    /// that it depends on beside the numbers.
+    pub(crate) fn pack_with(
+        isa: Isa,
+        (k, n): (usize, usize),
+        source: &(impl Source + ?Sized),
+        form: &str,
+        mut fill: impl FnMut(&[f32], usize, usize, usize, &mut [f32]) -> bool,
+    ) -> Option<PackedB> {
+        Self::from_source(isa, (k, n), source, form, |numbers, panels| {
+            let mut panels = panels_of(tile::shape(isa), panels, (k, n));
+            panels.all(|(column, panel)| fill(numbers, column, panel.width, panel.columns, panel.values))
+        })
+    }
+
+    /// What is remembered of `source`, or what `fill` makes of it and zeros.
+    fn from_source(
+        isa: Isa,
+        (k, n): (usize, usize),
+        source: &(impl Source + ?Sized),
+        form: &str,
+        fill: impl FnOnce(&[f32], &mut [f32]) -> bool,
+    ) -> Option<PackedB> {
         isa.require();
-        let shape = tile::shape(isa);
-        let mut panels = fresh(shape, (k, n));
-        let start = panels_start(&panels);
-        for (column, panel) in panels_of(shape, &mut panels[start..], (k, n)) {
-            fill(column, panel.width, panel.columns, panel.values);
-        }
-        PackedB { isa, k, n, panels, start }
+        let panels = packed(source, form, panels_len(tile::shape(isa), (k, n)), fill)?;
+        Some(PackedB { isa, k, n, panels })
     }
 
     /// Rows: the length of the sums.
@@ -79,7 +94,7 @@ impl PackedB {
 
     /// Memory held by the panels, in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.panels.as_slice())
+        size_of_val(self.panels.elements::<u8>())
     }
 
     /// Columns per panel: where column ranges given to [`super::gemm_packed_b_columns`] may start and end.
@@ -88,7 +103,7 @@ impl PackedB {
     }
 
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels { shape: tile::shape(self.isa), k: self.k, n: self.n, data: &self.panels[self.start..] }
+        Panels { shape: tile::shape(self.isa), k: self.k, n: self.n, data: self.panels.elements() }
     }
 }
 
@@ -133,9 +148,15 @@ pub(crate) fn panel_width(shape: Shape, columns_left: usize) -> usize {
 /// beyond `n` are zero and never stored by a tile.
 pub(crate) fn pack_b(shape: Shape, b: &[f32], ldb: usize, (k, n): (usize, usize), transposed: bool, panels: &mut Vec<f32>) -> usize {
     // What it held is written over, but for the columns beyond `n`.
-    panels.resize(packed_len(shape, (k, n)), 0.0);
+    panels.resize(panels_len(shape, (k, n)) + LINE, 0.0);
     let start = panels_start(panels);
-    for (column, panel) in panels_of(shape, &mut panels[start..], (k, n)) {
+    fill(shape, b, ldb, (k, n), transposed, &mut panels[start..]);
+    start
+}
+
+/// Packs `b`, whose rows are `ldb` apart.
+fn fill(shape: Shape, b: &[f32], ldb: usize, (k, n): (usize, usize), transposed: bool, panels: &mut [f32]) {
+    for (column, panel) in panels_of(shape, panels, (k, n)) {
         if panel.columns < panel.width {
             panel.values.fill(0.0);
         }
@@ -147,24 +168,16 @@ pub(crate) fn pack_b(shape: Shape, b: &[f32], ldb: usize, (k, n): (usize, usize)
             }
         }
     }
-    start
 }
 
-/// Elements of packed panels, with what it may take to begin at a line of the cache.
-fn packed_len(shape: Shape, (k, n): (usize, usize)) -> usize {
+/// Elements of packed panels.
+fn panels_len(shape: Shape, (k, n): (usize, usize)) -> usize {
     let full = n / shape.width * shape.width;
     let last = if full < n { panel_width(shape, n - full) } else { 0 };
-    (full + last) * k + LINE
+    (full + last) * k
 }
 
-/// Zeros for constant panels.
-fn fresh(shape: Shape, size: (usize, usize)) -> Vec<f32> {
-    let mut panels = vec![0.0; packed_len(shape, size)];
-    prefer_huge_pages(&mut panels);
-    panels
-}
-
-/// Where panels begin.
+/// Where panels begin: at a line of the cache, so that no load of a tile touches two.
 fn panels_start(panels: &[f32]) -> usize {
     panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
 }

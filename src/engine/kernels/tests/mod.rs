@@ -10,6 +10,7 @@ mod gemm;
 mod int8;
 mod integer;
 mod pool;
+mod stored;
 mod vector;
 
 use super::epilogue::Activation;

@@ -24,6 +24,7 @@ use crate::engine::kernels::epilogue::{Bias, Epilogue};
 use crate::engine::kernels::gemm::PackedB;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::limits::Arithmetic;
+use crate::engine::kernels::stored::Source;
 use crate::engine::kernels::weights::Precision;
 
 /// Pixels for which a thread may read all weights: of fewer, memory delivers them more slowly than they are multiplied.
@@ -67,7 +68,7 @@ impl PackedConvLast {
     /// short, it is f32 in any case. Panics unless the length fits, `groups` divides `c_out` and the instruction set is available.
     pub fn pack(
         (precision, isa): (Precision, Isa),
-        weights: &[f32],
+        weights: &(impl Source + ?Sized),
         (c_out, c_in_per_group): (usize, usize),
         kernel: (usize, usize),
         (groups, apart): (usize, Apart),
@@ -75,21 +76,24 @@ impl PackedConvLast {
         isa.require();
         let taps = kernel.0 * kernel.1;
         assert!(groups >= 1 && c_out.is_multiple_of(groups), "groups divide the output channels");
-        assert_eq!(weights.len(), c_out * c_in_per_group * taps, "length of the weights");
+        assert_eq!(weights.count(), c_out * c_in_per_group * taps, "length of the weights");
         let rows = c_out / groups;
         let weights = if c_in_per_group == 1 && rows == 1 && groups > 1 {
+            let weights = weights.numbers();
             Weights::Depthwise((0..taps * c_out).map(|at| weights[at % c_out * taps + at / c_out]).collect())
         } else if precision == Precision::Bf16
             && (c_in_per_group * taps >= ROUNDED_DEPTH || rounded::placed(c_in_per_group, kernel.1, groups))
         {
-            Weights::Rounded(rounded::Rounded::pack(isa, weights, (c_out, c_in_per_group), kernel, (groups, apart.taps)))
+            Weights::Rounded(rounded::Rounded::pack(isa, weights.numbers(), (c_out, c_in_per_group), kernel, (groups, apart.taps)))
         } else if let Some(weights) = (groups == 1 && kernel == (3, 3) && apart == Apart::default())
             .then(|| winograd::Winograd::pack(isa, weights, (c_out, c_in_per_group)))
             .flatten()
         {
             Weights::Winograd(weights)
+        } else if groups == 1 {
+            Weights::Groups(vec![PackedB::pack_taps(isa, weights, rows, (c_in_per_group, taps))])
         } else {
-            let k = c_in_per_group * taps;
+            let (k, weights) = (c_in_per_group * taps, weights.numbers());
             let group = |index: usize| PackedB::pack_taps(isa, &weights[index * rows * k..][..rows * k], rows, (c_in_per_group, taps));
             Weights::Groups((0..groups).map(group).collect())
         };

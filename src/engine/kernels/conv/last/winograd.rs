@@ -18,6 +18,7 @@ use crate::engine::kernels::epilogue::{Bias, activate};
 use crate::engine::kernels::gemm::PackedB;
 use crate::engine::kernels::gemm::tile::{self as dense, Rows, Tile, WIDTH_MAX};
 use crate::engine::kernels::isa::{Isa, instantiate};
+use crate::engine::kernels::stored::Source;
 use crate::engine::kernels::vector::math;
 
 /// Places of a tile, 4 by 4.
@@ -45,25 +46,28 @@ pub(super) struct Winograd(PackedB);
 impl Winograd {
     /// Packs `weights`, `[c_out, c_in, 3, 3]`; `None` where the definition is better: for few channels, whose products are so short that
     /// the transforms take what is gained, and for weights that are not finite.
-    pub(super) fn pack(isa: Isa, weights: &[f32], (c_out, c_in): (usize, usize)) -> Option<Winograd> {
+    pub(super) fn pack(isa: Isa, weights: &(impl Source + ?Sized), (c_out, c_in): (usize, usize)) -> Option<Winograd> {
         const LEAST: usize = 32;
         if c_in < LEAST || c_out < LEAST || !c_in.is_multiple_of(LANES) {
             return None;
         }
-        let mut finite = true;
-        let packed = PackedB::pack_with(isa, (PLACES * c_in, c_out), |column, width, columns, panel| {
-            for c in 0..c_in {
-                for j in 0..columns {
-                    let g = weights[((column + j) * c_in + c) * TAPS..].first_chunk().expect("checked: the weights have 9 taps");
-                    let values = transformed_weights(g);
-                    finite &= values.iter().sum::<f32>().is_finite();
-                    for (place, value) in values.iter().enumerate() {
-                        panel[(place * c_in + c) * width + j] = *value;
+        let size = (PLACES * c_in, c_out);
+        let packed =
+            PackedB::pack_with(isa, size, weights, &format!("winograd {c_in} {c_out}"), |weights, column, width, columns, panel| {
+                let mut finite = true;
+                for c in 0..c_in {
+                    for j in 0..columns {
+                        let g = weights[((column + j) * c_in + c) * TAPS..].first_chunk().expect("checked: the weights have 9 taps");
+                        let values = transformed_weights(g);
+                        finite &= values.iter().sum::<f32>().is_finite();
+                        for (place, value) in values.iter().enumerate() {
+                            panel[(place * c_in + c) * width + j] = *value;
+                        }
                     }
                 }
-            }
-        });
-        finite.then_some(Winograd(packed))
+                finite
+            });
+        packed.map(Winograd)
     }
 
     pub(super) fn bytes(&self) -> usize {
