@@ -149,7 +149,10 @@ fn found_again(case: &Case, precision: Precision) -> Result<usize, String> {
         case.about.samples.values().map(|sample| session.run(&inputs(sample)).map(bits).map_err(|e| e.to_string())).collect()
     };
     let first = load()?;
-    let lacks = first.lacks_kept_weights();
+    // The models of most systems are too small to have anything worth keeping.
+    if !first.lacks_kept_weights() && first.found_bytes() == 0 {
+        return Ok(0);
+    }
     for kept in first.keep_weights() {
         kept?;
     }
@@ -157,7 +160,7 @@ fn found_again(case: &Case, precision: Precision) -> Result<usize, String> {
     let found = second.found_bytes();
     match () {
         () if second.damaged_weights().is_some() => Err(format!("{:?}", second.damaged_weights())),
-        () if second.lacks_kept_weights() || (lacks && found == 0) => Err(format!("{precision}: what was kept was not found")),
+        () if second.lacks_kept_weights() || found == 0 => Err(format!("{precision}: what was kept was not found")),
         () if answers(first)? != answers(second)? => Err(format!("{precision}: other answers with weights that were found")),
         () => Ok(found),
     }
@@ -180,7 +183,7 @@ fn packed_weights_that_were_kept_are_those_that_would_be_packed() {
     let cases = cases("systems-kept");
     // Files that have just been written are not trusted to be what was read of them.
     std::thread::sleep(std::time::Duration::from_millis(2100));
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int4Weights] {
+    for precision in Precision::ALL {
         let found: usize = cases.iter().map(|case| found_again(case, precision).unwrap_or_else(|e| panic!("{}: {e}", case.id))).sum();
         assert!(found > 100 << 10, "{precision}: {found} bytes are too few to show anything");
     }

@@ -265,7 +265,7 @@ settings! {
     /// start maps the file instead of reading and ordering the model's weights, and is a third to a half shorter; the file takes as much
     /// room again as the model. Only one that this very program wrote of this very model is used, every piece of it after a look at its hash;
     /// otherwise it is written anew once the models serve, or by `ndserve check`. Delete it whenever you like, but do not write into it: it
-    /// is mapped. Of ONNX files whose weights lie in them.
+    /// is mapped. Whoever may write to the folder may change answers, as who may write to the models. Of ONNX files whose weights lie in them.
     weight_cache: WeightCache = "off";
     /// Optimiser passes to leave out, by name. For finding out which pass changed a result.
     disable_pass: Names = "";

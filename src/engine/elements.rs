@@ -1,6 +1,7 @@
 //! Elements of large weights, which lie in the model's file until somebody looks at them: so the weights that operators pack while a
 //! model is loaded are never in memory all together with what is made of them.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -31,9 +32,6 @@ enum Numbers {
     /// To stay, or found in a file of packed weights.
     Stored(Stored),
 }
-
-/// The form of numbers that nobody packs.
-const AS_THEY_ARE: &str = "numbers";
 
 impl InFile {
     /// `len` numbers from `offset` on.
@@ -77,14 +75,14 @@ impl InFile {
     }
 
     /// What the numbers became in `form`, if a file of packed weights has it in as many lines.
-    pub(crate) fn kept(&self, form: &str, lines: usize) -> Option<Stored> {
-        self.file.cache.get()?.kept(self.offset, form, lines)
+    pub(crate) fn kept(&self, form: fmt::Arguments<'_>, lines: usize) -> Option<Stored> {
+        self.file.cache.get()?.kept(self.offset, &form.to_string(), lines)
     }
 
     /// Lets the file of packed weights have what the numbers became.
-    pub(crate) fn keep(&self, form: &str, stored: &Stored) {
+    pub(crate) fn keep(&self, form: fmt::Arguments<'_>, stored: &Stored) {
         if let Some(cache) = self.file.cache.get() {
-            cache.keep(self.offset, form, stored);
+            cache.keep(self.offset, &form.to_string(), stored);
         }
     }
 }
@@ -160,7 +158,7 @@ impl WeightFile {
         let unread = unread.into_iter().filter_map(|numbers| numbers.upgrade()).filter(|numbers| numbers.read.get().is_none());
         let unread: Vec<Arc<InFile>> = unread.collect();
         threads.for_each(unread.iter(), |numbers| {
-            if let Some(stored) = numbers.kept(AS_THEY_ARE, lines_of::<f32>(numbers.len)) {
+            if let Some(stored) = numbers.kept(format_args!("as it is"), lines_of::<f32>(numbers.len)) {
                 let _ = numbers.read.set(Numbers::Stored(stored));
             }
         });
@@ -174,7 +172,7 @@ impl WeightFile {
         threads.for_each(pieces, |(to, offset)| self.read(to, offset));
         for (lines, numbers) in unread {
             let stored = Stored::from(lines);
-            numbers.keep(AS_THEY_ARE, &stored);
+            numbers.keep(format_args!("as it is"), &stored);
             // Somebody may have looked meanwhile.
             let _ = numbers.read.set(Numbers::Stored(stored));
         }

@@ -272,14 +272,14 @@ impl Source for Numbers<'_> {
         self.0.slice()
     }
 
-    fn kept(&self, form: &str, lines: usize) -> Option<Stored> {
+    fn kept(&self, form: fmt::Arguments<'_>, lines: usize) -> Option<Stored> {
         match &self.0.0 {
             Elements::Here(_) => None,
             Elements::InFile(weight) => weight.1.kept(form, lines),
         }
     }
 
-    fn keep(&self, form: &str, stored: &Stored) {
+    fn keep(&self, form: fmt::Arguments<'_>, stored: &Stored) {
         if let Elements::InFile(weight) = &self.0.0 {
             weight.1.keep(form, stored);
         }

@@ -405,7 +405,9 @@ fn read_at(mut file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
 /// The hash of the running program: another one may pack in another way. `None` if its file cannot be read.
 fn program() -> Option<String> {
     static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
-    let read = || hash_of_file(&File::open(std::env::current_exe().ok()?).ok()?, &Threads::single()).ok();
+    // What runs, also if another file has its name by now.
+    let path = || if cfg!(target_os = "linux") { Some("/proc/self/exe".into()) } else { std::env::current_exe().ok() };
+    let read = || hash_of_file(&File::open(path()?).ok()?, &Threads::single()).ok();
     PROGRAM.get_or_init(read).clone()
 }
 

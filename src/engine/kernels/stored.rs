@@ -92,13 +92,13 @@ pub trait Source {
     fn numbers(&self) -> &[f32];
 
     /// What [`Source::keep`] was given for `form`, in this process or an earlier one, if it has as many lines.
-    fn kept(&self, form: &str, lines: usize) -> Option<Stored> {
+    fn kept(&self, form: fmt::Arguments<'_>, lines: usize) -> Option<Stored> {
         let _ = (form, lines);
         None
     }
 
     /// Remembers what was made of the numbers. `form` says how: with the instruction set, all that the result depends on beside them.
-    fn keep(&self, form: &str, stored: &Stored) {
+    fn keep(&self, form: fmt::Arguments<'_>, stored: &Stored) {
         let _ = (form, stored);
     }
 }
@@ -137,7 +137,7 @@ impl Source for Vec<f32> {
 /// if `fill` says that there is no such form of these numbers.
 pub(crate) fn packed<T: Pod>(
     source: &(impl Source + ?Sized),
-    form: &str,
+    form: fmt::Arguments<'_>,
     count: usize,
     fill: impl FnOnce(&[f32], &mut [T]) -> bool,
 ) -> Option<Stored> {

@@ -92,7 +92,7 @@ impl Weights {
         match precision {
             Precision::F32 => Weights::F32(PackedB::pack(isa, b, k, n, transposed)),
             Precision::Bf16 => Weights::Bf16(PackedBf16::pack(isa, b, k, n, transposed)),
-            Precision::Int8 => Weights::Int8(DynamicInt8::pack(isa, b.numbers(), k, n, transposed)),
+            Precision::Int8 => Weights::Int8(DynamicInt8::pack(isa, b, k, n, transposed)),
             Precision::Int8Weights => codes(CodeBits::Eight),
             Precision::Int4Weights => codes(CodeBits::Four),
         }

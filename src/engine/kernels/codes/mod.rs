@@ -97,8 +97,8 @@ impl PackedCodes {
         assert_eq!(b.count(), k * n, "length of b against k * n");
         let panels = n.div_ceil(PANEL);
         let (words, scales) = (panels * k.div_ceil(bits.per_word()), panels * k.div_ceil(GROUP));
-        let form = format!("codes {bits:?} {k} {n} {}", if transposed { "columns" } else { "rows" });
-        let stored = packed(b, &form, words + scales, |b, lines: &mut [Words]| {
+        let order = if transposed { "columns" } else { "rows" };
+        let stored = packed(b, format_args!("codes {bits:?} {k} {n} {order}"), words + scales, |b, lines: &mut [Words]| {
             let (words, scales) = lines.split_at_mut(words);
             pack::right(isa, bits, b, (k, n), transposed, words, bytemuck::cast_slice_mut(scales))
         })?;

@@ -3,6 +3,7 @@
 //! A right operand `b[k, n]` becomes column panels, each `[k][width]`, one after the other. A left operand `a[m, k]` becomes
 //! row panels, each `[k][rows]`. A block of `k` is a contiguous part of a panel.
 
+use std::fmt;
 use std::ops::Range;
 
 use smallvec::SmallVec;
@@ -26,8 +27,8 @@ impl PackedB {
     pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> PackedB {
         assert_eq!(b.count(), k * n, "length of b against k * n");
         let (shape, ldb) = (tile::shape(isa), if transposed { k } else { n });
-        let form = format!("matrix {k} {n} {}", if transposed { "columns" } else { "rows" });
-        let packed = Self::from_source(isa, (k, n), b, &form, |b, panels| {
+        let order = if transposed { "columns" } else { "rows" };
+        let packed = Self::from_source(isa, (k, n), b, format_args!("matrix {k} {n} {order}"), |b, panels| {
             fill(shape, b, ldb, (k, n), transposed, panels);
             true
         });
@@ -39,7 +40,7 @@ impl PackedB {
     pub fn pack_taps(isa: Isa, weights: &(impl Source + ?Sized), n: usize, (channels, taps): (usize, usize)) -> PackedB {
         let k = channels * taps;
         assert_eq!(weights.count(), k * n, "length of the weights");
-        let packed = Self::from_source(isa, (k, n), weights, &format!("taps {channels} {taps} {n}"), |weights, panels| {
+        let packed = Self::from_source(isa, (k, n), weights, format_args!("taps {channels} {taps} {n}"), |weights, panels| {
             for (column, panel) in panels_of(tile::shape(isa), panels, (k, n)) {
                 turn(panel, |j| &weights[(column + j) * k..][..k], taps);
             }
@@ -55,7 +56,7 @@ impl PackedB {
         isa: Isa,
         (k, n): (usize, usize),
         source: &(impl Source + ?Sized),
-        form: &str,
+        form: fmt::Arguments<'_>,
         mut fill: impl FnMut(&[f32], usize, usize, usize, &mut [f32]) -> bool,
     ) -> Option<PackedB> {
         Self::from_source(isa, (k, n), source, form, |numbers, panels| {
@@ -69,7 +70,7 @@ impl PackedB {
         isa: Isa,
         (k, n): (usize, usize),
         source: &(impl Source + ?Sized),
-        form: &str,
+        form: fmt::Arguments<'_>,
         fill: impl FnOnce(&[f32], &mut [f32]) -> bool,
     ) -> Option<PackedB> {
         isa.require();

@@ -8,6 +8,7 @@ use super::quantize::{quantize, range};
 use super::{Finish, Floats, Left, Output, PackedInt8, RightCodes, RowTerms, STEP, STRIP, Strip, dense, multiply};
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::stored::{Source, packed};
 
 /// A right-hand matrix `b[k, n]`, rounded to multiples of a 127th of each column's greatest magnitude.
 #[derive(Clone, Debug)]
@@ -31,47 +32,63 @@ thread_local! {
 /// Rows that become codes at once.
 const ROWS_BLOCK: usize = 8 * STRIP;
 
+/// The scale of each column of `b`, which is `[k, n]`, or `[n, k]` if `transposed`, and the codes in the same order.
+fn round(b: &[f32], (k, n): (usize, usize), transposed: bool, scales: &mut [f32], codes: &mut [i8]) {
+    // `max` passes over NaN, which must not be lost.
+    let take = |greatest: &mut f32, v: f32| {
+        *greatest = if v.is_nan() {
+            v
+        } else if greatest.is_nan() {
+            *greatest
+        } else {
+            greatest.max(v.abs())
+        }
+    };
+    if transposed {
+        scales.iter_mut().zip(b.chunks_exact(k.max(1))).for_each(|(greatest, column)| column.iter().for_each(|&v| take(greatest, v)));
+    } else {
+        b.chunks_exact(n.max(1)).for_each(|row| scales.iter_mut().zip(row).for_each(|(greatest, &v)| take(greatest, v)));
+    }
+    for scale in &mut *scales {
+        *scale = if *scale == 0.0 {
+            1.0
+        } else if scale.is_finite() {
+            *scale / 127.0
+        } else {
+            f32::NAN
+        };
+    }
+    // A scale of a subnormal column may be zero: what it divides is then no number, which becomes 0.
+    let code = |v: f32, scale: f32| (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
+    if transposed {
+        for ((column, codes), &scale) in b.chunks_exact(k.max(1)).zip(codes.chunks_exact_mut(k.max(1))).zip(&*scales) {
+            codes.iter_mut().zip(column).for_each(|(to, &v)| *to = code(v, scale));
+        }
+    } else {
+        for (row, codes) in b.chunks_exact(n.max(1)).zip(codes.chunks_exact_mut(n.max(1))) {
+            codes.iter_mut().zip(row).zip(&*scales).for_each(|((to, &v), &scale)| *to = code(v, scale));
+        }
+    }
+}
+
 impl DynamicInt8 {
     /// Rounds and packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. A column with NaN or infinity gives NaN. Panics
-    /// unless `b.len() == k * n` and the instruction set is available.
-    pub fn pack(isa: Isa, b: &[f32], k: usize, n: usize, transposed: bool) -> DynamicInt8 {
-        assert_eq!(b.len(), k * n, "length of b against k * n");
-        let mut greatest = vec![0.0_f32; n];
-        // `max` passes over NaN, which must not be lost.
-        let take = |greatest: &mut f32, v: f32| {
-            *greatest = if v.is_nan() {
-                v
-            } else if greatest.is_nan() {
-                *greatest
-            } else {
-                greatest.max(v.abs())
-            }
-        };
-        if transposed {
-            greatest.iter_mut().zip(b.chunks_exact(k.max(1))).for_each(|(greatest, column)| column.iter().for_each(|&v| take(greatest, v)));
-        } else {
-            b.chunks_exact(n.max(1)).for_each(|row| greatest.iter_mut().zip(row).for_each(|(greatest, &v)| take(greatest, v)));
-        }
-        let scales: Vec<f32> = greatest
-            .iter()
-            .map(|&g| {
-                if g == 0.0 {
-                    1.0
-                } else if g.is_finite() {
-                    g / 127.0
-                } else {
-                    f32::NAN
-                }
-            })
-            .collect();
-        // A scale of a subnormal column may be zero: what it divides is then no number, which becomes 0.
-        let code = |v: f32, scale: f32| (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
-        let codes: Vec<i8> = if transposed {
-            b.chunks_exact(k.max(1)).zip(&scales).flat_map(|(column, &scale)| column.iter().map(move |&v| code(v, scale))).collect()
-        } else {
-            b.chunks_exact(n.max(1)).flat_map(|row| row.iter().zip(&scales).map(|(&v, &scale)| code(v, scale))).collect()
-        };
-        DynamicInt8 { packed: PackedInt8::pack(isa, RightCodes::Signed(&codes), (k, n), transposed, &[0]), scales }
+    /// unless there are `k * n` numbers and the instruction set is available.
+    pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> DynamicInt8 {
+        assert_eq!(b.count(), k * n, "length of b against k * n");
+        let order = if transposed { "columns" } else { "rows" };
+        // The scales, then the codes.
+        let split = n * size_of::<f32>();
+        let rounded = packed(b, format_args!("int8 {k} {n} {order}"), split + k * n, |b, bytes: &mut [u8]| {
+            let (scales, codes) = bytes.split_at_mut(split);
+            round(b, (k, n), transposed, bytemuck::cast_slice_mut(scales), bytemuck::cast_slice_mut(codes));
+            true
+        });
+        let rounded = rounded.expect("every matrix can be rounded");
+        let (scales, codes) = rounded.elements::<u8>()[..split + k * n].split_at(split);
+        let codes = RightCodes::Signed(bytemuck::cast_slice(codes));
+        let packed = PackedInt8::pack(isa, codes, (k, n), transposed, &[0]);
+        DynamicInt8 { packed, scales: bytemuck::cast_slice(scales).to_vec() }
     }
 
     /// Rows: the length of the sums.

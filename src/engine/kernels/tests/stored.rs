@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::Random;
 use crate::engine::kernels::conv::ConvShape;
@@ -34,14 +35,14 @@ impl Source for Remembered {
         &self.numbers
     }
 
-    fn kept(&self, form: &str, lines: usize) -> Option<Stored> {
-        let stored = self.forms.borrow().get(form).cloned()?;
+    fn kept(&self, form: fmt::Arguments<'_>, lines: usize) -> Option<Stored> {
+        let stored = self.forms.borrow().get(&form.to_string()).cloned()?;
         assert_eq!(stored.elements::<u8>().len(), lines * LINE_BYTES, "{form}");
         Some(stored)
     }
 
-    fn keep(&self, form: &str, stored: &Stored) {
-        assert!(self.forms.borrow_mut().insert(form.to_owned(), stored.clone()).is_none(), "{form} is another form's name, too");
+    fn keep(&self, form: fmt::Arguments<'_>, stored: &Stored) {
+        assert!(self.forms.borrow_mut().insert(form.to_string(), stored.clone()).is_none(), "{form} is another form's name, too");
     }
 }
 
@@ -51,7 +52,7 @@ fn matrices_are_found_in_every_precision() {
     for isa in Isa::available() {
         let source = Remembered::new(Random::new(1).values(k * n));
         let rows = Random::new(2).values(3 * k.max(n));
-        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8Weights, Precision::Int4Weights];
+        let precisions = Precision::ALL;
         let sizes = [(k, n, false), (k, n, true), (n, k, false), (n, k, true)];
         for (precision, (k, n, transposed)) in precisions.into_iter().flat_map(|precision| sizes.map(|size| (precision, size))) {
             let product = |weights: Weights| {

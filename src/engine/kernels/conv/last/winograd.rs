@@ -53,7 +53,7 @@ impl Winograd {
         }
         let size = (PLACES * c_in, c_out);
         let packed =
-            PackedB::pack_with(isa, size, weights, &format!("winograd {c_in} {c_out}"), |weights, column, width, columns, panel| {
+            PackedB::pack_with(isa, size, weights, format_args!("winograd {c_in} {c_out}"), |weights, column, width, columns, panel| {
                 let mut finite = true;
                 for c in 0..c_in {
                     for j in 0..columns {
