@@ -3,8 +3,9 @@
 
     "$(scripts/peers/env.sh)" scripts/peers/start.py --binary target/release/ndserve [--binary OTHER …] [--models target/peers] [--model resnet50 …]
 
-A round starts each binary as a server of the one model, and asks it every millisecond for a prediction of one row in binary tensors until an
-answer is 200: that is its time, from before the process is made. Then it makes a session of each peer in a process of its own, and runs it
+A round starts each binary as a server of the one model, asks it every millisecond whether the model is ready, and when it is for a prediction of
+one row in binary tensors: when that is answered is its time, from before the process is made. With --weight-cache each binary is one more
+subject, which finds packed weights that its `check` has kept. Then a round makes a session of each peer in a process of its own, and runs it
 once: its time begins behind the imports, so that it is without the start of a process, of Python, and of a server. Subjects take turns;
 figures are medians over the rounds. Memory is the greatest that was resident by the first answer and two seconds behind it (VmHWM), of peers
 with Python. The page cache is warm: the file is read before. Answers are compared with those recorded for the model.
@@ -94,17 +95,22 @@ def answer(connection):
     return int(lines[0].split()[1]), body[: int(headers.get("inference-header-content-length", length))], body
 
 
-def first_answer(port, data, deadline):
+def first_answer(port, name, data, deadline):
     """The first output of the first answer that is 200, and when it was there."""
     connection = None
+    # Requests of many bytes would take the processors from what is measured.
+    ready = f"GET /v2/models/{name}/ready HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     while time.perf_counter() < deadline:
         try:
             if connection is None:
                 connection = socket.create_connection(("127.0.0.1", port), timeout=30)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sendall(data)
-            status, head, body = answer(connection)
-            if status == 200:
+            connection.sendall(ready)
+            if answer(connection)[0] == 200:
+                connection.sendall(data)
+                status, head, body = answer(connection)
+                if status != 200:
+                    continue
                 now = time.perf_counter()
                 output = json.loads(head)["outputs"][0]
                 raw = body[len(head) : len(head) + output["parameters"]["binary_data_size"]]
@@ -127,14 +133,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def serve(args, binary, repository, name, feed):
+def serve(args, binary, repository, name, feed, flags=()):
     """Milliseconds to the first answer, memory then and later in MiB, and the answer."""
     port, data = free_port(), request(name, feed)
-    command = [binary, "serve", "--models", str(repository), "--listen", f"127.0.0.1:{port}", "--log-filter", "warn", *args.flag]
+    command = [binary, "serve", "--models", str(repository), "--listen", f"127.0.0.1:{port}", "--log-filter", "warn", *args.flag, *flags]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        end, output = first_answer(port, data, start + 60)
+        end, output = first_answer(port, name, data, start + 60)
         then = memory(process.pid)
         time.sleep(args.later)
         return (end - start) * 1e3, then, memory(process.pid), output
@@ -160,6 +166,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peers")
     parser.add_argument("--later", type=float, default=2, help="seconds behind the first answer after which memory is looked at again")
     parser.add_argument("--flag", action="append", default=[], help="further arguments of `ndserve serve`")
+    parser.add_argument("--weight-cache", action="store_true", help="measure each binary also with packed weights that it has kept")
     parser.add_argument("--without-peers", action="store_true")
     args = parser.parse_args()
     print("| model | subject | first answer ms (least to most) | peak MiB then | peak MiB later |\n|---|---|---|---|---|")
@@ -175,6 +182,13 @@ def main():
             (version / "model.onnx").symlink_to(model.resolve())
             model.read_bytes()
             subjects = {binary: lambda binary=binary: serve(args, binary, scratch / "models", name, feed) for binary in args.binary}
+            if args.weight_cache:
+                for index, binary in enumerate(args.binary):
+                    flags = ("--weight-cache", str(scratch / f"kept-{index}"))
+                    subprocess.run([binary, "check", str(version / "model.onnx"), *args.flag, *flags], check=True, stdout=subprocess.DEVNULL)
+                    subjects[f"{binary}, weights kept"] = lambda binary=binary, flags=flags: serve(
+                        args, binary, scratch / "models", name, feed, flags
+                    )
             if not args.without_peers:
                 subjects |= {engine: lambda engine=engine: peer(args, engine, model, feed, scratch) for engine in PEERS}
             runs = {subject: [] for subject in subjects}
