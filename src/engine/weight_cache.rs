@@ -47,8 +47,8 @@ const MAGIC: &[u8; 16] = b"ndserve packed 1";
 const PAGE: usize = 4096;
 /// Bytes of a table at most: of one that is longer the length is damaged.
 const TABLE_MOST: usize = 64 << 20;
-/// Bytes of the model's file that are hashed at a time.
-const PIECE: usize = 4 << 20;
+/// Bytes of a file that are hashed at a time: what they are read to stays in the second-level cache.
+const PIECE: usize = 256 << 10;
 
 #[derive(Serialize, Deserialize)]
 struct Table {
