@@ -112,21 +112,11 @@ pub(crate) struct WeightFile {
     unread: Mutex<Vec<Weak<InFile>>>,
     /// What another process made of the weights.
     cache: OnceLock<Arc<WeightCache>>,
-    #[cfg(not(unix))]
-    place: Mutex<()>,
 }
 
 impl WeightFile {
     pub(crate) fn new(path: String, file: File) -> Arc<Self> {
-        Arc::new(Self {
-            path,
-            file: RwLock::new(Some(file)),
-            error: Mutex::default(),
-            unread: Mutex::default(),
-            cache: OnceLock::new(),
-            #[cfg(not(unix))]
-            place: Mutex::new(()),
-        })
+        Arc::new(Self { path, file: RwLock::new(Some(file)), error: Mutex::default(), unread: Mutex::default(), cache: OnceLock::new() })
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -198,17 +188,24 @@ impl WeightFile {
     pub(crate) fn read_now(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
         let file = file.as_ref().ok_or_else(|| io::Error::other("the file is closed"))?;
-        #[cfg(unix)]
-        return std::os::unix::fs::FileExt::read_exact_at(file, to, offset);
-        #[cfg(not(unix))]
-        {
-            use std::io::{Read as _, Seek as _};
-            let _turn = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut file = file;
-            file.seek(io::SeekFrom::Start(offset))?;
-            file.read_exact(to)
-        }
+        read_at(file, to, offset)
     }
+}
+
+/// Reads exactly `to.len()` bytes of a file that several threads read.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
+}
+
+/// As on Unix, one after the other: the place in a file is shared by all who read it.
+#[cfg(not(unix))]
+pub(crate) fn read_at(mut file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::io::{Read as _, Seek as _};
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    file.seek(io::SeekFrom::Start(offset))?;
+    file.read_exact(to)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use twox_hash::xxhash3_128::Hasher;
 
+use super::elements::read_at;
 use super::kernels::stored::{LINE_BYTES, Mapping, Stored};
 use super::threads::Threads;
 
@@ -54,8 +55,8 @@ const PIECE: usize = 256 << 10;
 struct Table {
     program: String,
     model: String,
-    /// The model's file as it was when `model` was its hash, if what it is then tells one content from another.
-    stamp: Option<Stamp>,
+    /// The model's file as it was when `model` was its hash.
+    stamp: Stamp,
     pieces: Vec<Piece>,
 }
 
@@ -69,6 +70,9 @@ struct Piece {
     bytes: usize,
     hash: String,
 }
+
+/// Clocks of file systems have ticks of up to so long.
+const TICK: Duration = Duration::from_secs(2);
 
 /// What tells one content of a file from another without reading it: every change of the content changes the last time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,9 +102,8 @@ impl Stamp {
         Self { bytes: metadata.len(), inode: 0, modified, changed: modified }
     }
 
-    /// Whether a change from now on would have another time: clocks of file systems have ticks of up to two seconds.
+    /// Whether a change from now on would have another time.
     fn is_settled(&self) -> bool {
-        const TICK: Duration = Duration::from_secs(2);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         now.checked_sub(self.changed).is_some_and(|age| age > TICK)
     }
@@ -108,10 +111,10 @@ impl Stamp {
 
 /// Waits until the file at `path` is old enough for what is packed of it to be kept, at most two seconds.
 pub fn wait_until_settled(path: &Path) {
-    const MOST: Duration = Duration::from_millis(2100);
-    let until = Instant::now() + MOST;
+    const STEP: Duration = Duration::from_millis(50);
+    let until = Instant::now() + TICK + STEP;
     while Instant::now() < until && path.metadata().is_ok_and(|metadata| !Stamp::of(&metadata).is_settled()) {
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(STEP);
     }
 }
 
@@ -199,7 +202,7 @@ impl WeightCache {
         if Some(&table.program) != program().as_ref() {
             return Ok(None);
         }
-        let known = self.settled && table.stamp.as_ref() == Some(&self.stamp);
+        let known = self.settled && table.stamp == self.stamp;
         if !known && table.model != hash_of_file(weights, threads)? {
             return Ok(None);
         }
@@ -219,8 +222,8 @@ impl WeightCache {
 
     /// What the numbers from `offset` on became in `form`, if it has `lines`.
     pub(crate) fn kept(&self, offset: u64, form: &str, lines: usize) -> Option<Stored> {
-        let key = (offset, form.to_owned());
         let found = self.found.as_ref()?;
+        let key = (offset, form.to_owned());
         let (bytes, expected) = found.pieces.get(&key)?;
         let stored = Stored::mapped(&found.mapping, bytes.clone()).filter(|_| bytes.len() == lines * LINE_BYTES);
         // To look at each byte brings its page in, too.
@@ -290,7 +293,7 @@ impl WeightCache {
             pieces.push(Piece { offset: *offset, form: form.clone(), at, bytes: bytes.len(), hash: hex(hash(bytes)) });
             at += bytes.len().next_multiple_of(PAGE);
         }
-        let table = table(Table { program, model, stamp: Some(self.stamp.clone()), pieces });
+        let table = table(Table { program, model, stamp: self.stamp.clone(), pieces });
         self.replace(&table, used.values(), &metadata).map_err(|error| format!("{}: {error}", self.path.display()))
     }
 
@@ -385,21 +388,6 @@ fn hash_of_file(file: &File, threads: &Threads) -> io::Result<String> {
         hashes.extend(piece?.to_le_bytes());
     }
     Ok(hex(hash(&hashes)))
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
-}
-
-#[cfg(not(unix))]
-fn read_at(mut file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
-    use std::io::Seek as _;
-    // The place of a file is shared by all who read it.
-    static PLACE: Mutex<()> = Mutex::new(());
-    let _turn = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
-    file.seek(io::SeekFrom::Start(offset))?;
-    file.read_exact(to)
 }
 
 /// The hash of the running program: another one may pack in another way. `None` if its file cannot be read.

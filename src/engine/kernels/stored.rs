@@ -133,9 +133,22 @@ impl Source for Vec<f32> {
     }
 }
 
-/// `count` elements of `form`: what is remembered of it, or what `fill` makes of zeros and the numbers, which is then remembered. `None`
-/// if `fill` says that there is no such form of these numbers.
+/// `count` elements of `form`: what is remembered of it, or what `fill` makes of zeros and the numbers, which is then remembered.
 pub(crate) fn packed<T: Pod>(
+    source: &(impl Source + ?Sized),
+    form: fmt::Arguments<'_>,
+    count: usize,
+    fill: impl FnOnce(&[f32], &mut [T]),
+) -> Stored {
+    let all = |numbers: &[f32], elements: &mut [T]| {
+        fill(numbers, elements);
+        true
+    };
+    packed_if(source, form, count, all).expect("any numbers have this form")
+}
+
+/// As [`packed`]; `None` if `fill` says that there is no such form of these numbers.
+pub(crate) fn packed_if<T: Pod>(
     source: &(impl Source + ?Sized),
     form: fmt::Arguments<'_>,
     count: usize,

@@ -74,12 +74,10 @@ impl PackedBf16 {
     pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> PackedBf16 {
         isa.require();
         assert_eq!(b.count(), k * n, "length of b against k * n");
-        let order = if transposed { "columns" } else { "rows" };
-        let lines = packed(b, format_args!("bf16 {k} {n} {order}"), pack::right_len(k, n), |b, lines| {
+        let lines = packed(b, format_args!("bf16 {k} {n} {transposed}"), pack::right_len(k, n), |b, lines| {
             pack::right(b, k, n, transposed, lines);
-            true
         });
-        PackedBf16 { isa, k, n, lines: lines.expect("every matrix can be rounded") }
+        PackedBf16 { isa, k, n, lines }
     }
 
     /// Rows: the length of the sums.

@@ -22,7 +22,7 @@ use bytemuck::{Pod, Zeroable};
 use super::epilogue::{Activation, Bias, Epilogue};
 use super::gemm::tile::{self, Rows, Tile};
 use super::isa::Isa;
-use super::stored::{Source, Stored, packed};
+use super::stored::{Source, Stored, packed_if};
 
 /// Columns per panel.
 pub(crate) const PANEL: usize = 32;
@@ -97,8 +97,7 @@ impl PackedCodes {
         assert_eq!(b.count(), k * n, "length of b against k * n");
         let panels = n.div_ceil(PANEL);
         let (words, scales) = (panels * k.div_ceil(bits.per_word()), panels * k.div_ceil(GROUP));
-        let order = if transposed { "columns" } else { "rows" };
-        let stored = packed(b, format_args!("codes {bits:?} {k} {n} {order}"), words + scales, |b, lines: &mut [Words]| {
+        let stored = packed_if(b, format_args!("codes {bits:?} {k} {n} {transposed}"), words + scales, |b, lines: &mut [Words]| {
             let (words, scales) = lines.split_at_mut(words);
             pack::right(isa, bits, b, (k, n), transposed, words, bytemuck::cast_slice_mut(scales))
         })?;

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::tile::{self, Shape};
 use crate::engine::kernels::isa::Isa;
-use crate::engine::kernels::stored::{Source, Stored, packed};
+use crate::engine::kernels::stored::{Source, Stored, packed, packed_if};
 
 /// A constant right-hand matrix `b[k, n]`, packed once at load into column panels for one instruction set.
 #[derive(Clone, Debug)]
@@ -25,28 +25,28 @@ impl PackedB {
     /// Packs `b`, which is `[k, n]` row-major, or `[n, k]` if `transposed`. Panics unless `b.len() == k * n` and the
     /// instruction set is available.
     pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> PackedB {
+        isa.require();
         assert_eq!(b.count(), k * n, "length of b against k * n");
         let (shape, ldb) = (tile::shape(isa), if transposed { k } else { n });
-        let order = if transposed { "columns" } else { "rows" };
-        let packed = Self::from_source(isa, (k, n), b, format_args!("matrix {k} {n} {order}"), |b, panels| {
+        let panels = packed(b, format_args!("matrix {k} {n} {transposed}"), panels_len(shape, (k, n)), |b, panels| {
             fill(shape, b, ldb, (k, n), transposed, panels);
-            true
         });
-        packed.expect("every matrix has panels")
+        PackedB { isa, k, n, panels }
     }
 
     /// Packs the weights of a convolution, `[n, channels, taps]`, as the matrix `[taps * channels, n]`. Panics unless the length fits and
     /// the instruction set is available.
     pub fn pack_taps(isa: Isa, weights: &(impl Source + ?Sized), n: usize, (channels, taps): (usize, usize)) -> PackedB {
+        isa.require();
         let k = channels * taps;
         assert_eq!(weights.count(), k * n, "length of the weights");
-        let packed = Self::from_source(isa, (k, n), weights, format_args!("taps {channels} {taps} {n}"), |weights, panels| {
-            for (column, panel) in panels_of(tile::shape(isa), panels, (k, n)) {
+        let shape = tile::shape(isa);
+        let panels = packed(weights, format_args!("taps {channels} {taps} {n}"), panels_len(shape, (k, n)), |weights, panels| {
+            for (column, panel) in panels_of(shape, panels, (k, n)) {
                 turn(panel, |j| &weights[(column + j) * k..][..k], taps);
             }
-            true
         });
-        packed.expect("every convolution has panels")
+        PackedB { isa, k, n, panels }
     }
 
     /// Packs a matrix `[k, n]` that is made of `source`, panel by panel: `fill` is given the numbers, the first column of each, its width, how
@@ -59,22 +59,12 @@ impl PackedB {
         form: fmt::Arguments<'_>,
         mut fill: impl FnMut(&[f32], usize, usize, usize, &mut [f32]) -> bool,
     ) -> Option<PackedB> {
-        Self::from_source(isa, (k, n), source, form, |numbers, panels| {
-            let mut panels = panels_of(tile::shape(isa), panels, (k, n));
-            panels.all(|(column, panel)| fill(numbers, column, panel.width, panel.columns, panel.values))
-        })
-    }
-
-    /// What is remembered of `source`, or what `fill` makes of it and zeros.
-    fn from_source(
-        isa: Isa,
-        (k, n): (usize, usize),
-        source: &(impl Source + ?Sized),
-        form: fmt::Arguments<'_>,
-        fill: impl FnOnce(&[f32], &mut [f32]) -> bool,
-    ) -> Option<PackedB> {
         isa.require();
-        let panels = packed(source, form, panels_len(tile::shape(isa), (k, n)), fill)?;
+        let shape = tile::shape(isa);
+        let panels = packed_if(source, form, panels_len(shape, (k, n)), |numbers, panels| {
+            let mut panels = panels_of(shape, panels, (k, n));
+            panels.all(|(column, panel)| fill(numbers, column, panel.width, panel.columns, panel.values))
+        })?;
         Some(PackedB { isa, k, n, panels })
     }
 

@@ -76,15 +76,12 @@ impl DynamicInt8 {
     /// unless there are `k * n` numbers and the instruction set is available.
     pub fn pack(isa: Isa, b: &(impl Source + ?Sized), k: usize, n: usize, transposed: bool) -> DynamicInt8 {
         assert_eq!(b.count(), k * n, "length of b against k * n");
-        let order = if transposed { "columns" } else { "rows" };
         // The scales, then the codes.
         let split = n * size_of::<f32>();
-        let rounded = packed(b, format_args!("int8 {k} {n} {order}"), split + k * n, |b, bytes: &mut [u8]| {
+        let rounded = packed(b, format_args!("int8 {k} {n} {transposed}"), split + k * n, |b, bytes: &mut [u8]| {
             let (scales, codes) = bytes.split_at_mut(split);
             round(b, (k, n), transposed, bytemuck::cast_slice_mut(scales), bytemuck::cast_slice_mut(codes));
-            true
         });
-        let rounded = rounded.expect("every matrix can be rounded");
         let (scales, codes) = rounded.elements::<u8>()[..split + k * n].split_at(split);
         let codes = RightCodes::Signed(bytemuck::cast_slice(codes));
         let packed = PackedInt8::pack(isa, codes, (k, n), transposed, &[0]);
